@@ -1,0 +1,418 @@
+"""The minimal API of a host: every call, every record and the process specification, and nothing else.
+
+`agent` and `deployer` meet only here. A call travels as one msgpack map in an HTTP request body (`POST /v1/call`, an
+`Envelope`); an answer is a msgpack map as well: the call's result, or a `Refusal` with a 4xx or 5xx status.
+
+**Compare and swap.** A call names the specification it expects to find (`expect`, the digest of a `ProcessSpec`; a
+`Start` expects none). The agent acts only if that holds. **Idempotent.** Where the state that a call asks for is there
+already, the call succeeds without doing anything; so a deployer that lost the answer simply asks again. A call's name
+is the digest of its envelope, and the journal records it with the plan and the release the call belongs to.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cas.digest import Digest, digest_of
+
+API_VERSION: Final = 1
+
+MAX_CALL_BYTES = 4 << 20
+"""A call's body is refused beyond this size, before it is decoded."""
+MAX_SPECS_PER_STAGE = 4096
+
+ProcessName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="lower-case letters, digits, hyphens")]
+GuestPath = Annotated[
+    str, Meta(pattern=r"^(/[^/\x00]+)+$", max_length=1024, description="an absolute path that the guest sees")
+]
+Text = Annotated[str, Meta(max_length=65536)]
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """Base of everything on the wire: immutable, and a field that the reader does not know is an error."""
+
+
+# --- what a process is ----------------------------------------------------------------------------------------------
+
+
+class Endpoint(Struct, frozen=True):
+    """Where a listener is, or whom a connection may reach."""
+
+    address: Annotated[str, Meta(max_length=64, description="an IPv4 or IPv6 address, without brackets")]
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.port}/{self.protocol}"
+
+
+class Ready(Struct, frozen=True):
+    """When a new process may take over."""
+
+    tcp: str
+    """Name of the listener that must accept a connection."""
+    path: str | None = None
+    """If set, an HTTP GET of this path over that connection must also be answered with a status below 400."""
+    within_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0
+
+
+class Update(Struct, frozen=True):
+    """How one version of a process gives way to the next."""
+
+    order: Literal["start-first", "stop-first"] = "start-first"
+    drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0
+    """How long the old version may finish its connections after the new one has taken over."""
+    on_failure: Literal["rollback", "pause"] = "rollback"
+
+
+class ProcessSpec(Struct, frozen=True):
+    """Everything a host has to know to run a process. Its digest is the process's version on that host."""
+
+    name: ProcessName
+    binary: Digest
+    args: tuple[Text, ...] = ()
+    env: dict[str, Text] = {}
+    config: dict[GuestPath, Digest] = {}
+    """Read-only files: guest path to blob."""
+    volume: dict[GuestPath, ProcessName] = {}
+    """Writable directories that outlive the process: guest path to the volume's name."""
+    listen: dict[ProcessName, Endpoint] = {}
+    connect: dict[ProcessName, Endpoint] = {}
+    """All that the process may connect to. The guest finds `address:port` in `LOWCLOUD_CONNECT_<NAME>`."""
+    cores_milli: Annotated[int, Meta(ge=1)] = 1000
+    """Thousandths of a core."""
+    memory_bytes: Annotated[int, Meta(ge=65536)] = 64 << 20
+    disk_bytes: Annotated[int, Meta(ge=0)] = 0
+    """Scratch space at `/tmp`; 0 means none."""
+    restart: Literal["always", "on-failure", "never"] = "always"
+    ready: Ready | None = None
+    update: Update = Update()
+
+
+def spec_digest(spec: ProcessSpec) -> Digest:
+    """The version of a process on a host: the digest of its specification's canonical msgpack."""
+    return digest_of(msgspec.msgpack.encode(spec, order="deterministic"))
+
+
+# --- calls ----------------------------------------------------------------------------------------------------------
+
+
+class Stage(Struct, frozen=True, tag="stage"):
+    """Make ready everything that these specifications need (blobs present, binaries compiled, resources free) and touch
+    nothing that runs. Names of missing blobs come back in the refusal. What is staged is protected from collection for
+    `hold_s`."""
+
+    specs: Annotated[tuple[ProcessSpec, ...], Meta(max_length=MAX_SPECS_PER_STAGE)]
+    hold_s: Annotated[float, Meta(gt=0, le=7 * 86400)] = 86400.0
+
+
+class Start(Struct, frozen=True, tag="start"):
+    """Run a process that is not here yet. Returns when it is ready, or says why it is not."""
+
+    spec: ProcessSpec
+
+
+class Stop(Struct, frozen=True, tag="stop"):
+    """Drain and end a process. Its volumes stay."""
+
+    process: ProcessName
+    expect: Digest
+
+
+class Replace(Struct, frozen=True, tag="replace"):
+    """Swap to another specification of the same process. The old one serves until the new one is ready; one that is not
+    ready in time never receives a connection, and the old one stays."""
+
+    spec: ProcessSpec
+    expect: Digest
+
+
+class Configure(Struct, frozen=True, tag="configure"):
+    """Replace configuration files only; otherwise as `Replace`."""
+
+    process: ProcessName
+    config: dict[GuestPath, Digest]
+    expect: Digest
+
+
+class Resize(Struct, frozen=True, tag="resize"):
+    """Change what can be changed without a new process: cores, and the rules for restart, readiness and update."""
+
+    spec: ProcessSpec
+    expect: Digest
+
+
+class Restart(Struct, frozen=True, tag="restart"):
+    """The same specification again, by the same swap. `nonce` tells one wish from the repetition of a call."""
+
+    process: ProcessName
+    expect: Digest
+    nonce: Annotated[str, Meta(min_length=8, max_length=64)]
+
+
+class CreateVolume(Struct, frozen=True, tag="create-volume"):
+    """Make a volume, or grow one that is smaller. Refused where it would shrink."""
+
+    volume: ProcessName
+    size_bytes: Annotated[int, Meta(ge=1)]
+
+
+class DeleteVolume(Struct, frozen=True, tag="delete-volume"):
+    """Delete a volume and what is in it. Refused while a process holds it."""
+
+    volume: ProcessName
+
+
+class Collect(Struct, frozen=True, tag="collect"):
+    """Remove the blobs and compiled code that nothing on this host needs. Rollback stays possible offline to the
+    specifications of the last `keep` releases."""
+
+    keep: Annotated[int, Meta(ge=0)] = 5
+
+
+class Check(Struct, frozen=True, tag="check"):
+    """Verify every blob of the host's store."""
+
+
+Call = Stage | Start | Stop | Replace | Configure | Resize | Restart | CreateVolume | DeleteVolume | Collect | Check
+
+
+class Envelope(Struct, frozen=True):
+    """A call, and in whose name: the release it leads to, the plan it is a step of (absent for single calls such as a
+    restart), and who asked."""
+
+    call: Call
+    release: Digest | None = None
+    plan: Digest | None = None
+    by: Annotated[str, Meta(max_length=256)] = ""
+    version: Literal[1] = API_VERSION
+
+
+def call_digest(envelope: Envelope) -> Digest:
+    return digest_of(msgspec.msgpack.encode(envelope, order="deterministic"))
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+class Outcome(Struct, frozen=True):
+    """A call that succeeded."""
+
+    changed: bool
+    """False where the state asked for was already there."""
+    steps: dict[str, float] = {}
+    """Milliseconds that each step took, in order: for a swap `spawn`, `ready`, `flip`, `drain`."""
+    detail: str = ""
+    blobs: int = 0
+    bytes: int = 0
+    """For `collect` and `check`: how many blobs and bytes were removed or verified."""
+    damaged: tuple[Digest, ...] = ()
+
+
+class Reason(enum.StrEnum):
+    """Why a call was refused. A deployer decides by this, never by the message."""
+
+    BAD_REQUEST = "bad-request"
+    """The body is not a call of this API version."""
+    TOO_LARGE = "too-large"
+    UNEXPECTED_STATE = "unexpected-state"
+    """`expect` does not hold: the world has moved."""
+    MISSING_BLOBS = "missing-blobs"
+    BAD_BLOB = "bad-blob"
+    """Bytes that are not what their name says."""
+    BAD_BINARY = "bad-binary"
+    """A blob that is no WebAssembly, does not compile, or imports what this host does not offer."""
+    NO_ROOM = "no-room"
+    """Cores, memory, disk, ports: the host does not have what the specification asks for."""
+    NOT_READY = "not-ready"
+    """The new process did not become ready; what ran before still runs."""
+    NOT_FOUND = "not-found"
+    IN_USE = "in-use"
+    BUSY = "busy"
+    """Another call on the same process is under way."""
+    FORBIDDEN = "forbidden"
+    INTERNAL = "internal"
+
+
+class Refusal(Struct, frozen=True):
+    """A call that changed nothing, and why."""
+
+    reason: Reason
+    message: str
+    hint: str = ""
+    missing: tuple[Digest, ...] = ()
+    output_tail: str = ""
+    """The last lines that a guest which did not become ready has printed."""
+
+
+STATUS_OF_REASON: dict[Reason, int] = {
+    Reason.BAD_REQUEST: 400,
+    Reason.FORBIDDEN: 403,
+    Reason.NOT_FOUND: 404,
+    Reason.UNEXPECTED_STATE: 409,
+    Reason.IN_USE: 409,
+    Reason.BUSY: 409,
+    Reason.TOO_LARGE: 413,
+    Reason.MISSING_BLOBS: 424,
+    Reason.BAD_BLOB: 422,
+    Reason.BAD_BINARY: 422,
+    Reason.NOT_READY: 424,
+    Reason.NO_ROOM: 507,
+    Reason.INTERNAL: 500,
+}
+
+
+# --- what can be read -----------------------------------------------------------------------------------------------
+
+
+class ProcessState(enum.StrEnum):
+    STARTING = "starting"
+    RUNNING = "running"
+    BACKOFF = "backoff"
+    """It exited and will be started again after a wait."""
+    EXITED = "exited"
+    """It ended and its restart rule leaves it so."""
+    FAILED = "failed"
+    """The host cannot run it (see `reason`), and tries again with growing waits."""
+
+
+class ProcessStatus(Struct, frozen=True):
+    process: ProcessName
+    spec: ProcessSpec
+    spec_digest: Digest
+    state: ProcessState
+    pid: int | None
+    since_unix: float
+    """When this guest began to serve, or last changed its state."""
+    restarts: int
+    """How often this specification's guest was started again after it exited by itself."""
+    release: Digest | None
+    plan: Digest | None
+    reason: str = ""
+    memory_bytes: int = 0
+    """Private memory now in use."""
+
+
+class Guarantee(Struct, frozen=True):
+    """One row of the capability table: something the design promises, and whether this host can."""
+
+    name: str
+    given: bool
+    how: str
+    """By which mechanism, or what is missing."""
+
+
+class VolumeStatus(Struct, frozen=True):
+    volume: ProcessName
+    size_bytes: int
+    used_bytes: int
+    held_by: ProcessName | None = None
+
+
+class HostFacts(Struct, frozen=True):
+    host: str
+    cores: int
+    memory_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+    addresses: tuple[str, ...]
+    kernel: str
+    engine: str
+    """Fingerprint of everything compiled code depends on."""
+    guarantees: tuple[Guarantee, ...]
+    volumes: tuple[VolumeStatus, ...] = ()
+    store_blobs: int = 0
+    store_bytes: int = 0
+    version: str = ""
+
+
+class Event(enum.StrEnum):
+    """What the journal tells of."""
+
+    AGENT_STARTED = "agent-started"
+    CALL = "call"
+    """An accepted call, before anything acts on it."""
+    CALL_FAILED = "call-failed"
+    SPAWNED = "spawned"
+    SERVING = "serving"
+    """From this instant new connections reach this guest; where there is no listener, it runs."""
+    DRAINED = "drained"
+    ENDED = "ended"
+    """This guest serves no longer."""
+    EXITED = "exited"
+    """This guest ended by itself."""
+    VOLUME_CREATED = "volume-created"
+    VOLUME_DELETED = "volume-deleted"
+    COLLECTED = "collected"
+
+
+class JournalEntry(Struct, frozen=True):
+    """One link of a host's chain. `hash` is the BLAKE3-256 of the entry's canonical msgpack with `hash` empty, and
+    `previous` the hash of the entry before, so that nothing can be changed, removed or put between unseen."""
+
+    seq: Annotated[int, Meta(ge=0)]
+    at_unix_ns: int
+    previous: Digest | None
+    host: str
+    event: Event
+    process: str = ""
+    spec: Digest | None = None
+    binary: Digest | None = None
+    config: dict[str, Digest] = {}
+    release: Digest | None = None
+    plan: Digest | None = None
+    call: Digest | None = None
+    by: str = ""
+    pid: int | None = None
+    detail: str = ""
+    ms: float | None = None
+    """How long the step took."""
+    hash: str = ""
+
+
+def entry_hash(entry: JournalEntry) -> Digest:
+    return digest_of(msgspec.msgpack.encode(msgspec.structs.replace(entry, hash=""), order="deterministic"))
+
+
+class BlobQuery(Struct, frozen=True):
+    """Which of these blobs does the host lack, and which of the bases that the sender could use does it hold? Asking
+    leases the wanted blobs, so that nothing that arrives is collected before it is used."""
+
+    want: Annotated[tuple[Digest, ...], Meta(max_length=100_000)]
+    bases: Annotated[tuple[Digest, ...], Meta(max_length=100_000)] = ()
+    lease_s: Annotated[float, Meta(gt=0, le=86400)] = 3600.0
+
+
+class BlobAnswer(Struct, frozen=True):
+    missing: tuple[Digest, ...]
+    bases: tuple[Digest, ...]
+
+
+class BlobReceipt(Struct, frozen=True):
+    """What a stream of blobs left behind."""
+
+    blobs: int
+    wire_bytes: int
+    raw_bytes: int
+
+
+class Routes:
+    """Paths of the HTTP service. All are under TLS 1.3 with client certificates."""
+
+    CALL = "/v1/call"
+    HOST = "/v1/host"
+    PROCESSES = "/v1/processes"
+    OUTPUT = "/v1/output/{process}"
+    """`?follow=1` keeps the response open; `?tail_bytes=N` bounds what comes first."""
+    JOURNAL = "/v1/journal"
+    """`?after=SEQ&limit=N`: entries after a sequence number."""
+    BLOBS_QUERY = "/v1/blobs/query"
+    BLOBS = "/v1/blobs"
+    """POST: a stream of exchange frames (`cas.exchange`)."""
+    BLOB = "/v1/blobs/{digest}"
+    """GET: one blob's raw bytes."""

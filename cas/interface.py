@@ -1,0 +1,160 @@
+"""What a store promises, as small interfaces that grow by capability.
+
+Every implementation passes the same suite, `tests/conformance/`. The promises, which callers rely on:
+
+- A blob that `put` has returned for is durable: it survives `kill -9` and power loss. Nothing is acknowledged earlier.
+- `read` and `stream` end in a check of the digest: a damaged blob raises `BlobDamaged`, it is never returned.
+- A blob under a lease or a pin, and every base its encoding needs, is never collected; a lease may name blobs that are
+  not here yet, so that a blob which is being fetched is protected before its first byte is asked for.
+- `put` of bytes that are already here is cheap and changes nothing, except that it heals a damaged copy.
+- How a blob is encoded is private: it may change at any time and never changes a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from cas.digest import Digest
+
+
+class BlobStat(msgspec.Struct, frozen=True):
+    """What a store knows of one blob without reading it."""
+
+    digest: Digest
+    size: int
+    encoding: str
+    """`plain`, `zstd` or `delta`."""
+    stored_bytes: int
+    base: Digest | None = None
+    depth: int = 0
+    """How many deltas must be applied to read it."""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What a `put` did."""
+
+    digest: Digest
+    size: int
+    new: bool
+    stored_bytes: int
+    """Bytes that this put added to the store; 0 where the blob was here already."""
+
+
+class Damage(msgspec.Struct, frozen=True):
+    digest: Digest
+    reason: str
+    repaired: bool = False
+
+
+class Checked(msgspec.Struct, frozen=True):
+    blobs: int
+    bytes: int
+    damaged: tuple[Damage, ...]
+
+
+class Collected(msgspec.Struct, frozen=True):
+    blobs: int
+    """How many blobs were removed (or would be, in a dry run)."""
+    bytes: int
+    kept: int
+    failed: tuple[Damage, ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True):
+    blobs: int
+    raw_bytes: int
+    stored_bytes: int
+    file_bytes: int
+
+
+class BlobSource(Protocol):
+    """Something blobs can be read from: a store, a peer, a bundle."""
+
+    def contains(self, digest: Digest) -> bool: ...
+
+    def read(self, digest: Digest) -> bytes:
+        """The whole blob, verified. Raises BlobMissing, BlobDamaged."""
+        ...
+
+
+class BlobStore(BlobSource, Protocol):
+    """A place that keeps blobs durably."""
+
+    def stat(self, digest: Digest) -> BlobStat:
+        """Raises BlobMissing."""
+        ...
+
+    def missing(self, digests: Iterable[Digest]) -> list[Digest]:
+        """Those of `digests` that are not here, each once, in the order given."""
+        ...
+
+    def digests(self) -> Iterator[Digest]: ...
+
+    def stream(self, digest: Digest) -> Iterator[bytes]:
+        """The blob in pieces of bounded size; the last piece is only given out once the digest has been verified."""
+        ...
+
+    def put(self, data: bytes, *, name: str | None = None, expect: Digest | None = None) -> Stored:
+        """Store bytes. `name` (such as a path) makes the previous blob of that name a candidate base and adds this one
+        to the name's history. Raises DigestMismatch where `expect` is given and differs, StoreFull, StoreBusy."""
+        ...
+
+    def put_stream(self, chunks: Iterable[bytes], *, name: str | None = None, expect: Digest | None = None) -> Stored:
+        """As `put`, in bounded memory."""
+        ...
+
+    def patch(self, digest: Digest, bases: Iterable[Digest]) -> tuple[Digest, bytes] | None:
+        """The stored delta of this blob, where it has one and its base is among `bases`."""
+        ...
+
+    def put_patch(self, digest: Digest, patch: bytes, *, name: str | None = None, max_size: int) -> Stored:
+        """Store a blob that arrives as a delta. The result is verified before it is kept, and the delta itself is what
+        is kept. Raises BlobMissing for its base, DigestMismatch, BlobTooLarge, delta.DeltaError."""
+        ...
+
+    def history(self, name: str) -> list[Digest]:
+        """The blobs put under a name, newest first."""
+        ...
+
+    def find(self, abbreviated: str) -> Digest:
+        """The one blob whose digest starts so. Raises NotADigest, AmbiguousDigest, BlobMissing."""
+        ...
+
+    def lease(self, digests: Iterable[Digest], *, owner: str, ttl_s: float) -> None:
+        """Protect blobs, present or not, until the lease runs out. Leasing again extends."""
+        ...
+
+    def release(self, owner: str) -> None:
+        """End an owner's leases."""
+        ...
+
+    def pin(self, digest: Digest, *, owner: str) -> None: ...
+
+    def unpin(self, digest: Digest, *, owner: str) -> None: ...
+
+    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False) -> Collected:
+        """Remove every blob that is not a root, leased, pinned, or the base of one that stays. Goes on past a bad item
+        and reports it."""
+        ...
+
+    def check(self, *, source: BlobSource | None = None, progress: Callable[[int, int], None] | None = None) -> Checked:
+        """Read and verify every blob; replace damaged ones from `source` where it has them. `progress` is called with
+        (blobs done, blobs in all)."""
+        ...
+
+    def usage(self) -> Usage: ...
+
+
+class RefStore(Protocol):
+    """Named pointers to blobs: the only mutable thing in the system."""
+
+    def read_ref(self, name: str) -> Digest | None: ...
+
+    def move_ref(self, name: str, expected: Digest | None, to: Digest | None) -> None:
+        """Compare and swap, durable when it returns; `to` None removes the ref. Raises RefMoved."""
+        ...
+
+    def refs(self) -> dict[str, Digest]: ...

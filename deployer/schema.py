@@ -1,0 +1,174 @@
+"""The definition's schema: every field once, with its type, its meaning and what a change of it does to a process.
+
+Parsing, error messages, the reference (`docs/definition.md`), the diff of two versions and the class of every planned
+change are derived from these declarations; a field exists only here. The same structures hold the definition as written
+(after its units are normalised) and its canonical form (after every file name is resolved to a digest too).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from agent.api import GuestPath, Text
+
+
+class Change(enum.StrEnum):
+    """What a change of a field means for a process that runs, from the mildest to the strongest."""
+
+    NONE = "none"
+    """Nothing on a host changes."""
+    HOT = "hot"
+    """The running guest goes on."""
+    RESTART = "restart"
+    """A new guest of the same binary takes over by a swap."""
+    REPLACE = "replace"
+    """A guest of another binary takes over by a swap."""
+    MOVE = "move"
+    """The process starts on one host or ends on another."""
+
+
+class Bytes(int):
+    """A size, written with its unit: `64MiB`."""
+
+
+class Millicores(int):
+    """Processor time in thousandths of a core, written as whole cores (`2`) or a share (`"0.5"`)."""
+
+
+class Milliseconds(int):
+    """A duration, written with its unit: `10s`."""
+
+
+def field(change: Change, description: str, *, example: str = "", **limits: Any) -> Meta:
+    """The declaration of one field."""
+    return Meta(description=description, extra={"change": change, "example": example}, **limits)
+
+
+Name = Annotated[
+    str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="lower-case letters, digits and hyphens, a letter first")
+]
+BlobRef = Annotated[str, Meta(min_length=1, max_length=4096, description="a file's path, or b3:<hash>")]
+"""As written: a path beside the definition or a digest. In the canonical form: a whole digest."""
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False, kw_only=True):
+    """Base of every table of the definition."""
+
+
+class Region(Table, frozen=True):
+    """Hosts that are near each other. Traffic between regions is what costs."""
+
+    title: Annotated[str, field(Change.NONE, "what people call it", example="Frankfurt", max_length=256)] = ""
+
+
+class Host(Table, frozen=True):
+    """A machine that runs an agent."""
+
+    region: Annotated[Name, field(Change.NONE, "the region it stands in", example="fra")]
+    address: Annotated[
+        str, field(Change.NONE, "where its agent listens: address:port", example="10.0.0.1:7400", max_length=256)
+    ]
+    cores: Annotated[Millicores, field(Change.NONE, "cores that processes may be given", example="8")]
+    memory: Annotated[Bytes, field(Change.NONE, "memory that processes may be given", example="32GiB")]
+    disk: Annotated[Bytes, field(Change.NONE, "disk that volumes and scratch space may take", example="400GiB")]
+
+
+class Ready(Table, frozen=True):
+    """When a new process may take over."""
+
+    tcp: Annotated[Name, field(Change.HOT, "the listener that must accept a connection", example="http")]
+    path: Annotated[
+        str | None,
+        field(Change.HOT, "an HTTP GET of this path must also be answered with a status below 400", example="/healthz"),
+    ] = None
+    within: Annotated[Milliseconds, field(Change.HOT, "how long it may take", example="10s")] = Milliseconds(10_000)
+
+
+class Update(Table, frozen=True):
+    """How one version gives way to the next."""
+
+    order: Annotated[
+        Literal["start-first", "stop-first"],
+        field(
+            Change.HOT,
+            "whether the new version is ready before the old one stops; a process with a volume is always stop-first",
+            example="start-first",
+        ),
+    ] = "start-first"
+    drain: Annotated[
+        Milliseconds, field(Change.HOT, "how long the old version may finish its connections", example="30s")
+    ] = Milliseconds(30_000)
+    on_failure: Annotated[
+        Literal["rollback", "pause"],
+        field(Change.HOT, "what an apply does to hosts that moved already when another fails", example="rollback"),
+    ] = "rollback"
+
+
+class Process(Table, frozen=True):
+    """A sandboxed WASM program, with everything it may use."""
+
+    binary: Annotated[BlobRef, field(Change.REPLACE, "the program: a path, or b3:<hash>", example="build/web.wasm")]
+    hosts: Annotated[
+        tuple[Name, ...],
+        field(Change.MOVE, "the hosts it runs on; there is no hidden scheduler", example="fra1", min_length=1),
+    ]
+    args: Annotated[tuple[Text, ...], field(Change.RESTART, "its arguments", example="--port")] = ()
+    env: Annotated[dict[str, Text], field(Change.RESTART, "its environment; nothing is inherited", example="info")] = {}
+    cores: Annotated[
+        Millicores, field(Change.HOT, 'whole cores are dedicated; `"0.5"` is a share of one', example="1")
+    ] = Millicores(1000)
+    memory: Annotated[Bytes, field(Change.RESTART, "the most memory it may use", example="64MiB")] = Bytes(64 << 20)
+    disk: Annotated[
+        Bytes, field(Change.RESTART, "scratch space at `/tmp`, emptied at every start", example="16MiB")
+    ] = Bytes(0)
+    restart: Annotated[
+        Literal["always", "on-failure", "never"],
+        field(Change.HOT, "whether it is started again after it has ended by itself", example="always"),
+    ] = "always"
+    config: Annotated[
+        dict[GuestPath, BlobRef],
+        field(Change.RESTART, "the program's own configuration files: guest path = file", example="conf/web.toml"),
+    ] = {}
+    volume: Annotated[
+        dict[GuestPath, Name],
+        field(Change.RESTART, "writable directories that outlive it: guest path = volume", example="kv-data"),
+    ] = {}
+    listen: Annotated[
+        dict[Name, str],
+        field(
+            Change.RESTART,
+            "where it accepts connections: `address:port/tcp` or `/udp`; the address `host` is the host's own",
+            example="0.0.0.0:8080/tcp",
+        ),
+    ] = {}
+    connect: Annotated[
+        dict[Name, str],
+        field(
+            Change.RESTART,
+            "all it may connect to: `process@host:port/tcp`, or `address:port/tcp`; "
+            "the guest finds the address in `LOWCLOUD_CONNECT_<NAME>`",
+            example="kv@fra1:6379/tcp",
+        ),
+    ] = {}
+    ready: Annotated[Ready | None, field(Change.HOT, "when a new version may take over")] = None
+    update: Annotated[Update, field(Change.HOT, "how one version gives way to the next")] = Update()
+
+
+class Volume(Table, frozen=True):
+    """Stateful storage on the host of the process that uses it. It stays when the process goes."""
+
+    size: Annotated[Bytes, field(Change.HOT, "its size; it can grow", example="1GiB")]
+
+
+class Definition(Table, frozen=True):
+    """The whole infrastructure."""
+
+    name: Annotated[Name, field(Change.NONE, "what this infrastructure is called", example="shop")]
+    region: Annotated[dict[Name, Region], field(Change.NONE, "regions by name")] = {}
+    host: Annotated[dict[Name, Host], field(Change.NONE, "hosts by name")] = {}
+    process: Annotated[dict[Name, Process], field(Change.MOVE, "processes by name")] = {}
+    volume: Annotated[dict[Name, Volume], field(Change.HOT, "volumes by name")] = {}
