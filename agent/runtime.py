@@ -98,8 +98,9 @@ class Runtime(Protocol):
     """The supervisor as the agent sees it. All calls may raise RuntimeUnavailable."""
 
     async def spawn(self, order: GuestOrder) -> GuestState:
-        """Start a guest. If another guest serves one of its endpoints (the previous version), the new one starts dark: it
-        gets no connection but probes. Otherwise it serves as soon as it listens. Raises GuestFailed, EndpointTaken."""
+        """Start a guest. If another guest serves one of its endpoints (the previous version), the new one starts dark:
+        it gets no connection but probes. Otherwise it serves as soon as it listens. Raises GuestFailed,
+        EndpointTaken."""
         ...
 
     async def wait_ready(self, guest: GuestId, ready: Ready | None, *, deadline_s: float) -> None:
@@ -118,8 +119,8 @@ class Runtime(Protocol):
         ...
 
     async def kill(self, guest: GuestId) -> GuestState:
-        """End a guest now and forget it once its listeners are safe to close. The queue of a serving guest's listener is
-        kept for the next version. Idempotent."""
+        """End a guest now and forget it once its listeners are safe to close. The queue of a serving guest's listener
+        is kept for the next version. Idempotent."""
         ...
 
     async def forget(self, guest: GuestId) -> None:
