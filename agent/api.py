@@ -25,9 +25,14 @@ MAX_CALL_BYTES = 4 << 20
 """A call's body is refused beyond this size, before it is decoded."""
 MAX_SPECS_PER_STAGE = 4096
 
-ProcessName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="lower-case letters, digits, hyphens")]
+ProcessName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}\Z", description="lower-case letters, digits, hyphens")]
 GuestPath = Annotated[
-    str, Meta(pattern=r"^(/[^/\x00]+)+$", max_length=1024, description="an absolute path that the guest sees")
+    str,
+    Meta(
+        pattern=r"^(/(?!\.{1,2}(/|\Z))[^/\x00-\x1f\x7f]+)+\Z",
+        max_length=1024,
+        description="an absolute path that the guest sees, without `.` and `..`",
+    ),
 ]
 Text = Annotated[str, Meta(max_length=65536)]
 
@@ -368,6 +373,8 @@ class JournalEntry(Struct, frozen=True):
     plan: Digest | None = None
     call: Digest | None = None
     by: str = ""
+    guest: str = ""
+    """Which of the process's guests, as the host names them."""
     pid: int | None = None
     detail: str = ""
     ms: float | None = None
@@ -416,3 +423,6 @@ class Routes:
     """POST: a stream of exchange frames (`cas.exchange`)."""
     BLOB = "/v1/blobs/{digest}"
     """GET: one blob's raw bytes."""
+    SHUTDOWN = "/v1/shutdown"
+    """POST: the agent ends; with `?guests=1` every guest and the supervisor end with it, and come back with the next
+    agent."""

@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from agent.api import Endpoint, Ready, Struct
 
-GuestId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,128}$")]
+GuestId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,128}\Z")]
 """Chosen by the agent, never used twice in a state directory."""
 
 

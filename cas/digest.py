@@ -19,7 +19,7 @@ MIN_PREFIX_HEX = 8
 """A command accepts an abbreviated digest of at least this many hex digits."""
 
 Digest = Annotated[
-    str, msgspec.Meta(pattern=r"^b3:[0-9a-f]{64}$", description="BLAKE3-256 of the raw bytes: b3:<64 hex>")
+    str, msgspec.Meta(pattern=r"^b3:[0-9a-f]{64}\Z", description="BLAKE3-256 of the raw bytes: b3:<64 hex>")
 ]
 
 _WHOLE = re.compile(r"b3:[0-9a-f]{64}")

@@ -49,7 +49,7 @@ def field(change: Change, description: str, *, example: str = "", **limits: Any)
 
 
 Name = Annotated[
-    str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="lower-case letters, digits and hyphens, a letter first")
+    str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}\Z", description="lower-case letters, digits and hyphens, a letter first")
 ]
 BlobRef = Annotated[str, Meta(min_length=1, max_length=4096, description="a file's path, or b3:<hash>")]
 """As written: a path beside the definition or a digest. In the canonical form: a whole digest."""
