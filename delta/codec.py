@@ -1,0 +1,87 @@
+"""`encode` and `decode`: which codecs are tried, and the checks around all of them.
+
+The encoder ships whatever came out smallest, so no pair is ever worse than a plain zstd frame, and a frame never worse
+than the bytes themselves. The decoder trusts nothing: sizes are bounded before memory is taken, the base is compared
+with the digest in the patch before decoding, the result after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args
+
+from delta import zstd
+from delta.container import MAX_INPUT_BYTES, Codec, Patch, digest, pack, unpack
+from delta.errors import DeltaError
+from delta.zstd import Effort
+
+PREFIX_CLEARLY_WINS = 4
+"""A prefix frame this many times smaller than a quick plain one needs no comparison with a thorough plain one."""
+
+
+def encode(base: bytes, target: bytes, *, effort: Effort = "normal") -> bytes:
+    """A patch that rebuilds `target` from `base`; `base` may be empty.
+
+    `effort` trades time for size: `fast`, `normal` or `best`. Raises DeltaError where an input is larger than
+    `MAX_INPUT_BYTES` (256 MiB) or `effort` is none of the three.
+    """
+    if effort not in get_args(Effort):
+        raise DeltaError(f"effort {effort!r} is none of {', '.join(get_args(Effort))}")
+    _check_size("base", len(base))
+    _check_size("target", len(target))
+    codec, payload = min(_candidates(base, target, effort), key=lambda candidate: len(candidate[1]))
+    return pack(codec, digest(base), digest(target), len(target), payload)
+
+
+def decode(base: bytes, patch: bytes, *, max_size: int) -> bytes:
+    """The target of `patch`, proven by its digest. Raises DeltaError for everything that is wrong with the patch, the
+    base, or a target of more than `max_size` bytes."""
+    parsed = unpack(patch)
+    if parsed.target_size > max_size:
+        raise DeltaError(f"the patch makes {parsed.target_size} bytes; the caller accepts {max_size}")
+    _check_size("base", len(base))
+    actual = digest(base)
+    if actual != parsed.base:
+        raise DeltaError(
+            f"wrong base: the patch needs {parsed.base.hex()}, this is {actual.hex()}",
+            hint="decode with the base that the patch names, or fetch the blob whole",
+        )
+    target = _rebuild(base, parsed)
+    if len(target) != parsed.target_size or digest(target) != parsed.target:
+        raise DeltaError("the patch does not rebuild the target that its header names", hint="fetch the blob whole")
+    return target
+
+
+def _candidates(base: bytes, target: bytes, effort: Effort) -> Iterator[tuple[Codec, bytes]]:
+    yield Codec.STORED, target
+    if not target:
+        return
+    if not base:
+        yield Codec.ZSTD, zstd.compress_plain(target, effort=effort)
+        return
+    with_prefix = zstd.compress_with_prefix(base, target, effort=effort)
+    yield Codec.ZSTD_PREFIX, with_prefix
+    quick = zstd.compress_plain(target, effort="fast")
+    yield Codec.ZSTD, quick
+    if effort != "fast" and len(with_prefix) * PREFIX_CLEARLY_WINS > len(quick):
+        yield Codec.ZSTD, zstd.compress_plain(target, effort=effort)
+
+
+def _rebuild(base: bytes, patch: Patch) -> bytes:
+    if patch.codec is Codec.STORED:
+        if len(patch.payload) != patch.target_size:
+            raise DeltaError(f"the patch holds {len(patch.payload)} bytes where its header says {patch.target_size}")
+        return bytes(patch.payload)
+    if patch.codec is Codec.ZSTD:
+        return zstd.decompress(b"", patch.payload, size=patch.target_size)
+    if patch.codec is Codec.ZSTD_PREFIX:
+        return zstd.decompress(base, patch.payload, size=patch.target_size)
+    raise DeltaError(f"patches of codec {patch.codec.name.lower()} cannot be decoded here")
+
+
+def _check_size(what: str, size: int) -> None:
+    if size > MAX_INPUT_BYTES:
+        raise DeltaError(
+            f"the {what} has {size} bytes; a delta takes at most {MAX_INPUT_BYTES}",
+            hint="store or send the blob whole, in records",
+        )
