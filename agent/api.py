@@ -25,7 +25,9 @@ MAX_CALL_BYTES = 4 << 20
 """A call's body is refused beyond this size, before it is decoded."""
 MAX_SPECS_PER_STAGE = 4096
 
-ProcessName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}\Z", description="lower-case letters, digits, hyphens")]
+ProcessName = Annotated[
+    str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}\Z", description="lower-case letters, digits, hyphens")
+]
 GuestPath = Annotated[
     str,
     Meta(

@@ -1,0 +1,299 @@
+"""How anything talks to a host's agent: one connection pool, every answer bounded, every failure one of three.
+
+`HostUnreachable`: no answer; the call may or may not have been carried out, and asking again is safe (calls are
+idempotent). `CallRefused`: the host said no and changed nothing; decide by `refusal.reason`. `BadAnswer`: what came
+back is not this API. A call waits as long as the specification it carries allows, and a host that dies meanwhile is
+noticed by keep-alive probes in under half a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import aiohttp
+import msgspec
+
+from agent import tls
+from agent.api import (
+    BlobAnswer,
+    BlobQuery,
+    BlobReceipt,
+    Call,
+    Envelope,
+    HostFacts,
+    JournalEntry,
+    Outcome,
+    ProcessStatus,
+    Reason,
+    Refusal,
+    Replace,
+    Routes,
+    Stage,
+    Start,
+)
+from cas.digest import Digest, digest_of
+
+CONNECT_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 60.0
+"""For an answer that needs no work on the host."""
+CALL_SLACK_S: Final = 120.0
+"""Added to what the specification itself allows: staging, compiling, starting."""
+STAGE_TIMEOUT_S: Final = 1800.0
+MAX_ANSWER_BYTES: Final = 64 << 20
+MAX_BLOB_BYTES: Final = 1 << 30
+WRITE_BYTES: Final = 256 << 10
+TRIES: Final = 2
+"""A connection that the host closed while it lay idle costs one more try."""
+
+T = TypeVar("T")
+
+
+class AgentError(Exception):
+    """Base of what a client raises."""
+
+    hint: str = ""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        if hint:
+            self.hint = hint
+
+
+class HostUnreachable(AgentError):
+    hint = "is its agent running? `lowcloud host show` asks every host; a call may safely be repeated"
+
+
+class BadAnswer(AgentError):
+    hint = "the agent on that host may be of another version"
+
+
+class CallRefused(AgentError):
+    """The host refused and changed nothing."""
+
+    def __init__(self, refusal: Refusal, host: str = "") -> None:
+        super().__init__(f"{host}: {refusal.message}" if host else refusal.message, hint=refusal.hint)
+        self.refusal = refusal
+        self.host = host
+
+
+def call_timeout_s(call: Call) -> float:
+    """How long the carrying out of a call may take, by what the call itself allows."""
+    match call:
+        case Stage():
+            return STAGE_TIMEOUT_S
+        case Start(spec=spec):
+            return CALL_SLACK_S + (spec.ready.within_s if spec.ready else 0)
+        case Replace(spec=spec):
+            return CALL_SLACK_S + (spec.ready.within_s if spec.ready else 0) + spec.update.drain_s
+        case _:
+            return STAGE_TIMEOUT_S
+
+
+class AgentClient:
+    """One host's agent. Use as an asynchronous context manager; methods may run side by side.
+
+    `address` is `address:port` (IPv6 in brackets); `credentials_dir` holds this party's certificate (`agent.tls`).
+    """
+
+    def __init__(self, host_name: str, address: str, credentials_dir: Path) -> None:
+        self.host_name = host_name
+        self.address = address
+        self._credentials_dir = credentials_dir
+        self._session: aiohttp.ClientSession | None = None
+        self._context: ssl.SSLContext | None = None
+
+    async def __aenter__(self) -> Self:
+        self._context = await asyncio.to_thread(tls.client_context, self._credentials_dir)
+        connector = aiohttp.TCPConnector(limit=16, socket_factory=_socket_with_keepalive)
+        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    async def call(self, envelope: Envelope, *, timeout_s: float | None = None) -> Outcome:
+        """Have a call carried out. Raises CallRefused, HostUnreachable, BadAnswer."""
+        body = msgspec.msgpack.encode(envelope)
+        limit_s = call_timeout_s(envelope.call) if timeout_s is None else timeout_s
+        return await self._ask("POST", Routes.CALL, Outcome, body=body, timeout_s=limit_s)
+
+    async def shut_down(self, *, guests: bool = False) -> None:
+        """End the agent, and with `guests` everything that it runs; all of it comes back with the next agent."""
+        query = {"guests": "1"} if guests else {}
+        await self._ask("POST", Routes.SHUTDOWN, dict[str, bool], query=query)
+
+    # --- facts -------------------------------------------------------------------------------------------------------
+
+    async def host(self) -> HostFacts:
+        return await self._ask("GET", Routes.HOST, HostFacts)
+
+    async def processes(self) -> tuple[ProcessStatus, ...]:
+        return await self._ask("GET", Routes.PROCESSES, tuple[ProcessStatus, ...])
+
+    async def journal(self, after: int = -1, *, limit: int = 1000) -> tuple[JournalEntry, ...]:
+        """Entries whose `seq` is greater than `after`, oldest first, at most `limit` (the host may give fewer; an empty
+        answer means that there are none)."""
+        query = {"after": str(after), "limit": str(limit)}
+        return await self._ask("GET", Routes.JOURNAL, tuple[JournalEntry, ...], query=query)
+
+    async def output(self, process: str, *, follow: bool = False, tail_bytes: int = 64 << 10) -> AsyncIterator[bytes]:
+        """What the guests of a process have printed: the last `tail_bytes`, then, with `follow`, all that comes."""
+        query = {"tail_bytes": str(tail_bytes), "follow": "1" if follow else "0"}
+        path = Routes.OUTPUT.format(process=process)
+        async with self._request("GET", path, query=query, timeout_s=None if follow else READ_TIMEOUT_S) as answer:
+            async for piece in answer.content.iter_any():
+                yield piece
+
+    # --- blobs -------------------------------------------------------------------------------------------------------
+
+    async def query(self, query: BlobQuery) -> BlobAnswer:
+        """What does the host lack, and which bases does it hold? Leases what is wanted."""
+        return await self._ask("POST", Routes.BLOBS_QUERY, BlobAnswer, body=msgspec.msgpack.encode(query))
+
+    async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
+        """Send a stream of exchange frames. An ordinary iterable is run in a thread, so it may read a store."""
+        body = chunks if isinstance(chunks, AsyncIterable) else _in_thread(chunks)
+        return await self._ask("POST", Routes.BLOBS, BlobReceipt, stream=body, timeout_s=None)
+
+    async def blob(self, digest: Digest, *, max_bytes: int = MAX_BLOB_BYTES) -> bytes:
+        """One blob, checked against its name. Raises BadAnswer where the host sent other bytes."""
+        path = Routes.BLOB.format(digest=digest)
+        async with self._request("GET", path, timeout_s=None) as answer:
+            data = await self._bounded(answer, max_bytes)
+        if digest_of(data) != digest:
+            raise BadAnswer(f"{self.host_name} sent other bytes for {digest}", hint="run `lowcloud check` there")
+        return data
+
+    # --- one request -------------------------------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        *,
+        body: bytes | None = None,
+        stream: AsyncIterable[bytes] | None = None,
+        query: dict[str, str] | None = None,
+        timeout_s: float | None = READ_TIMEOUT_S,
+    ) -> T:
+        tries = TRIES if stream is None else 1
+        for attempt in range(tries):
+            try:
+                sent = body if stream is None else stream
+                async with self._request(method, path, body=sent, query=query, timeout_s=timeout_s) as answer:
+                    data = await self._bounded(answer, MAX_ANSWER_BYTES)
+                    return self._decoded(data, kind)
+            except HostUnreachable as error:
+                lost_idle = isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+                refused = isinstance(error.__cause__, aiohttp.ClientConnectorError)
+                if attempt + 1 == tries or refused or not lost_idle:
+                    raise
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | AsyncIterable[bytes] | None = None,
+        query: dict[str, str] | None = None,
+        timeout_s: float | None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A request whose answer is a success; every other way it can end is one of this module's errors."""
+        if self._session is None or self._context is None:
+            raise RuntimeError("use AgentClient as an asynchronous context manager")
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S, connect=None)
+        try:
+            async with self._session.request(
+                method,
+                f"https://{self.address}{path}",
+                params=query,
+                data=body,
+                headers={"Content-Type": "application/msgpack"} if body is not None else None,
+                ssl=self._context,
+                server_hostname=tls.server_name(self.host_name),
+                timeout=timeout,
+                allow_redirects=False,
+            ) as answer:
+                if answer.status != 200:
+                    raise self._refused(answer.status, await self._bounded(answer, MAX_ANSWER_BYTES))
+                yield answer
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise HostUnreachable(
+                f"{self.address} is not {self.host_name}: {error.certificate_error}",
+                hint="the address belongs to another host, or its certificate is of another cloud",
+            ) from error
+        except (aiohttp.ClientSSLError, ssl.SSLError) as error:
+            raise HostUnreachable(
+                f"{self.host_name} at {self.address} and this operator do not trust each other: {error}",
+                hint="the host and the operator must have certificates of the same cloud (`lowcloud host add`)",
+            ) from error
+        except TimeoutError as error:
+            waited = f" within {timeout_s:.0f} s" if timeout_s else ""
+            raise HostUnreachable(f"{self.host_name} at {self.address} did not answer{waited}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise HostUnreachable(f"{self.host_name} at {self.address} cannot be reached: {_plain(error)}") from error
+
+    def _refused(self, status: int, data: bytes) -> AgentError:
+        try:
+            return CallRefused(msgspec.msgpack.decode(data, type=Refusal), self.host_name)
+        except msgspec.MsgspecError:
+            return BadAnswer(f"{self.host_name} at {self.address} answered {status} without saying why")
+
+    def _decoded(self, data: bytes, kind: type[T]) -> T:
+        try:
+            return msgspec.msgpack.decode(data, type=kind)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise BadAnswer(f"{self.host_name} sent an answer that is not of this API: {error}") from error
+
+    async def _bounded(self, answer: aiohttp.ClientResponse, limit: int) -> bytes:
+        data = bytearray()
+        async for piece in answer.content.iter_any():
+            data += piece
+            if len(data) > limit:
+                raise BadAnswer(f"{self.host_name} sent more than {limit} bytes where no answer is so large")
+        return bytes(data)
+
+
+def refused_because(error: BaseException, *reasons: Reason) -> bool:
+    """Is this a refusal for one of these reasons?"""
+    return isinstance(error, CallRefused) and error.refusal.reason in reasons
+
+
+async def _in_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    iterator = iter(chunks)
+    try:
+        while (chunk := await asyncio.to_thread(next, iterator, None)) is not None:
+            for start in range(0, len(chunk), WRITE_BYTES):
+                yield chunk[start : start + WRITE_BYTES]
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            await asyncio.to_thread(close)
+
+
+def _plain(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _socket_with_keepalive(address: tuple[Any, ...]) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return made

@@ -1,0 +1,23 @@
+"""How the inside of the agent says no: an exception that carries the answer's `Refusal`.
+
+Raise it only where nothing has been changed, or where everything has been put back.
+"""
+
+from __future__ import annotations
+
+from agent.api import Reason, Refusal
+from cas.digest import Digest
+
+
+class Refused(Exception):
+    """A call that changes nothing, and why."""
+
+    def __init__(
+        self, reason: Reason, message: str, *, hint: str = "", missing: tuple[Digest, ...] = (), output_tail: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.refusal = Refusal(reason, message, hint, missing, output_tail)
+
+    @property
+    def reason(self) -> Reason:
+        return self.refusal.reason
