@@ -1,0 +1,187 @@
+"""The `lowcloud` command: finds the verb, imports only that verb's module, and turns every outcome into an exit code.
+
+Starting fast is a feature: this module imports nothing but what the interpreter has loaded already. `VERBS` lists the
+verbs so that `--help` needs none of their modules; a verb is the module `tools.commands.<verb>` with
+
+    EXAMPLE: str                          what `--help` shows at its end
+    configure(parser) -> None             adds its arguments
+    run(args, out) -> int                 does it, and returns the exit code
+
+Common options (`-C`, `--json`) may stand before the verb or after it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from tools.output import Output
+
+VERBS: dict[str, str] = {
+    "init": "make a new cloud in a directory",
+    "up": "run a whole cloud on this machine: an agent per loopback host, then apply",
+    "down": "end what `up` started",
+    "agent": "run the daemon of one host",
+    "push": "store files as blobs and print their hashes",
+    "pull": "write a blob back to a file",
+    "resolve": "turn every name of the definition into a hash, and write the lock file",
+    "plan": "show what an apply would change, and why",
+    "apply": "make the hosts run what the definition says",
+    "rollback": "return to an earlier release, bit for bit",
+    "history": "list the releases",
+    "diff": "show what differs between two releases, field by field",
+    "ps": "list the processes on all hosts",
+    "logs": "print what a process has written",
+    "status": "compare what runs with what should run",
+    "audit": "say what ran at a time, and prove the records",
+    "host": "show a host's means and guarantees, or admit a new host",
+    "restart": "run the same version of a process again, by the same swap",
+    "gc": "remove the blobs that nothing refers to",
+    "check": "verify every blob of the store",
+    "demo": "show all of it on this machine: deploy, swap under load, roll back, audit",
+}
+
+_EXPLAINED_OPTIONS = """\
+common options:
+  -C DIR      the cloud's directory (default: LOWCLOUD_DIR, or the nearest parent with lowcloud.toml)
+  --json      print JSON with a stable schema instead of text
+  --version   print the version
+  --help      print help; after a verb: that verb's help with an example
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code (see `tools.errors`) and never raises."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    out: Output | None = None
+    try:
+        common, rest = _split(words)
+        if "--version" in common:
+            return _print(f"lowcloud {_version()}")
+        if "--help" in common or not (rest or common):
+            return _print(usage())
+        from tools.output import Output
+
+        out = Output(sys.stdout, sys.stderr, as_json="--json" in words)
+        code = _run(common, rest, out)
+        out.flush()
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code in (0, None):  # argparse after --help
+            return 0
+        from tools import errors
+
+        code = errors.report(error, sys.stderr, as_json="--json" in words)
+        if code == errors.PIPE_CLOSED:
+            _discard_stdout()
+    return code
+
+
+def usage() -> str:
+    """What `lowcloud --help` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    return "usage: lowcloud [-C DIR] [--json] VERB ...\n\nverbs:\n" + "\n".join(lines) + "\n\n" + _EXPLAINED_OPTIONS
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The options before the verb, and the verb with all after it."""
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 2 if words[at] == "-C" else 1
+    common = ["--help" if word == "-h" else word for word in words[:at]]
+    return common, words[at:]
+
+
+def _run(common: list[str], rest: list[str], out: Output) -> int:
+    from tools.errors import UsageError
+
+    if not rest:
+        raise UsageError("no verb given", hint="`lowcloud --help` lists them")
+    verb, *words = rest
+    if verb == "help":
+        out.line(usage())
+        return 0
+    if verb not in VERBS:
+        raise UsageError(f"no verb {verb!r}", hint=_nearest(verb))
+    _ease_import_of_msgspec()
+    module = _load(verb)
+    parser = parser_of(verb, module)
+    args = parser.parse_args(common + words)
+    result = module.run(args, out)
+    return int(result)
+
+
+def _load(verb: str) -> ModuleType:
+    import importlib
+
+    return importlib.import_module(f"tools.commands.{verb}")
+
+
+def parser_of(verb: str, module: ModuleType) -> argparse.ArgumentParser:
+    """The parser of one verb, common options included."""
+    import argparse
+
+    from tools.errors import UsageError
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UsageError(message, hint=f"`{self.prog} --help` shows how")
+
+    parser = Parser(
+        prog=f"lowcloud {verb}",
+        description=VERBS[verb],
+        epilog="examples:\n" + "".join(f"  {line}\n" for line in module.EXAMPLE.strip().splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-C", dest="directory", metavar="DIR", default=os.environ.get("LOWCLOUD_DIR"), help="the cloud")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    module.configure(parser)
+    return parser
+
+
+def _nearest(word: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, VERBS, n=1)
+    return f"did you mean `lowcloud {near[0]}`?" if near else "`lowcloud --help` lists them"
+
+
+def _ease_import_of_msgspec() -> None:
+    """msgspec prefers `typing_extensions` (11 ms, because it imports `inspect`) for three names that `typing` has since
+    Python 3.11, and takes those of `typing` where the import fails. So it fails once."""
+    modules: dict[str, Any] = sys.modules
+    if "msgspec" in modules or "typing_extensions" in modules:
+        return
+    modules["typing_extensions"] = None  # how the import system spells "not there"
+    try:
+        __import__("msgspec")
+    finally:
+        del modules["typing_extensions"]
+
+
+def _version() -> str:
+    from tools import VERSION
+
+    return VERSION
+
+
+def _print(text: str) -> int:
+    print(text.rstrip("\n"))
+    sys.stdout.flush()
+    return 0
+
+
+def _discard_stdout() -> None:
+    """The reader is gone. What is still in the buffer must not raise when the interpreter flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
