@@ -81,7 +81,8 @@ class Explained:
     def lines(self) -> Iterator[str]:
         if self.problems:
             for problem in self.problems:
-                yield f"{problem['path']}:{problem['line']}:{problem['column']}: {problem['message']}"
+                place = f"{problem['line']}:{problem['column']}:" if problem["line"] else ""
+                yield f"{problem['path']}:{place} {problem['message']}"
                 if problem["hint"]:
                     yield f"  hint: {problem['hint']}"
             return

@@ -109,19 +109,19 @@ def size(count: int | float) -> str:
     raise AssertionError("the last unit takes everything")
 
 
-def iso_time(at_unix_s: float) -> str:
+def iso_time(at_unix_ns: int) -> str:
     """ISO 8601 in UTC with microseconds, as JSON shows an instant."""
     import time
 
-    whole, micro = divmod(round(at_unix_s * 1_000_000), 1_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{micro:06d}Z"
+    whole, rest = divmod(at_unix_ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{rest // 1000:06d}Z"
 
 
-def local_time(at_unix_s: float) -> str:
+def local_time(at_unix_ns: int) -> str:
     """As a table shows an instant: local time, to the second."""
     import time
 
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_unix_s))
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_unix_ns // 1_000_000_000))
 
 
 def ago(seconds: float) -> str:

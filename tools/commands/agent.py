@@ -1,0 +1,54 @@
+"""`agent`: the daemon of one host. It stays in the foreground; a service manager keeps it running (docs/operations.md).
+
+It prints one line of JSON when it is ready and writes its messages to stderr. SIGTERM ends the agent; the guests stay
+and are taken over by the next one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools import errors
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tools.output import Output
+
+EXAMPLE = """
+lowcloud agent --host fra1 --listen 10.0.0.1:7400 --state /var/lib/lowcloud
+lowcloud agent --state /var/lib/lowcloud       # after `lowcloud host enroll`
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", required=True, metavar="DIR", type=Path, help="where this host keeps everything")
+    parser.add_argument("--host", metavar="NAME", help="its name (default: from the enrolled bundle)")
+    parser.add_argument("--listen", metavar="ADDR:PORT", help="where it listens (default: from the enrolled bundle)")
+    parser.add_argument("--credentials", metavar="DIR", type=Path, help="default: credentials/ in the state directory")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    del out  # the daemon prints its one line itself
+    state = args.state.absolute()
+    host, listen = args.host, args.listen
+    if host is None or listen is None:
+        settings = _enrolled(state)
+        host, listen = host or settings[0], listen or settings[1]
+    from agent import main as daemon
+
+    daemon.run(host, listen, state, args.credentials or state / "credentials")
+    return errors.DONE
+
+
+def _enrolled(state: Path) -> tuple[str, str]:
+    from deployer import trust
+
+    if not (state / trust.SETTINGS_NAME).exists():
+        raise errors.UsageError(
+            f"{state} is not enrolled, so --host and --listen are needed",
+            hint="`lowcloud host add NAME` makes the bundle, `lowcloud host enroll FILE --state DIR` opens it here",
+        )
+    settings = trust.read_settings(state)
+    return settings.host, settings.listen
