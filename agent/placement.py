@@ -1,9 +1,9 @@
 """Which CPUs each process runs on. Pure.
 
-Whole cores are dedicated: a process that is given 2 has two CPUs that no other process of this host runs on. Everything
-else (shares, and cores with a fraction) runs on the CPUs that are left. A process keeps its CPUs as long as it lives, so
-that nothing moves when others come and go. Where dedicating would leave a share without a CPU, or the host is told to give
-more cores than the machine has, what does not fit is not pinned.
+Whole cores are dedicated: a process that is given 2 has two CPUs that no other process of this host runs on.
+Everything else (shares, and cores with a fraction) runs on the CPUs that are left. A process keeps its CPUs as long as
+it lives, so that nothing moves when others come and go. Where dedicating would leave a share without a CPU, or the host
+is told to give more cores than the machine has, what does not fit is not pinned.
 """
 
 from __future__ import annotations
