@@ -28,8 +28,8 @@ class Standing:
         """That guest has been proven ready and receives the connections."""
         self.ended = asyncio.Event()
         """Set when the running guest ended by itself."""
-        self.settled = False """The record and the supervisor's guests have been brought together since the last time
-        they may have differed."""
+        self.settled = False
+        """Record and guests have been brought together since the last time they may have differed."""
         self._state = state
         self._clock = clock
         self._saving = asyncio.Lock()
