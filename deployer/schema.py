@@ -31,28 +31,46 @@ class Change(enum.StrEnum):
     """The process starts on one host or ends on another."""
 
 
-class Bytes(int):
-    """A size, written with its unit: `64MiB`."""
+class Unit(enum.StrEnum):
+    """What a number counts. As written it is text with a unit (`deployer.units`), from then on an integer."""
+
+    BYTES = "bytes"
+    MILLICORES = "millicores"
+    MILLISECONDS = "milliseconds"
 
 
-class Millicores(int):
-    """Processor time in thousandths of a core, written as whole cores (`2`) or a share (`"0.5"`)."""
+Bytes = Annotated[int, Meta(extra={"unit": Unit.BYTES})]
+"""A size, written with its unit: `64MiB`."""
+Millicores = Annotated[int, Meta(extra={"unit": Unit.MILLICORES})]
+"""Processor time in thousandths of a core, written as whole cores (`2`) or a share (`"0.5"`)."""
+Milliseconds = Annotated[int, Meta(extra={"unit": Unit.MILLISECONDS})]
+"""A duration, written with its unit: `10s`."""
 
-
-class Milliseconds(int):
-    """A duration, written with its unit: `10s`."""
+MAX_BYTES = 1 << 60
+MAX_MILLICORES = 1 << 24
+HOUR_MS = 3_600_000
 
 
 def field(change: Change, description: str, *, example: str = "", **limits: Any) -> Meta:
-    """The declaration of one field."""
+    """The declaration of one field. `example` is TOML, as it would stand to the right of the equals sign."""
     return Meta(description=description, extra={"change": change, "example": example}, **limits)
 
 
 Name = Annotated[
-    str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}\Z", description="lower-case letters, digits and hyphens, a letter first")
+    str,
+    Meta(pattern=r"^[a-z][a-z0-9-]{0,62}\Z", description="lower-case letters, digits and hyphens, a letter first"),
 ]
 BlobRef = Annotated[str, Meta(min_length=1, max_length=4096, description="a file's path, or b3:<hash>")]
 """As written: a path beside the definition or a digest. In the canonical form: a whole digest."""
+EnvName = Annotated[
+    str,
+    Meta(pattern=r"^[^=\x00]+\Z", max_length=256, description="a name without `=`"),
+]
+HttpPath = Annotated[
+    str, Meta(pattern=r"^/[!-~]*\Z", max_length=1024, description="a path that begins with /, without spaces")
+]
+EndpointText = Annotated[str, Meta(max_length=256, description="address:port/tcp or address:port/udp")]
+"""An address of a listener or of a connection; `deployer.endpoints` has the grammar."""
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False, kw_only=True):
@@ -62,30 +80,48 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 class Region(Table, frozen=True):
     """Hosts that are near each other. Traffic between regions is what costs."""
 
-    title: Annotated[str, field(Change.NONE, "what people call it", example="Frankfurt", max_length=256)] = ""
+    title: Annotated[str, field(Change.NONE, "what people call it", example='"Frankfurt"', max_length=256)] = ""
 
 
 class Host(Table, frozen=True):
     """A machine that runs an agent."""
 
-    region: Annotated[Name, field(Change.NONE, "the region it stands in", example="fra")]
+    region: Annotated[Name, field(Change.NONE, "the region it stands in", example='"fra"')]
     address: Annotated[
-        str, field(Change.NONE, "where its agent listens: address:port", example="10.0.0.1:7400", max_length=256)
+        str,
+        field(
+            Change.RESTART,
+            "where its agent listens: an IP address and a port; processes that use the token `host`, or connect to a "
+            "process there, see the address change",
+            example='"10.0.0.1:7400"',
+            max_length=256,
+        ),
     ]
-    cores: Annotated[Millicores, field(Change.NONE, "cores that processes may be given", example="8")]
-    memory: Annotated[Bytes, field(Change.NONE, "memory that processes may be given", example="32GiB")]
-    disk: Annotated[Bytes, field(Change.NONE, "disk that volumes and scratch space may take", example="400GiB")]
+    cores: Annotated[
+        Millicores, field(Change.NONE, "cores that processes may be given", example="8", ge=1, le=MAX_MILLICORES)
+    ]
+    memory: Annotated[
+        Bytes, field(Change.NONE, "memory that processes may be given", example='"32GiB"', ge=65536, le=MAX_BYTES)
+    ]
+    disk: Annotated[
+        Bytes,
+        field(Change.NONE, "disk that volumes and scratch space may take", example='"400GiB"', ge=0, le=MAX_BYTES),
+    ]
 
 
 class Ready(Table, frozen=True):
     """When a new process may take over."""
 
-    tcp: Annotated[Name, field(Change.HOT, "the listener that must accept a connection", example="http")]
+    tcp: Annotated[Name, field(Change.HOT, "the listener that must accept a connection", example='"http"')]
     path: Annotated[
-        str | None,
-        field(Change.HOT, "an HTTP GET of this path must also be answered with a status below 400", example="/healthz"),
+        HttpPath | None,
+        field(
+            Change.HOT, "an HTTP GET of this path must also be answered with a status below 400", example='"/healthz"'
+        ),
     ] = None
-    within: Annotated[Milliseconds, field(Change.HOT, "how long it may take", example="10s")] = Milliseconds(10_000)
+    within: Annotated[Milliseconds, field(Change.HOT, "how long it may take", example='"10s"', ge=1, le=HOUR_MS)] = (
+        10_000
+    )
 
 
 class Update(Table, frozen=True):
@@ -96,78 +132,104 @@ class Update(Table, frozen=True):
         field(
             Change.HOT,
             "whether the new version is ready before the old one stops; a process with a volume is always stop-first",
-            example="start-first",
+            example='"start-first"',
         ),
     ] = "start-first"
     drain: Annotated[
-        Milliseconds, field(Change.HOT, "how long the old version may finish its connections", example="30s")
-    ] = Milliseconds(30_000)
+        Milliseconds,
+        field(
+            Change.HOT, "how long the old version may finish its connections", example='"30s"', ge=0, le=24 * HOUR_MS
+        ),
+    ] = 30_000
     on_failure: Annotated[
         Literal["rollback", "pause"],
-        field(Change.HOT, "what an apply does to hosts that moved already when another fails", example="rollback"),
+        field(Change.HOT, "what an apply does to hosts that moved already when another fails", example='"rollback"'),
     ] = "rollback"
 
 
 class Process(Table, frozen=True):
     """A sandboxed WASM program, with everything it may use."""
 
-    binary: Annotated[BlobRef, field(Change.REPLACE, "the program: a path, or b3:<hash>", example="build/web.wasm")]
+    binary: Annotated[BlobRef, field(Change.REPLACE, "the program: a path, or b3:<hash>", example='"build/web.wasm"')]
     hosts: Annotated[
         tuple[Name, ...],
-        field(Change.MOVE, "the hosts it runs on; there is no hidden scheduler", example="fra1", min_length=1),
+        field(
+            Change.MOVE, "the hosts it runs on; there is no hidden scheduler", example='["fra1", "ams1"]', min_length=1
+        ),
     ]
-    args: Annotated[tuple[Text, ...], field(Change.RESTART, "its arguments", example="--port")] = ()
-    env: Annotated[dict[str, Text], field(Change.RESTART, "its environment; nothing is inherited", example="info")] = {}
+    args: Annotated[tuple[Text, ...], field(Change.RESTART, "its arguments", example='["--port", "8080"]')] = ()
+    env: Annotated[
+        dict[EnvName, Text],
+        field(Change.RESTART, "its environment; nothing is inherited", example='{ LOG = "info" }'),
+    ] = {}
     cores: Annotated[
-        Millicores, field(Change.HOT, 'whole cores are dedicated; `"0.5"` is a share of one', example="1")
-    ] = Millicores(1000)
-    memory: Annotated[Bytes, field(Change.RESTART, "the most memory it may use", example="64MiB")] = Bytes(64 << 20)
+        Millicores,
+        field(Change.HOT, 'whole cores are dedicated; `"0.5"` is a share of one', example="1", ge=1, le=MAX_MILLICORES),
+    ] = 1000
+    memory: Annotated[
+        Bytes, field(Change.RESTART, "the most memory it may use", example='"64MiB"', ge=65536, le=MAX_BYTES)
+    ] = 64 << 20
     disk: Annotated[
-        Bytes, field(Change.RESTART, "scratch space at `/tmp`, emptied at every start", example="16MiB")
-    ] = Bytes(0)
+        Bytes,
+        field(Change.RESTART, "scratch space at `/tmp`, emptied at every start", example='"16MiB"', ge=0, le=MAX_BYTES),
+    ] = 0
     restart: Annotated[
         Literal["always", "on-failure", "never"],
-        field(Change.HOT, "whether it is started again after it has ended by itself", example="always"),
+        field(Change.HOT, "whether it is started again after it has ended by itself", example='"always"'),
     ] = "always"
     config: Annotated[
         dict[GuestPath, BlobRef],
-        field(Change.RESTART, "the program's own configuration files: guest path = file", example="conf/web.toml"),
+        field(
+            Change.RESTART,
+            "the program's own configuration files, read-only: guest path = file",
+            example='{ "/etc/web.toml" = "conf/web.toml" }',
+        ),
     ] = {}
     volume: Annotated[
         dict[GuestPath, Name],
-        field(Change.RESTART, "writable directories that outlive it: guest path = volume", example="kv-data"),
-    ] = {}
-    listen: Annotated[
-        dict[Name, str],
         field(
             Change.RESTART,
-            "where it accepts connections: `address:port/tcp` or `/udp`; the address `host` is the host's own",
-            example="0.0.0.0:8080/tcp",
+            "writable directories that outlive it: guest path = volume",
+            example='{ "/data" = "kv-data" }',
+        ),
+    ] = {}
+    listen: Annotated[
+        dict[Name, EndpointText],
+        field(
+            Change.RESTART,
+            "where it accepts connections: name = `address:port/tcp` or `/udp`; "
+            "the address `host` is that of the host it runs on",
+            example='{ http = "0.0.0.0:8080/tcp" }',
         ),
     ] = {}
     connect: Annotated[
-        dict[Name, str],
+        dict[Name, EndpointText],
         field(
             Change.RESTART,
-            "all it may connect to: `process@host:port/tcp`, or `address:port/tcp`; "
+            "all it may connect to: name = `process@host:port/tcp`, or `address:port/tcp`; "
             "the guest finds the address in `LOWCLOUD_CONNECT_<NAME>`",
-            example="kv@fra1:6379/tcp",
+            example='{ kv = "kv@fra1:6379/tcp" }',
         ),
     ] = {}
-    ready: Annotated[Ready | None, field(Change.HOT, "when a new version may take over")] = None
-    update: Annotated[Update, field(Change.HOT, "how one version gives way to the next")] = Update()
+    ready: Annotated[
+        Ready | None,
+        field(Change.HOT, "when a new version may take over", example='{ tcp = "http", within = "10s" }'),
+    ] = None
+    update: Annotated[
+        Update, field(Change.HOT, "how one version gives way to the next", example='{ drain = "30s" }')
+    ] = Update()
 
 
 class Volume(Table, frozen=True):
     """Stateful storage on the host of the process that uses it. It stays when the process goes."""
 
-    size: Annotated[Bytes, field(Change.HOT, "its size; it can grow", example="1GiB")]
+    size: Annotated[Bytes, field(Change.HOT, "its size; it can grow", example='"1GiB"', ge=1, le=MAX_BYTES)]
 
 
 class Definition(Table, frozen=True):
     """The whole infrastructure."""
 
-    name: Annotated[Name, field(Change.NONE, "what this infrastructure is called", example="shop")]
+    name: Annotated[Name, field(Change.NONE, "what this infrastructure is called", example='"shop"')]
     region: Annotated[dict[Name, Region], field(Change.NONE, "regions by name")] = {}
     host: Annotated[dict[Name, Host], field(Change.NONE, "hosts by name")] = {}
     process: Annotated[dict[Name, Process], field(Change.MOVE, "processes by name")] = {}

@@ -1,0 +1,196 @@
+"""What must hold between the tables of a definition: names that exist, room on the hosts, volumes and paths that do not
+collide. (`deployer.network_checks` has what concerns addresses and ports.)
+
+Pure: a definition in, findings out. `broken` names the tables that are in the file but could not be read, so that
+nothing is called unknown that only has a mistake inside, and no sum is made of half the numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from cas.digest import PREFIX, is_digest
+from deployer import network_checks, units
+from deployer.endpoints import OWN_HOST
+from deployer.positions import Path
+from deployer.reading import Finding, declared, near_hint, quoted
+from deployer.schema import Definition, Process, Unit
+
+SCRATCH = "/tmp"
+RESERVED_ENV = "LOWCLOUD_"
+MAX_CONSUMERS_SHOWN = 8
+
+
+def check(definition: Definition, broken: Iterable[Path] = ()) -> list[Finding]:
+    """Every mistake that is visible in the definition alone."""
+    known_broken = frozenset(broken)
+    findings = [*_regions(definition, known_broken), *_placement(definition, known_broken)]
+    findings += [*_blobs(definition), *_environment(definition), *_guest_paths(definition)]
+    findings += [*_volumes(definition, known_broken), *_room(definition, known_broken)]
+    return findings + network_checks.check(definition, known_broken)
+
+
+def warnings(definition: Definition) -> list[Finding]:
+    """What is allowed but does nothing."""
+    used = {volume for process in definition.process.values() for volume in process.volume.values()}
+    return [
+        Finding(("volume", name), "no process uses this volume, so it is on no host", of_key=True)
+        for name in definition.volume
+        if name not in used
+    ]
+
+
+def _regions(definition: Definition, broken: frozenset[Path]) -> Iterator[Finding]:
+    known = declared("region", definition, broken)
+    for name, host in definition.host.items():
+        if host.region not in known:
+            hint = near_hint(host.region, sorted(known), "regions") or f"add [region.{host.region}]"
+            yield Finding(("host", name, "region"), f"there is no region {quoted(host.region)}", hint)
+        if name == OWN_HOST:
+            yield Finding(
+                ("host", name), f"no host may be called {OWN_HOST}: in addresses it means the own one", of_key=True
+            )
+
+
+def _placement(definition: Definition, broken: frozenset[Path]) -> Iterator[Finding]:
+    known = declared("host", definition, broken)
+    for name, process in definition.process.items():
+        seen: set[str] = set()
+        for index, host in enumerate(process.hosts):
+            path = ("process", name, "hosts", index)
+            if host in seen:
+                yield Finding(path, f"{quoted(host)} is listed twice; a process runs once on a host", "remove one")
+            elif host not in known:
+                hint = near_hint(host, sorted(known), "hosts") or f"add [host.{host}]"
+                yield Finding(path, f"there is no host {quoted(host)}", hint)
+            seen.add(host)
+
+
+def _blobs(definition: Definition) -> Iterator[Finding]:
+    """A digest must be whole; whether the blob is there is for `resolve` to say."""
+    for name, process in definition.process.items():
+        references = {("binary",): process.binary} | {("config", path): ref for path, ref in process.config.items()}
+        for where, reference in references.items():
+            if reference.startswith(PREFIX) and not is_digest(reference):
+                yield Finding(
+                    ("process", name, *where),
+                    f"{quoted(reference)} is no whole digest",
+                    f"{PREFIX} and 64 hex digits, as `lowcloud push` prints it; for a file of this name, ./{reference}",
+                )
+
+
+def _environment(definition: Definition) -> Iterator[Finding]:
+    for name, process in definition.process.items():
+        for variable in process.env:
+            if variable.upper().startswith(RESERVED_ENV):
+                yield Finding(
+                    ("process", name, "env", variable),
+                    f"names that begin with {RESERVED_ENV} are set by the host",
+                    "choose another name",
+                    of_key=True,
+                )
+
+
+def _guest_paths(definition: Definition) -> Iterator[Finding]:
+    """No file, directory or scratch space of a process may lie in, on or around another."""
+    for name, process in definition.process.items():
+        places: list[tuple[str, Path, str]] = [(path, ("config", path), "the file") for path in process.config]
+        places += [(path, ("volume", path), "the volume") for path in process.volume]
+        if process.disk:
+            places.append((SCRATCH, ("disk",), "the scratch space"))
+        # Sorted by component, whatever lies in a path follows it.
+        places.sort(key=lambda place: place[0].split("/"))
+        outer, what = "", ""
+        for inner, where, which in places:
+            if outer and (inner == outer or inner.startswith(outer + "/")):
+                relation = "is at the same path as" if inner == outer else "lies in"
+                path = where if where[0] != "disk" else ("volume" if outer in process.volume else "config", outer)
+                yield Finding(
+                    ("process", name, *path),
+                    f"{which} {inner} {relation} {what} {outer}",
+                    "give each a place of its own",
+                    of_key=True,
+                )
+            else:
+                outer, what = inner, which
+
+
+def _volumes(definition: Definition, broken: frozenset[Path]) -> Iterator[Finding]:
+    known = declared("volume", definition, broken)
+    holder: dict[str, str] = {}
+    for name, process in definition.process.items():
+        for guest_path, volume in process.volume.items():
+            path = ("process", name, "volume", guest_path)
+            if volume not in known:
+                hint = near_hint(volume, sorted(known), "volumes") or f"add [volume.{volume}] with its size"
+                yield Finding(path, f"there is no volume {quoted(volume)}", hint)
+            elif volume in holder:
+                whose = "this process already" if holder[volume] == name else f"process {holder[volume]}"
+                yield Finding(
+                    path,
+                    f"volume {quoted(volume)} is used by {whose}",
+                    "a volume has one process and one path; add another volume",
+                )
+            holder.setdefault(volume, name)
+        if process.volume and len(set(process.hosts)) > 1:
+            yield Finding(
+                ("process", name, "hosts"),
+                f"a process with a volume runs on one host, not on {len(set(process.hosts))}",
+                "write one process with one volume for each host",
+            )
+
+
+def _room(definition: Definition, broken: frozenset[Path]) -> Iterator[Finding]:
+    """What the processes of a host are given, in all, against what it has."""
+    residents: dict[str, list[str]] = defaultdict(list)
+    for name, process in definition.process.items():
+        for host_name in dict.fromkeys(process.hosts):
+            residents[host_name].append(name)
+    for host_name, host in definition.host.items():
+        names = residents[host_name]
+        if any(("process", name) in broken for name in names) or ("host", host_name) in broken:
+            continue
+        for field, unit, capacity in (
+            ("cores", Unit.MILLICORES, host.cores),
+            ("memory", Unit.BYTES, host.memory),
+            ("disk", Unit.BYTES, host.disk),
+        ):
+            wanted = {name: _takes(definition, definition.process[name], field) for name in names}
+            too_large = [name for name in names if wanted[name] > capacity]
+            for name in too_large:
+                yield _too_large(definition, name, field, wanted[name], unit, host_name, capacity)
+            total = sum(wanted.values())
+            if total > capacity and not too_large:
+                yield Finding(
+                    ("host", host_name, field),
+                    f"has {units.render(unit, capacity)} of {field}, but its processes take "
+                    f"{units.render(unit, total)}: {_largest_first(wanted, unit)}",
+                    "give a process less, or place one elsewhere",
+                )
+
+
+def _takes(definition: Definition, process: Process, field: str) -> int:
+    taken: int = getattr(process, field)
+    if field == "disk":
+        sizes = {name: volume.size for name, volume in definition.volume.items()}
+        taken += sum(sizes.get(volume, 0) for volume in set(process.volume.values()))
+    return taken
+
+
+def _too_large(
+    definition: Definition, name: str, field: str, wanted: int, unit: Unit, host: str, capacity: int
+) -> Finding:
+    volumes = field == "disk" and bool(definition.process[name].volume)
+    has = f"host {host} has {units.render(unit, capacity)}"
+    return Finding(
+        ("process", name, "volume" if volumes else field),
+        f"takes {units.render(unit, wanted)} of {field}{' with its volumes' if volumes else ''}, but {has}",
+        f"at most {units.render(unit, capacity)}",
+    )
+
+
+def _largest_first(wanted: dict[str, int], unit: Unit) -> str:
+    order = sorted((name for name in wanted if wanted[name]), key=lambda name: (-wanted[name], name))
+    shown = [f"{name} {units.render(unit, wanted[name])}" for name in order[:MAX_CONSUMERS_SHOWN]]
+    return ", ".join(shown) + (f" and {len(order) - len(shown)} more" if len(order) > len(shown) else "")
