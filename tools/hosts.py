@@ -1,0 +1,61 @@
+"""Which hosts a command talks to, and the naming of processes as `name@host`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tools.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.client import AgentError
+    from deployer.cloud import Cloud
+    from deployer.schema import Definition
+    from tools.output import Output
+
+
+def released_definition(cloud: Cloud) -> Definition | None:
+    """What the newest release says should run; None before the first."""
+    from deployer import release
+
+    link = release.head(cloud.store, cloud.ref)
+    return None if link is None else release.read_definition(cloud.store, link.release.definition)
+
+
+def known_addresses(cloud: Cloud) -> dict[str, str]:
+    """address:port of every host of the newest release and of the definition file, which counts where they differ.
+    A definition file that is absent or invalid only counts for nothing where there is a release. Raises
+    DefinitionInvalid."""
+    from deployer import definition
+    from deployer.fleet import addresses_of
+    from deployer.problems import DefinitionInvalid
+
+    released = released_definition(cloud)
+    try:
+        written = definition.load(cloud.definition_path).definition
+    except DefinitionInvalid:
+        if released is None:
+            raise
+        written = None
+    return addresses_of(released, written)
+
+
+def split_instance(text: str) -> tuple[str, str]:
+    """`web@fra1` -> (`web`, `fra1`). Raises UsageError."""
+    process, at, host = text.partition("@")
+    if not (process and at and host):
+        raise UsageError(f"{text!r} does not name a process on a host", hint="write it as NAME@HOST, such as web@fra1")
+    return process, host
+
+
+def tell_failures(failures: Mapping[str, AgentError], out: Output) -> bool:
+    """Say on stderr which hosts did not answer; whether there were any."""
+    import sys
+
+    from tools import errors
+
+    for error in failures.values():
+        out.flush()
+        errors.report(error, sys.stderr, as_json=out.as_json)
+    return bool(failures)
