@@ -1,0 +1,431 @@
+"""The supervisor: the part of a host that outlives the agent, and holds what must not be lost.
+
+Run as `python -P -m agent.supervisor STATE_DIR`; it puts itself in the background and returns when its socket is open.
+One thread, one loop. It is the subreaper of the zygote and of all guests.
+
+What survives what:
+
+- The agent dies: nothing changes here. Output is kept, ends of guests wait until an agent asks and forgets them.
+- The zygote dies: another one is started; running guests do not notice.
+- A guest dies: its serving listener stays open with the connections that wait in it, and goes to the next guest.
+- The supervisor itself is killed: its guests go on serving what they have, as orphans. The agent notices (its
+  connection closes) and starts another one, which ends the orphans it finds in `supervisor.state`, because it has
+  neither their listeners nor their notification descriptors; the agent then starts its processes again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from agent import linux, orphans
+from agent.agent_link import AgentLink
+from agent.event_loop import Loop, Task, Wait
+from agent.guest_record import Guest
+from agent.runtime import EndpointTaken, GuestFailed, GuestId, GuestOrder, GuestState
+from agent.supervisor_wire import (
+    LOCK_NAME,
+    LOG_NAME,
+    SOCKET_NAME,
+    STATE_NAME,
+    WIRE_VERSION,
+    Action,
+    Answer,
+    Drain,
+    Exited,
+    Failure,
+    Flip,
+    Forget,
+    Hello,
+    Kill,
+    ListGuests,
+    Request,
+    SetCpus,
+    ShutDown,
+    Spawn,
+    WaitReady,
+)
+from agent.zygote_link import ZygoteLink, ZygoteUnusable
+
+SPAWN_DEADLINE_S: Final = 30.0
+KILL_DEADLINE_S: Final = 10.0
+SPAWN_ATTEMPTS: Final = 2
+MAX_GUESTS: Final = 4096
+MAX_AGENTS: Final = 8
+"""Connections at once: an agent, the one before that is not quite gone, somebody who looks."""
+
+MAX_LOG_BYTES: Final = 1 << 20
+
+
+class Supervisor:
+    """The loop's state: agents, zygote, guests."""
+
+    def __init__(self, state_dir: Path, loop: Loop, listener: socket.socket, log: Callable[[str], None]) -> None:
+        self._state_dir = state_dir
+        self._loop = loop
+        self._listener = listener
+        self._log = log
+        self._agents: list[AgentLink] = []
+        self._guests: dict[GuestId, Guest] = {}
+        self._zygote = ZygoteLink(loop, dict(os.environ), log)
+        self._stopping = False
+        listener.setblocking(False)
+        loop.watch(listener.fileno(), self._accept)
+
+    def start(self) -> None:
+        self._save()
+        self._zygote.start()
+
+    # --- agents -----------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            connection, _ = self._listener.accept()
+            if len(self._agents) >= MAX_AGENTS:
+                connection.close()
+                return
+            agent = AgentLink(connection, self._loop, on_request=self._request, on_close=self._agent_gone)
+            self._agents.append(agent)
+            agent.send(Hello(WIRE_VERSION, os.getpid()))
+            for guest in self._guests.values():
+                if guest.ended:
+                    agent.send(Exited(self._state(guest)))
+
+    def _agent_gone(self, agent: AgentLink) -> None:
+        self._agents.remove(agent)
+
+    def _request(self, agent: AgentLink, request: Request) -> None:
+        def failed(error: Exception) -> None:
+            agent.send(failure_of(request.number, error))
+            if not isinstance(error, GuestFailed | ValueError):
+                self._log("".join(traceback.format_exception(error)))
+
+        try:
+            answer = self._answer_now(request.number, request.action)
+            if answer is not None:
+                agent.send(answer)
+                return
+            task = self._task_of(request.number, request.action)
+        except Exception as error:
+            failed(error)
+            return
+        self._loop.start(task, done=agent.send, failed=failed)
+
+    def _answer_now(self, number: int, action: Action) -> Answer | None:
+        """Do what takes no time; None for what does."""
+        match action:
+            case ListGuests():
+                return Answer(number, guests=tuple(self._state(guest) for guest in self._guests.values()))
+            case Forget():
+                self._forget(action.guest)
+            case SetCpus():
+                self._living(action.guest).set_cpus(action.cpus)
+            case Flip():
+                self._living(action.guest)
+            case ShutDown():
+                self._shut_down()
+            case _:
+                return None
+        return Answer(number)
+
+    def _task_of(self, number: int, action: Action) -> Task[Answer]:
+        match action:
+            case Spawn():
+                return self._spawn(number, action.order)
+            case WaitReady():
+                return self._wait_ready(number, action)
+            case Drain():
+                return self._drain(number, action)
+            case Kill():
+                return self._kill(number, action.guest)
+            case _:
+                raise ValueError(f"unknown action {action!r}")
+
+    # --- guests -----------------------------------------------------------------------------------------------------
+
+    def _spawn(self, number: int, order: GuestOrder) -> Task[Answer]:
+        if order.guest in self._guests:
+            raise GuestFailed(f"there is a guest {order.guest} already", state=self._state(self._guests[order.guest]))
+        if len(self._guests) >= MAX_GUESTS:
+            raise GuestFailed(f"this host has {MAX_GUESTS} guests; forget some that have ended")
+        deadline = self._loop.clock() + SPAWN_DEADLINE_S
+        for attempt in range(SPAWN_ATTEMPTS):
+            guest = self._fork(order)
+            while not (guest.sandboxed or guest.ended) and self._loop.clock() < deadline:
+                yield Wait(deadline, signal=guest.changed)
+            zygote_died = guest.ended and not guest.pid
+            if not zygote_died or attempt == SPAWN_ATTEMPTS - 1:
+                break
+        if not guest.sandboxed:
+            guest.kill()
+            del self._guests[order.guest]
+            reason = guest.exit_reason or f"it did not start within {SPAWN_DEADLINE_S:g} s"
+            raise GuestFailed(f"{order.process} could not be started: {reason}", state=self._state(guest))
+        return Answer(number, state=self._state(guest))
+
+    def _fork(self, order: GuestOrder) -> Guest:
+        guest = Guest(order, self._loop, on_sandboxed=self._sandboxed)
+        guest.on_ended = self._guest_ended
+        try:
+            self._zygote.fork(order, guest.far_descriptors())
+        except ZygoteUnusable as error:
+            guest.note_exit(1, str(error))
+            raise GuestFailed(f"{order.process} could not be started: {error}") from error
+        guest.close_far_descriptors()
+        self._guests[order.guest] = guest
+        return guest
+
+    def _sandboxed(self, guest: Guest, notifications: int | None) -> None:
+        if notifications is not None:
+            os.close(notifications)
+        self._save()
+
+    def _guest_ended(self, guest: Guest) -> None:
+        self._save()
+        if guest.sandboxed and not guest.killed:
+            for agent in list(self._agents):
+                agent.send(Exited(self._state(guest)))
+
+    def _wait_ready(self, number: int, action: WaitReady) -> Task[Answer]:
+        guest = self._known(action.guest)
+        deadline = self._loop.clock() + action.deadline_s
+        while not (guest.running or guest.ended):
+            if self._loop.clock() >= deadline:
+                raise GuestFailed(f"{guest.order.process} did not begin to run in time", state=self._state(guest))
+            yield Wait(deadline, signal=guest.changed)
+        if not guest.running:
+            raise GuestFailed(f"{guest.order.process} {how_it_ended(guest)}", state=self._state(guest))
+        return Answer(number)
+
+    def _drain(self, number: int, action: Drain) -> Task[Answer]:
+        self._known(action.guest)
+        yield Wait(self._loop.clock())
+        return Answer(number, drained=True)
+
+    def _kill(self, number: int, name: GuestId) -> Task[Answer]:
+        guest = self._known(name)
+        guest.killed = True
+        guest.kill()
+        deadline = self._loop.clock() + KILL_DEADLINE_S
+        while not guest.ended:
+            if self._loop.clock() >= deadline:
+                raise GuestFailed(f"{guest.order.process} does not end (process {guest.pid})", state=self._state(guest))
+            yield Wait(deadline, signal=guest.changed)
+        state = self._state(guest)
+        self._forget(name)
+        return Answer(number, state=state)
+
+    def _forget(self, name: GuestId) -> None:
+        guest = self._guests.get(name)
+        if guest is None:
+            return
+        if not guest.ended:
+            raise GuestFailed(f"{guest.order.process} still runs; it cannot be forgotten", state=self._state(guest))
+        del self._guests[name]
+
+    def _known(self, name: GuestId) -> Guest:
+        guest = self._guests.get(name)
+        if guest is None:
+            raise GuestFailed(f"there is no guest {name}")
+        return guest
+
+    def _living(self, name: GuestId) -> Guest:
+        guest = self._known(name)
+        if guest.ended:
+            raise GuestFailed(f"{guest.order.process} {how_it_ended(guest)}", state=self._state(guest))
+        return guest
+
+    def _state(self, guest: Guest) -> GuestState:
+        return guest.state(listening=guest.running, serving=not guest.ended)
+
+    # --- processes that end -----------------------------------------------------------------------------------------
+
+    def reap(self) -> None:
+        """Collect every child that has ended. A guest's first message is read before its status is taken, so that its
+        pid is known by then."""
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None:
+                return
+            pid = found.si_pid
+            if not any(guest.pid == pid for guest in self._guests.values()):
+                for guest in list(self._guests.values()):
+                    guest.read_messages()
+            status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            if status is not None:
+                self._note_exit(pid, exit_code_of(status))
+
+    def _note_exit(self, pid: int, exit_code: int) -> None:
+        if pid == self._zygote.pid:
+            self._zygote.note_exit()
+            return
+        for guest in self._guests.values():
+            if guest.pid == pid and not guest.ended:
+                guest.note_exit(exit_code)
+                return
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _shut_down(self) -> None:
+        """End every guest and the zygote, then this process."""
+        if self._stopping:
+            return
+        self._stopping = True
+        for guest in self._guests.values():
+            guest.killed = True
+            guest.kill()
+        self._zygote.stop()
+        self._finish_when_empty(self._loop.clock() + KILL_DEADLINE_S)
+
+    def _finish_when_empty(self, deadline: float) -> None:
+        alive = any(not guest.ended and guest.pid for guest in self._guests.values())
+        if alive and self._loop.clock() < deadline:
+            self._loop.after(0.005, lambda: self._finish_when_empty(deadline))
+            return
+        for name in (SOCKET_NAME, STATE_NAME):
+            (self._state_dir / name).unlink(missing_ok=True)
+        self._loop.stop()
+
+    def _save(self) -> None:
+        living = [(g.name, g.pid) for g in self._guests.values() if g.pid and not g.ended]
+        orphans.save(self._state_dir / STATE_NAME, living)
+
+
+def how_it_ended(guest: Guest) -> str:
+    """For a sentence that begins with the process's name."""
+    reason = f": {guest.exit_reason}" if guest.exit_reason else ""
+    return f"exited with code {guest.exit_code}{reason}"
+
+
+def exit_code_of(status: os.waitid_result) -> int:
+    """What a shell would say: the code, or 128 + the signal."""
+    return status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
+
+
+def failure_of(number: int, error: Exception) -> Failure:
+    match error:
+        case EndpointTaken():
+            return Failure(number, "endpoint-taken", str(error), error.state)
+        case GuestFailed():
+            return Failure(number, "guest-failed", str(error), error.state)
+        case _:
+            return Failure(number, "internal", f"{type(error).__name__}: {error}")
+
+
+# --- start ----------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str]) -> int:
+    """Go into the background; 0 when the socket is open there, otherwise the reason is on standard error."""
+    state_dir = Path(arguments[0])
+    reading, writing = os.pipe()
+    if os.fork():
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            said = pipe.read()
+        if said == b"ok":
+            return 0
+        sys.stderr.write(said.decode(errors="replace") or "the supervisor ended while it started\n")
+        return 1
+    os.close(reading)
+    try:
+        run(state_dir, lambda: _say(writing, b"ok"))
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            _say(writing, f"{type(error).__name__}: {error}\n".encode())
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _say(descriptor: int, text: bytes) -> None:
+    os.write(descriptor, text)
+    os.close(descriptor)
+
+
+def run(state_dir: Path, on_open: Callable[[], None]) -> None:
+    """Be the supervisor of a state directory until it is shut down."""
+    os.setsid()
+    os.umask(0o077)
+    lock = os.open(state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RuntimeError(f"another supervisor holds {state_dir / LOCK_NAME}") from None
+    _redirect_output(state_dir / LOG_NAME)
+    linux.become_subreaper()
+    linux.set_process_name("lowcloud-superv")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    ended = orphans.end_all(state_dir / STATE_NAME)
+    if ended:
+        log(f"ended {ended} guests that a supervisor before left behind")
+    loop = Loop(on_error=lambda error: log("".join(traceback.format_exception(error))))
+    supervisor = Supervisor(state_dir, loop, _listen(state_dir), log)
+    _on_child(loop, supervisor.reap)
+    supervisor.start()
+    on_open()
+    loop.run()
+
+
+def log(text: str) -> None:
+    """Into `supervisor.log`."""
+    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text.rstrip()}\n")
+    sys.stderr.flush()
+
+
+def _redirect_output(path: Path) -> None:
+    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(nothing)
+    os.close(descriptor)
+
+
+def _listen(state_dir: Path) -> socket.socket:
+    """The socket agents come to. Reached through the directory's descriptor, because a socket's path may have at most
+    107 bytes; only the owner may connect."""
+    (state_dir / SOCKET_NAME).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    directory = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+    finally:
+        os.close(directory)
+    (state_dir / SOCKET_NAME).chmod(0o600)
+    listener.listen(MAX_AGENTS)
+    return listener
+
+
+def _on_child(loop: Loop, reap: Callable[[], None]) -> None:
+    """Call `reap` on the loop whenever a child has ended."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def woken() -> None:
+        os.read(reading, 4096)
+        reap()
+
+    loop.watch(reading, woken)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
