@@ -1,0 +1,41 @@
+"""Guests that only tests run: `probe`, a component that does what its first argument names, and `core`, a core module.
+
+They are built on first use and kept by the digest of everything they are built from, so a second run builds nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+from blake3 import blake3
+
+from examples import build
+
+HERE = Path(__file__).parent
+BUILT = HERE / "build"
+NAMES = ("probe", "core")
+
+
+@functools.cache
+def path(name: str) -> Path:
+    """The file of a test guest, which is built if it has to be. Raises KeyError for another name, build.BuildFailed."""
+    if name not in NAMES:
+        raise KeyError(f"no test guest {name!r}; there are {', '.join(NAMES)}")
+    source = HERE / f"{name}.c"
+    output = BUILT / f"{name}-{_digest_of_sources(source)}.wasm"
+    if not output.is_file():
+        with tempfile.TemporaryDirectory(prefix="lowcloud-test-guest-") as cache:
+            make = build.build_core if name == "core" else build.build_component
+            make(source, output, cache=Path(cache))
+    return output
+
+
+def _digest_of_sources(source: Path) -> str:
+    files = [source, Path(build.__file__), *sorted(build.LIBRARY.iterdir()), *sorted(build.WIT.rglob("*.wit"))]
+    hasher = blake3()
+    for file in files:
+        hasher.update(f"{file.name} {file.stat().st_size}\n".encode())
+        hasher.update(file.read_bytes())
+    return hasher.hexdigest()[:16]
