@@ -14,8 +14,9 @@ from cas.digest import PREFIX, is_digest
 from deployer import network_checks, units
 from deployer.endpoints import OWN_HOST
 from deployer.positions import Path
-from deployer.reading import Finding, declared, near_hint, quoted
+from deployer.reading import Finding, declared
 from deployer.schema import Definition, Process, Unit
+from deployer.wording import near_hint, quoted
 
 SCRATCH = "/tmp"
 RESERVED_ENV = "LOWCLOUD_"

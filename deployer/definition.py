@@ -22,8 +22,9 @@ from deployer import checks, endpoints
 from deployer.fields import Shape, fields_of
 from deployer.positions import MAX_KEY_PARTS, Place, Positions, scan
 from deployer.problems import DefinitionInvalid, Problem
-from deployer.reading import Finding, broken_tables, dotted, read_values
+from deployer.reading import Finding, broken_tables, read_values
 from deployer.schema import Definition, Process
+from deployer.wording import dotted
 
 MAX_DEFINITION_BYTES = 16 << 20
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from deployer.schema import Change, Table, Unit
+from deployer.schema import Change, Definition, Table, Unit
 
 
 class Shape(enum.Enum):
@@ -135,3 +135,15 @@ def _shape(annotation: Any, inner: Any) -> tuple[Shape, Any, Any]:
     if origin is tuple:
         return Shape.LIST, arguments[0], None
     return Shape.VALUE, annotation, None
+
+
+def field_at(path: tuple[str | int, ...], table: type[Table] = Definition) -> Field | None:
+    """The field that a path of a definition lies in: for `("process", "web", "env", "LOG")` the field `env` of a
+    process. None for a path that the schema does not have."""
+    field = fields_of(table).get(str(path[0])) if path else None
+    if field is None:
+        return None
+    below = path[2:] if field.shape is Shape.TABLES else path[1:]
+    if below and field.shape in (Shape.TABLE, Shape.TABLES):
+        return field_at(below, field.table)
+    return field

@@ -13,8 +13,9 @@ from typing import NamedTuple, TypeVar
 from deployer import endpoints
 from deployer.endpoints import OWN_HOST, EndpointError, HostAddress, Listener, ProcessTarget, Target
 from deployer.positions import Path
-from deployer.reading import Finding, declared, near_hint, quoted
+from deployer.reading import Finding, declared
 from deployer.schema import Definition
+from deployer.wording import near_hint, quoted
 
 Read = TypeVar("Read")
 

@@ -6,12 +6,10 @@ without a mistake are built even where others have some, so that the cross-check
 
 from __future__ import annotations
 
-import datetime
 import posixpath
 import re
 import typing
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -20,6 +18,7 @@ from deployer import units
 from deployer.fields import Field, Shape, bare, fields_of, limits_of, metas_of, unit_of
 from deployer.positions import Path
 from deployer.schema import Definition, Table, Unit
+from deployer.wording import dotted, kind_of, near_hint, quoted
 
 
 class Finding(NamedTuple):
@@ -36,7 +35,6 @@ class Finding(NamedTuple):
 Values = dict[str, Any]
 
 UNKNOWN_KEY = "unknown key"
-MAX_NAMES_IN_HINT = 20
 
 
 def read_table(table: type[Table], raw: object, path: Path, findings: list[Finding]) -> Table | None:
@@ -107,58 +105,6 @@ def text_complaint(annotation: Any, text: str) -> tuple[str, str] | None:
             if meta.pattern is not None and not re.search(meta.pattern, text):
                 return f"{quoted(text)} is not allowed here", _pattern_hint(meta, text)
     return None
-
-
-def kind_of(raw: object) -> str:
-    """What a TOML value is, in words."""
-    match raw:
-        case bool():
-            return "true or false"
-        case str():
-            return f"the text {quoted(raw)}"
-        case int() | float():
-            return f"the number {raw}"[:60]
-        case list():
-            return "a list"
-        case dict():
-            return "a table"
-        case datetime.date() | datetime.time():
-            return "a date or time"
-    return "this"
-
-
-def quoted(text: str) -> str:
-    """A text as TOML writes it, shortened, in one line."""
-    shown = text if len(text) <= 60 else text[:57] + "…"
-    if shown.isprintable() and '"' not in shown and "\\" not in shown:
-        return f'"{shown}"'
-    return '"' + shown.encode("unicode_escape").decode("ascii").replace('"', '\\"') + '"'
-
-
-def near_hint(name: str, known: Iterable[str], what: str) -> str:
-    """The nearest known name, or a list of them all where none is near."""
-    names = list(known)
-    near = get_close_matches(name, names, 1)
-    if near:
-        return f"did you mean {near[0]}?"
-    if not names:
-        return ""
-    shown = ", ".join(names[:MAX_NAMES_IN_HINT]) + (", …" if len(names) > MAX_NAMES_IN_HINT else "")
-    return f"{what}: {shown}"
-
-
-def dotted(path: Path) -> str:
-    """A path as a TOML key: `process.web.config."/etc/web.toml"`, with indices as `hosts[0]`."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += ("." if text else "") + (part if _BARE.fullmatch(part) else quoted(part))
-    return text
-
-
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class _Unreadable:

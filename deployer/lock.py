@@ -1,0 +1,136 @@
+"""`lowcloud.lock`: what each file name of a definition stands for, written by `lowcloud resolve` and read in review.
+
+    lowcloud-lock = 1
+
+    [blob."build/web.wasm"]
+    hash = "b3:…"
+    size = 61234
+    kind = "component"
+    imports = [
+        "wasi:cli/environment@0.2.0",
+    ]
+
+One table for each name as the definition writes it, sorted, one import on a line: a rebuilt program is a diff of the
+lines that differ. It is TOML, so that people and other programs can read it, and it holds nothing (no time, no machine)
+that would make two runs over the same files differ.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cas.digest import Digest
+from deployer.files import write_file
+from deployer.problems import DefinitionInvalid, Problem
+
+LOCK_NAME: Final = "lowcloud.lock"
+VERSION: Final = 1
+MAX_LOCK_BYTES = 64 << 20
+_MAGIC: Final = "lowcloud-lock"
+
+_HEAD = """\
+# What each name of the definition stands for. Written by `lowcloud resolve`; commit it, review it, do not edit it.
+"""
+_HINT = "write it anew with `lowcloud resolve`"
+
+
+class Locked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"digest": "hash"}):
+    """One blob."""
+
+    digest: Digest
+    size: Annotated[int, Meta(ge=0)]
+    kind: Literal["core", "component", "file"]
+    """A core module, a component, or bytes that are not run."""
+    imports: tuple[str, ...] = ()
+    """What a binary asks of its host."""
+
+
+class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """By name, as the definition writes it: a path, or a digest."""
+
+    blob: dict[str, Locked] = {}
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"version": _MAGIC}):
+    version: int
+    blob: dict[str, Locked] = {}
+
+
+def lock_path(definition: Path) -> Path:
+    """Where the lock of a definition file is."""
+    return definition.with_name(LOCK_NAME)
+
+
+def encode(lock: Lock) -> str:
+    """The file's text, the same for the same lock."""
+    return _HEAD + f"{_MAGIC} = {VERSION}\n" + "".join(_entry(name, one) for name, one in sorted(lock.blob.items()))
+
+
+def decode(text: str, path: Path) -> Lock:
+    """Raises DefinitionInvalid."""
+    try:
+        document = tomllib.loads(text)
+        version = document.get(_MAGIC)
+        if version != VERSION:
+            shown = "no format version" if version is None else f"format version {str(version)[:20]}"
+            raise DefinitionInvalid(
+                [Problem(str(path), 1, 1, f"this lock file has {shown}; this program knows version {VERSION}", _HINT)]
+            )
+        return Lock(msgspec.convert(document, _File).blob)
+    except (ValueError, RecursionError) as error:
+        # msgspec's ValidationError is a ValueError too.
+        message = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DefinitionInvalid([Problem(str(path), 0, 0, f"this is not a lock file: {message}", _HINT)]) from None
+
+
+def read(path: Path) -> Lock | None:
+    """The lock in a file; None where there is none. Raises DefinitionInvalid."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_LOCK_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DefinitionInvalid([Problem(str(path), 0, 0, f"cannot be read: {error.strerror}")]) from None
+    if len(data) > MAX_LOCK_BYTES:
+        raise DefinitionInvalid([Problem(str(path), 0, 0, f"is larger than {MAX_LOCK_BYTES >> 20} MiB", _HINT)])
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise DefinitionInvalid([Problem(str(path), 0, 0, "this is not UTF-8", _HINT)]) from None
+    return decode(text, path)
+
+
+def write(path: Path, lock: Lock) -> bool:
+    """Write the file, whole or not at all; leave it alone where it says the same already. Whether it was written."""
+    data = encode(lock).encode()
+    try:
+        if path.read_bytes() == data:
+            return False
+    except OSError:
+        pass
+    write_file(path, data, mode=0o644)
+    return True
+
+
+def _entry(name: str, one: Locked) -> str:
+    lines = [
+        f"\n[blob.{_text(name)}]",
+        f"hash = {_text(one.digest)}",
+        f"size = {one.size}",
+        f"kind = {_text(one.kind)}",
+    ]
+    if one.imports:
+        lines += ["imports = [", *(f"    {_text(interface)}," for interface in one.imports), "]"]
+    return "\n".join(lines) + "\n"
+
+
+def _text(text: str) -> str:
+    """A TOML basic string. JSON's escapes are TOML's, except that TOML wants DEL escaped as well."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

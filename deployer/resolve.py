@@ -1,0 +1,226 @@
+"""From file names to digests: every file that a definition names goes into the store, and the definition that comes out
+names blobs alone.
+
+A file is read twice: once for its digest, which is then leased, once to store it; so a collection that runs meanwhile
+cannot take away what was just stored, and a file that changes under the reader is noticed. It is stored under the name
+of its first use (`process.web.binary`), not of its path: a build that writes `web-1.2.wasm`, then `web-1.3.wasm` still
+finds the version before as the base of its delta.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path as FilePath
+from typing import BinaryIO, NamedTuple
+
+import msgspec
+
+from cas.digest import Digest, digest_of_chunks, is_digest
+from cas.errors import BlobDamaged, BlobMissing, BlobTooLarge, DigestMismatch
+from cas.interface import BlobStore, Stored
+from deployer.definition import Parsed
+from deployer.grants import ungranted
+from deployer.lock import Lock, Locked
+from deployer.positions import Path
+from deployer.problems import DefinitionInvalid, Problem
+from deployer.reading import Finding
+from deployer.schema import Definition, Process
+from deployer.wasm_imports import Facts, FactsReader, NotWasm
+from deployer.wording import near_hint, quoted
+
+CHUNK_BYTES = 256 << 10
+MAX_FILE_BYTES = 4 << 30
+LEASE_OWNER = "resolve"
+LEASE_S = 3600.0
+MAX_NEIGHBOURS = 1000
+"""Files of a directory that are compared with the name of a missing one."""
+
+
+class Resolved(NamedTuple):
+    """A definition without file names, and how it came about."""
+
+    definition: Definition
+    lock: Lock
+    warnings: tuple[Problem, ...]
+    """What is allowed but looks wrong, such as a program that opens sockets in a process that may use none."""
+    stored: dict[str, Stored]
+    """What was put into the store, by file name as written."""
+
+
+class _Use(NamedTuple):
+    """One place where the definition names a file or a blob."""
+
+    path: Path
+    name: str
+    is_binary: bool
+    stored_as: str
+
+
+def resolve(parsed: Parsed, store: BlobStore, *, locked: Lock | None = None) -> Resolved:
+    """Store every file that the definition names and check that every digest is there. With `locked`, no file is read:
+    each name stands for what the lock says, and the store must have it.
+
+    Raises DefinitionInvalid with everything that is missing or cannot be read, and what the store raises when it is
+    full or busy."""
+    work = _Resolution(parsed, store)
+    for name, uses in _by_name(parsed.definition).items():
+        work.add(name, uses, locked)
+    if work.findings:
+        raise DefinitionInvalid(parsed.problems(work.findings))
+    definition = _named_by_digest(parsed.definition, work.blobs)
+    findings = ungranted(parsed.definition, work.facts)
+    return Resolved(definition, Lock(work.blobs), (*parsed.warnings, *parsed.problems(findings)), work.stored)
+
+
+class _Refused(Exception):
+    """A file or blob cannot be used."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class _Resolution:
+    """The state of one run: what has been found out about each name so far."""
+
+    def __init__(self, parsed: Parsed, store: BlobStore) -> None:
+        self.directory = parsed.directory
+        self.store = store
+        self.blobs: dict[str, Locked] = {}
+        self.facts: dict[str, Facts] = {}
+        self.stored: dict[str, Stored] = {}
+        self.findings: list[Finding] = []
+
+    def add(self, name: str, uses: list[_Use], locked: Lock | None) -> None:
+        binaries = [use for use in uses if use.is_binary]
+        try:
+            if is_digest(name) or locked is not None:
+                self.blobs[name] = self.from_store(name, bool(binaries), locked)
+            else:
+                self.blobs[name] = self.from_file(name, uses[0].stored_as, bool(binaries))
+        except _Refused as refused:
+            self.findings += [Finding(use.path, str(refused), refused.hint) for use in uses]
+        except NotWasm as wrong:
+            self.findings += [Finding(use.path, f"{quoted(name)} cannot run: {wrong}", wrong.hint) for use in binaries]
+
+    def from_store(self, name: str, is_binary: bool, locked: Lock | None) -> Locked:
+        digest = name if is_digest(name) else _locked_digest(name, locked)
+        self.store.lease([digest], owner=LEASE_OWNER, ttl_s=LEASE_S)
+        try:
+            size = self.store.stat(digest).size
+            return self.described(name, digest, size, self.store.stream(digest) if is_binary else None)
+        except BlobMissing as error:
+            raise _Refused(f"the store has no blob {digest}", error.hint) from None
+        except BlobDamaged as error:
+            raise _Refused(str(error), error.hint) from None
+
+    def from_file(self, name: str, stored_as: str, is_binary: bool) -> Locked:
+        with _opened(self.directory, name) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = digest_of_chunks(_chunks(file))
+            if is_binary:
+                file.seek(0)
+                self.described(name, digest, size, _chunks(file))
+            self.store.lease([digest], owner=LEASE_OWNER, ttl_s=LEASE_S)
+            file.seek(0)
+            try:
+                stored = self.store.put_stream(_chunks(file), name=stored_as, expect=digest)
+            except DigestMismatch:
+                raise _Refused(f"{quoted(name)} changed while it was read", "resolve again when it is done") from None
+            except BlobTooLarge as error:
+                raise _Refused(f"{quoted(name)}: {error}", error.hint) from None
+        self.stored[name] = stored
+        kind = self.facts[name].kind if is_binary else "file"
+        return Locked(digest, stored.size, kind, self.facts[name].imports if is_binary else ())
+
+    def described(self, name: str, digest: Digest, size: int, binary: Iterator[bytes] | None) -> Locked:
+        """Raises NotWasm where it is to be a binary and is none."""
+        if binary is None:
+            return Locked(digest, size, "file")
+        reader = FactsReader()
+        for chunk in binary:
+            reader.feed(chunk)
+        facts = self.facts[name] = reader.facts()
+        return Locked(digest, size, facts.kind, facts.imports)
+
+
+def _by_name(definition: Definition) -> dict[str, list[_Use]]:
+    """Every name of a file or blob with its uses, in the order of the processes' names: the first use names the blob
+    in the store, whatever the order of the file."""
+    uses: dict[str, list[_Use]] = {}
+    for name, process in sorted(definition.process.items()):
+        uses.setdefault(process.binary, []).append(
+            _Use(("process", name, "binary"), process.binary, True, f"process.{name}.binary")
+        )
+        for guest_path, reference in sorted(process.config.items()):
+            uses.setdefault(reference, []).append(
+                _Use(("process", name, "config", guest_path), reference, False, f"process.{name}.config.{guest_path}")
+            )
+    return uses
+
+
+def _locked_digest(name: str, locked: Lock | None) -> Digest:
+    entry = locked.blob.get(name) if locked else None
+    if entry is None:
+        raise _Refused(f"{quoted(name)} is not in the lock file", "write it anew with `lowcloud resolve`")
+    return entry.digest
+
+
+@contextmanager
+def _opened(directory: FilePath, name: str) -> Iterator[BinaryIO]:
+    """Open a regular file. Raises _Refused."""
+    path = directory / name
+    try:
+        # Opening a named pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _Refused(f"there is no file {quoted(name)}", _missing_hint(path)) from None
+    except OSError as error:
+        raise _Refused(f"cannot read {quoted(name)}: {error.strerror}") from None
+    except ValueError:
+        raise _Refused(f"{quoted(name)} is not a file name") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise _Refused(f"{quoted(name)} is {what}")
+        if status.st_size > MAX_FILE_BYTES:
+            raise _Refused(f"{quoted(name)} is larger than {MAX_FILE_BYTES >> 30} GiB")
+        yield file
+
+
+def _missing_hint(path: FilePath) -> str:
+    """A file of nearly this name beside it; otherwise where it was looked for."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry, _ in zip(entries, range(MAX_NEIGHBOURS), strict=False)]
+    except OSError:
+        return f"there is no directory {path.parent}"
+    near = near_hint(path.name, names, "")
+    return near if near.startswith("did you mean") else f"looked for {path}; build it first, or correct the path"
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    """The rest of a file, no more than `MAX_FILE_BYTES` of it. Raises _Refused."""
+    left = MAX_FILE_BYTES
+    while left > 0:
+        try:
+            chunk = file.read(min(CHUNK_BYTES, left))
+        except OSError as error:
+            raise _Refused(f"cannot read {quoted(str(file.name))}: {error.strerror}") from None
+        if not chunk:
+            return
+        left -= len(chunk)
+        yield chunk
+
+
+def _named_by_digest(definition: Definition, blobs: dict[str, Locked]) -> Definition:
+    def resolved(process: Process) -> Process:
+        config = {path: blobs[reference].digest for path, reference in process.config.items()}
+        return msgspec.structs.replace(process, binary=blobs[process.binary].digest, config=config)
+
+    processes = {name: resolved(process) for name, process in definition.process.items()}
+    return msgspec.structs.replace(definition, process=processes)

@@ -1,0 +1,62 @@
+"""How names, values and paths of a definition are shown to people."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterable
+
+MAX_NAMES_IN_HINT = 20
+MAX_SHOWN_CHARS = 60
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def quoted(text: str) -> str:
+    """A text as TOML writes it, shortened, in one line."""
+    shown = text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "…"
+    if shown.isprintable() and '"' not in shown and "\\" not in shown:
+        return f'"{shown}"'
+    return '"' + shown.encode("unicode_escape").decode("ascii").replace('"', '\\"') + '"'
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A path as a TOML key: `process.web.config."/etc/web.toml"`, with indices as `hosts[0]`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if _BARE.fullmatch(part) else quoted(part))
+    return text
+
+
+def kind_of(raw: object) -> str:
+    """What a TOML value is, in words."""
+    match raw:
+        case bool():
+            return "true or false"
+        case str():
+            return f"the text {quoted(raw)}"
+        case int() | float():
+            return f"the number {raw}"[:MAX_SHOWN_CHARS]
+        case list():
+            return "a list"
+        case dict():
+            return "a table"
+        case datetime.date() | datetime.time():
+            return "a date or time"
+    return "this"
+
+
+def near_hint(name: str, known: Iterable[str], what: str) -> str:
+    """The nearest known name, or a list of them all where none is near."""
+    from difflib import get_close_matches
+
+    names = list(known)
+    near = get_close_matches(name, names, 1)
+    if near:
+        return f"did you mean {near[0]}?"
+    if not names:
+        return ""
+    shown = ", ".join(names[:MAX_NAMES_IN_HINT]) + (", …" if len(names) > MAX_NAMES_IN_HINT else "")
+    return f"{what}: {shown}"
