@@ -99,9 +99,8 @@ def build_core(source: Path, output: Path, *, cache: Path) -> None:
     """Build one C program with the compiler's own C library, as a core module for WASI preview 1."""
     with tempfile.TemporaryDirectory(prefix="lowcloud-guest-") as directory:
         core = Path(directory) / "core.wasm"
-        compile_c(
-            [source], core, target="wasm32-wasi", options=["-std=gnu11", "-Os", "-g0", "-Wall", "-s"], cache=cache
-        )
+        options = ["-std=gnu11", "-Os", "-g0", "-Wall", "-s"]
+        compile_c([source], core, target="wasm32-wasi", options=options, cache=cache)
         put_in_place(core, output)
 
 

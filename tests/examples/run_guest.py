@@ -1,7 +1,8 @@
 """Run one guest in this process, by the agent's engine alone: no supervisor, no sandbox, no cloud.
 
 `python -m tests.examples.run_guest CODE KIND PROGRAM`, where PROGRAM is JSON with args, env and directories. The exit
-status is the guest's. The tests of the examples start it (see `guest.py`), so that a guest can be killed like any process.
+status is the guest's. The tests of the examples start it (see `guest.py`), so that a guest can be killed like any
+process.
 """
 
 from __future__ import annotations
