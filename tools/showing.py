@@ -58,7 +58,7 @@ def show_plan(plan: Plan, sizes: Mapping[str, int], out: Output) -> None:
 
 def dotted(path: tuple[str, ...]) -> str:
     """A field as the definition file writes it."""
-    from deployer.reading import dotted as written
+    from deployer.wording import dotted as written
 
     return written(path)
 

@@ -1,0 +1,115 @@
+"""`up`: a whole cloud on this machine. An agent process for each host with a loopback address, then an apply.
+
+Without `--detach` it stays, shows what changes, and at Ctrl-C ends what it has started. What it started comes back, with
+volumes and versions, by the next `up`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tools import errors
+from tools.cloud import open_cloud
+
+if TYPE_CHECKING:
+    import argparse
+
+    from deployer.cloud import Cloud
+    from deployer.outcome import Applied
+    from deployer.planners import Version
+    from tools.local_cloud import Started
+    from tools.output import Output
+
+EXAMPLE = """
+lowcloud up
+lowcloud up shop.toml --detach
+"""
+
+LOOK_EVERY_S = 2.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from tools.deploying import add_definition_arguments
+
+    parser.add_argument("file", nargs="?", metavar="FILE", help="the definition (default: as lowcloud.toml says)")
+    parser.add_argument("-d", "--detach", action="store_true", help="return when all runs; `lowcloud down` ends it")
+    add_definition_arguments(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    from tools.deploying import exit_code, version_of_file
+    from tools.local_cloud import loopback_hosts, start_agents, stop_agents
+
+    with open_cloud(args) as cloud:
+        version = version_of_file(cloud, args.file, out, locked=args.locked)
+        addresses = loopback_hosts(version.definition.host)
+        if not addresses:
+            raise errors.UsageError(
+                "no host of the definition has a loopback address", hint='give one an address such as "127.0.1.1:7400"'
+            )
+        started = start_agents(cloud, addresses)
+        for one in started:
+            out.line(f"{one.host} {'runs' if one.new else 'ran already'} at {one.address}, pid {one.pid}")
+        ours = [one.host for one in started if one.new]
+        try:
+            applied = _apply(cloud, version, args, out)
+            _finish(applied, started, out)
+            if args.detach:
+                if exit_code(applied) == errors.DONE:
+                    ours = []
+                return exit_code(applied)
+            out.line("Ctrl-C ends it")
+            _watch(cloud, out)
+        finally:
+            if ours:
+                out.remark(f"ending {', '.join(ours)}")
+                stop_agents(cloud, ours, out.remark)
+    return errors.DONE
+
+
+def _apply(cloud: Cloud, version: Version, args: argparse.Namespace, out: Output) -> Applied:
+    from tools.deploying import carried_out, planned
+
+    plan, _ = asyncio.run(planned(cloud, version, args.planner, allow_unreachable=args.allow_unreachable))
+    return asyncio.run(carried_out(cloud, plan, out, message="up"))
+
+
+def _finish(applied: Applied, started: list[Started], out: Output) -> None:
+    from tools.deploying import applied_as_dict, show_applied
+
+    if out.as_json:
+        agents = [{"host": one.host, "address": one.address, "pid": one.pid, "new": one.new} for one in started]
+        out.json({"agents": agents, "apply": applied_as_dict(applied)})
+        out.flush()
+    else:
+        show_applied(applied, out)
+
+
+def _watch(cloud: Cloud, out: Output) -> None:
+    """Print the processes, and again whenever something about them changes; returns at Ctrl-C."""
+    try:
+        asyncio.run(_watch_until_cancelled(cloud, out))
+    except KeyboardInterrupt:
+        out.remark("")
+
+
+async def _watch_until_cancelled(cloud: Cloud, out: Output) -> None:
+    from deployer.fleet import Fleet
+    from tools.hosts import known_addresses
+
+    shown = None
+    async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
+        while True:
+            answers = await fleet.each(fleet.hosts, lambda client: client.processes())
+            rows = [
+                (f"{status.process}@{host}", str(status.state), str(status.pid or "-"), status.reason)
+                for host, statuses in answers.results.items()
+                for status in statuses
+            ]
+            rows += [(f"*@{host}", "unreachable", "-", str(error)) for host, error in answers.failures.items()]
+            if rows != shown:
+                out.table(("NAME", "STATE", "PID", ""), rows)
+                out.flush()
+                shown = rows
+            await asyncio.sleep(LOOK_EVERY_S)

@@ -1,0 +1,209 @@
+"""What `plan`, `apply`, `rollback`, `up` and `demo` share: reading a definition, making a plan, carrying it out, and
+saying what came of it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tools.cloud import shown_path
+from tools.errors import PARTIAL, UsageError
+from tools.output import printable, shorten, size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator, Mapping
+
+    from deployer.cloud import Cloud
+    from deployer.outcome import Applied, CallDone
+    from deployer.plan import Plan, Step
+    from deployer.planners import Version
+    from deployer.progress import Phase, Progress
+    from deployer.resolve import Resolved
+    from deployer.schema import Definition
+    from deployer.site import Site
+    from tools.output import Output
+
+
+def add_definition_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--planner", metavar="NAME", help="how the difference becomes calls (default: as configured)")
+    parser.add_argument("--locked", action="store_true", help="take every hash from lowcloud.lock and read no file")
+    parser.add_argument("--allow-unreachable", action="store_true", help="leave hosts alone that do not answer")
+
+
+# --- from a file to a version ---------------------------------------------------------------------------------------
+
+
+def resolved_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool = False) -> Resolved:
+    """The definition in a file (default: the cloud's own) with every name a hash. Warnings go to stderr. Raises
+    DefinitionInvalid."""
+    from deployer import definition, lock
+    from deployer.resolve import resolve
+
+    path = Path(file) if file else cloud.definition_path
+    parsed = definition.load(path)
+    written = lock.read(lock.lock_path(path))
+    if locked and written is None:
+        raise UsageError(f"there is no {shown_path(lock.lock_path(path))}", hint="write it with `lowcloud resolve`")
+    resolved = resolve(parsed, cloud.store, locked=written if locked else None)
+    for warning in resolved.warnings:
+        out.remark(f"warning: {warning}")
+    if written is not None and not locked and written != resolved.lock:
+        out.remark(f"note: {lock.LOCK_NAME} is out of date; `lowcloud resolve` writes it anew")
+    return resolved
+
+
+def version_of_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool = False) -> Version:
+    """As `resolved_file`, and kept in the store."""
+    from deployer.planning import keep_definition
+
+    return keep_definition(cloud.store, resolved_file(cloud, file, out, locked=locked).definition)
+
+
+# --- asking and calling hosts ---------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_site(
+    cloud: Cloud, following: Definition | None = None, progress: Progress | None = None
+) -> AsyncIterator[Site]:
+    """Everything that an operation on the cloud's hosts needs."""
+    from deployer import trust
+    from deployer.fleet import Fleet
+    from deployer.planning import addresses_for
+    from deployer.progress import Quiet
+    from deployer.site import Site
+
+    addresses = addresses_for(cloud.store, cloud.ref, following)
+    async with Fleet(addresses, cloud.credentials) as fleet:
+        yield Site(cloud.store, cloud.ref, fleet, trust.common_name(cloud.credentials), progress or Quiet())
+
+
+async def planned(
+    cloud: Cloud, following: Version, planner: str | None, *, allow_unreachable: bool = False
+) -> tuple[Plan, dict[str, int]]:
+    """A plan to this version, and the bytes that each host would be sent."""
+    from deployer.planning import plan_for
+
+    async with open_site(cloud, following.definition) as site:
+        plan = await plan_for(site, following, planner or cloud.config.planner, allow_unreachable=allow_unreachable)
+        return plan, await bytes_to_send(site, plan)
+
+
+async def bytes_to_send(site: Site, plan: Plan) -> dict[str, int]:
+    """What carrying out a plan would send to each host."""
+    from deployer.transfer import estimate
+
+    from deployer.plan import blobs_by_host
+
+    return await estimate(site, blobs_by_host(plan))
+
+
+async def carried_out(cloud: Cloud, plan: Plan, out: Output, *, message: str, **kind: Any) -> Applied:
+    """Carry out a plan, telling about each call."""
+    from deployer import apply, release
+
+    following = release.read_definition(cloud.store, plan.definition)
+    with out.progress("send") as bar:
+        async with open_site(cloud, following, Telling(out, bar)) as site:
+            return await apply.apply(site, plan, message=message, **kind)
+
+
+class Telling:
+    """A `deployer.progress.Progress` that prints each call as it ends and moves a bar while bytes are sent."""
+
+    def __init__(self, out: Output, bar: Any) -> None:
+        self._out = out
+        self._bar = bar
+        self._sent: dict[str, tuple[int, int]] = {}
+
+    def phase(self, phase: Phase, hosts: int) -> None:
+        words = {"transfer": "sending to", "stage": "staging on", "revert": "bringing back"}
+        if phase in words and hosts:
+            self._out.remark(f"{words[phase]} {hosts} {'host' if hosts == 1 else 'hosts'}")
+
+    def transfer(self, host: str, done_bytes: int, total_bytes: int) -> None:
+        self._sent[host] = (done_bytes, total_bytes)
+        self._bar(sum(done for done, _ in self._sent.values()), sum(total for _, total in self._sent.values()))
+
+    def step(self, step: Step, state: Literal["begins", "done", "failed"], detail: str = "") -> None:
+        if state == "done":
+            self._out.remark(f"  {step.kind} {step.subject}@{step.host}: done")
+        if state == "failed":
+            self._out.remark(f"  {step.kind} {step.subject}@{step.host}: FAILED: {printable(detail)}")
+
+
+# --- what came of it ------------------------------------------------------------------------------------------------
+
+
+def applied_as_dict(applied: Applied) -> dict[str, Any]:
+    """The stable JSON of an apply or a rollback."""
+    return {
+        "release": applied.release,
+        "plan": applied.plan,
+        "outcome": str(applied.outcome),
+        "calls": len(applied.calls),
+        "failed": len(applied.failed),
+        "seconds": applied.seconds,
+        "bytes_sent": applied.bytes_sent,
+        "hosts": {host: str(end) for host, end in applied.hosts.items()},
+        "done": [_call_as_dict(call) for call in applied.calls],
+        "interrupted": applied.interrupted,
+        "superseded": applied.superseded,
+        "trouble": applied.trouble,
+        "revert": applied_as_dict(applied.revert) if applied.revert else None,
+    }
+
+
+def show_applied(applied: Applied, out: Output) -> None:
+    """The same for a person."""
+    from deployer.outcome import Outcome
+
+    for call in applied.failed:
+        out.line(f"{call.kind} of {call.subject}@{call.host} failed: {printable(call.message)}")
+        for line in call.output_tail.splitlines():
+            out.line(f"  | {printable(line)}")
+        if call.hint:
+            out.line(f"  hint: {call.hint}")
+    if applied.trouble:
+        out.line(printable(applied.trouble))
+    if applied.outcome is Outcome.UNCHANGED:
+        out.line("nothing to do: every host runs it already")
+        return
+    if applied.outcome is Outcome.REVERTED:
+        out.line("every host that was called runs again what it ran before")
+    if applied.outcome is Outcome.PARTIAL:
+        out.table(("HOST", "RUNS"), [(host, _ENDS[str(end)]) for host, end in sorted(applied.hosts.items())])
+    if applied.interrupted:
+        out.line("it was interrupted; apply again to go on, or roll back")
+    calls = f"{len(applied.calls)} {'call' if len(applied.calls) == 1 else 'calls'}"
+    sent = f"{size(applied.bytes_sent)} sent"
+    out.line(f"{applied.outcome}: release {shorten(applied.release)}, {calls}, {sent}, {applied.seconds:.2f} s")
+
+
+def exit_code(applied: Applied) -> int:
+    return PARTIAL if applied.exit_code else 0
+
+
+_ENDS: Mapping[str, str] = {
+    "new": "all of the new version",
+    "old": "the version before",
+    "between": "neither: `lowcloud status` tells",
+    "unwell": "the new version, but a process does not run",
+    "unknown": "unknown: it does not answer",
+}
+
+
+def _call_as_dict(call: CallDone) -> dict[str, Any]:
+    return {
+        "call": str(call.kind),
+        "host": call.host,
+        "process": call.subject,
+        "ok": call.ok,
+        "changed": call.changed,
+        "ms": call.ms,
+        "steps": call.steps,
+        "reason": str(call.reason) if call.reason else None,
+        "message": call.message,
+    }
