@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from agent import linux
+from agent import landlock, linux, seccomp
 from agent.api import Endpoint
 from agent.engine import EXIT_NOT_STARTED, MAX_REASON_BYTES, Directory, Engine, Program
 from agent.runtime import GuestOrder
@@ -113,4 +113,26 @@ def _close_sandbox(order: GuestOrder, control: socket.socket) -> None:
         raise RuntimeError(f"{threads} threads run before the sandbox is closed; it would not bind them")
     linux.drop_capabilities()
     linux.no_new_privileges()
-    _tell(control, Sandboxed())
+    if landlock.abi():
+        landlock.restrict(landlock.Directory(p.host_path, p.writable) for p in order.preopens)
+    network = network_of(order)
+    sandboxed = msgspec.msgpack.encode(Sandboxed())
+    if network.tcp:
+        questions = seccomp.install_questions()
+        linux.send_with_fds(control, sandboxed, [questions])
+        os.close(questions)
+        seccomp.install_allow_list(os.getpid(), network)
+    else:
+        seccomp.install_allow_list(os.getpid(), network)
+        control.send(sandboxed)
+
+
+def network_of(order: GuestOrder) -> seccomp.NetworkRights:
+    """What the filter is told of an order."""
+    listens_udp = any(e.protocol == "udp" for e in order.listen.values())
+    connects_udp = any(e.protocol == "udp" for e in order.connect.values())
+    return seccomp.NetworkRights(
+        tcp=bool(order.listen or order.connect),
+        udp=listens_udp or connects_udp,
+        send_to_anyone=listens_udp,
+    )
