@@ -1,0 +1,114 @@
+"""How a new blob is encoded: whole, or as a delta of one that is here.
+
+The measured size decides. Bases are tried in the order given (the most recent version of the same name first), a
+bounded number of them, and only where the chain of deltas stays short in steps and in bytes to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+from blake3 import blake3
+
+from cas.entries import CHECK_BYTES, DELTA, PLAIN
+from cas.reading import MAX_DEPTH
+
+MAX_DELTA_BYTES = 256 << 20
+"""Base and target of a delta are at most this large."""
+MIN_DELTA_BYTES = 256
+"""A smaller blob costs less than the header of a patch would."""
+MAX_BASES_TRIED = 2
+CLEARLY_GOOD = 0.02
+"""A delta below this part of the blob is taken at once: nothing else is tried."""
+WORTHWHILE = 0.8
+"""A delta is kept only below this part of the whole encoding; every one costs each later read."""
+CHAIN_BYTES_FACTOR = 2
+CHAIN_BYTES_FLOOR = 1 << 20
+"""What must be read for a delta may be so many times what would be read for the whole, and at least this."""
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A blob that could serve as a base."""
+
+    raw: bytes
+    size: int
+    depth: int
+    chain_bytes: int
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """A blob as it will be stored."""
+
+    encoding: int
+    stored: bytes
+    check: bytes
+    base: bytes | None = None
+    depth: int = 0
+    chain_bytes: int = 0
+
+
+def suitable(candidate: Candidate, size: int) -> bool:
+    """Whether a delta from this base may be tried for a blob of this size at all."""
+    return (
+        candidate.depth < MAX_DEPTH and MIN_DELTA_BYTES <= size <= MAX_DELTA_BYTES and candidate.size <= MAX_DELTA_BYTES
+    )
+
+
+def chain_allows(candidate: Candidate, patch_bytes: int, whole_bytes: int) -> bool:
+    limit = max(CHAIN_BYTES_FLOOR, CHAIN_BYTES_FACTOR * whole_bytes)
+    return candidate.depth < MAX_DEPTH and candidate.chain_bytes + patch_bytes <= limit
+
+
+def whole(raw: bytes, data: bytes) -> Encoded:
+    """Plain or zstd, whichever is smaller."""
+    from cas import compression
+
+    encoding, stored = compression.smallest(data)
+    return Encoded(encoding, stored, check_of(raw, encoding, stored), chain_bytes=len(stored))
+
+
+def choose(
+    raw: bytes,
+    data: bytes,
+    candidates: Iterable[Candidate],
+    *,
+    read_base: Callable[[bytes], bytes | None],
+    encode_delta: Callable[[bytes, bytes], bytes | None],
+) -> Encoded:
+    """The encoding to keep. `read_base` gives a base's bytes or None where it cannot be read; `encode_delta` a patch
+    or None where there can be none."""
+    best: tuple[Candidate, bytes] | None = None
+    tried = 0
+    for candidate in candidates:
+        if tried == MAX_BASES_TRIED:
+            break
+        if candidate.raw == raw or not suitable(candidate, len(data)):
+            continue
+        base = read_base(candidate.raw)
+        patch = None if base is None else encode_delta(base, data)
+        if patch is None:
+            continue
+        tried += 1
+        if best is None or len(patch) < len(best[1]):
+            best = candidate, patch
+        if len(patch) < CLEARLY_GOOD * len(data) and chain_allows(candidate, len(patch), len(data)):
+            return as_delta(candidate, patch)
+    as_whole = whole(raw, data)
+    if best is None:
+        return as_whole
+    candidate, patch = best
+    small_enough = len(patch) < WORTHWHILE * len(as_whole.stored)
+    if small_enough and chain_allows(candidate, len(patch), len(as_whole.stored)):
+        return as_delta(candidate, patch)
+    return as_whole
+
+
+def check_of(raw: bytes, encoding: int, stored: bytes) -> bytes:
+    return raw[:CHECK_BYTES] if encoding == PLAIN else blake3(stored).digest(length=CHECK_BYTES)
+
+
+def as_delta(candidate: Candidate, patch: bytes) -> Encoded:
+    """A patch against this base, as it is stored."""
+    check = blake3(patch).digest(length=CHECK_BYTES)
+    return Encoded(DELTA, patch, check, candidate.raw, candidate.depth + 1, candidate.chain_bytes + len(patch))

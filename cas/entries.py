@@ -1,0 +1,128 @@
+"""The index: what the store knows of each blob, as a few bytes beside its digest.
+
+Two layouts, told apart by their first byte: a short one for blobs that lie whole in a pack (there may be millions of
+them), and a long one for everything else. All integers are little-endian. Every value ends in the CRC-32 of its key and
+itself, so that a flipped bit in the index is seen as what it is, and not as a missing or a wrong blob.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import msgspec
+
+from cas.digest import RAW_BYTES
+
+PLAIN = 0
+ZSTD = 1
+DELTA = 2
+ENCODING_NAMES = ("plain", "zstd", "delta")
+
+NOT_PACKED = 0xFFFFFFFF
+CHECK_BYTES = 8
+
+_SHORT_PLAIN = 0x01
+_SHORT_ZSTD = 0x02
+_LONG = 0x10
+
+_SHORT = struct.Struct("<BHHQH")
+_LONG_HEAD = struct.Struct("<BBBQQQIQ8s")
+_CRC = struct.Struct("<I")
+_SHORT_LIMIT = 0xFFFF
+_RECORD_KEY = struct.Struct(">QI")
+
+
+class BadEntry(Exception):
+    """Bytes that are not a sealed value of this format."""
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """Where a blob lies and how it is encoded."""
+
+    encoding: int
+    size: int
+    """Raw bytes."""
+    stored: int
+    """Encoded bytes."""
+    body: int
+    """Which body (a run of records) holds them."""
+    offset: int
+    """Where in a pack, or NOT_PACKED."""
+    check: bytes
+    """The first bytes of the BLAKE3-256 of the encoded bytes; for a plain blob, of its digest."""
+    base: bytes | None = None
+    depth: int = 0
+    chain_bytes: int = 0
+    """Encoded bytes that must be read to get this blob: its own and those of its bases."""
+
+    @property
+    def packed(self) -> bool:
+        return self.offset != NOT_PACKED
+
+
+def seal(key: bytes, value: bytes) -> bytes:
+    """The value with its check behind it."""
+    return value + _CRC.pack(zlib.crc32(value, zlib.crc32(key)))
+
+
+def unseal(key: bytes, sealed: bytes | memoryview) -> bytes:
+    """Raises BadEntry where key or value are not what was sealed."""
+    value = bytes(sealed[: -_CRC.size])
+    if len(sealed) < _CRC.size or zlib.crc32(value, zlib.crc32(key)) != _CRC.unpack(sealed[-_CRC.size :])[0]:
+        raise BadEntry("a damaged index entry")
+    return value
+
+
+def encode(raw: bytes, entry: Entry) -> bytes:
+    if entry.packed and entry.encoding != DELTA and entry.size <= _SHORT_LIMIT:
+        tag = _SHORT_PLAIN if entry.encoding == PLAIN else _SHORT_ZSTD
+        value = _SHORT.pack(tag, entry.size, entry.stored, entry.body, entry.offset)
+        if tag == _SHORT_ZSTD:
+            value += entry.check
+        return seal(raw, value)
+    value = _LONG_HEAD.pack(
+        _LONG,
+        entry.encoding,
+        entry.depth,
+        entry.size,
+        entry.stored,
+        entry.body,
+        entry.offset,
+        entry.chain_bytes,
+        entry.check,
+    )
+    return seal(raw, value + (entry.base or b""))
+
+
+def decode(raw: bytes, sealed: bytes | memoryview) -> Entry:
+    """Raises BadEntry."""
+    value = unseal(raw, sealed)
+    try:
+        if value[0] == _LONG:
+            return _decode_long(value)
+        tag, size, stored, body, offset = _SHORT.unpack_from(value)
+        if tag == _SHORT_PLAIN:
+            return Entry(PLAIN, size, stored, body, offset, raw[:CHECK_BYTES], None, 0, stored)
+        if tag == _SHORT_ZSTD:
+            return Entry(ZSTD, size, stored, body, offset, value[_SHORT.size :], None, 0, stored)
+    except (struct.error, IndexError) as error:
+        raise BadEntry("an index entry of the wrong length") from error
+    raise BadEntry(f"an index entry of the unknown kind {tag}")
+
+
+def _decode_long(value: bytes) -> Entry:
+    _, encoding, depth, size, stored, body, offset, chain_bytes, check = _LONG_HEAD.unpack_from(value)
+    base = value[_LONG_HEAD.size :]
+    if encoding >= len(ENCODING_NAMES) or len(base) != (RAW_BYTES if encoding == DELTA else 0):
+        raise BadEntry("an index entry that contradicts itself")
+    return Entry(encoding, size, stored, body, offset, check, base or None, depth, chain_bytes)
+
+
+def decode_packed_plain(raw: bytes, sealed: bytes | memoryview) -> tuple[bytes, int, int] | None:
+    """Record key, start and end of a blob that lies plain in a pack, None for any other: the short way of `decode` for
+    reading millions of small blobs. Raises BadEntry."""
+    if len(sealed) != _SHORT.size + _CRC.size or sealed[0] != _SHORT_PLAIN:
+        return None
+    _, size, _, body, offset = _SHORT.unpack(unseal(raw, sealed))
+    return _RECORD_KEY.pack(body, 0), offset, offset + size
