@@ -99,7 +99,7 @@ class Guests:
         guest = guest_of(version)
         state = (await self.known()).get(guest)
         if state is not None and state.exit_code is None:
-            state = await self._bounded(self._runtime.kill(guest), SUPERVISOR_ANSWERS_S)
+            state = await self.kill(guest)
         if guest in self._journal.serving:
             await self.note(Event.ENDED, version, pid=state.pid if state else None, detail=detail)
 
@@ -107,13 +107,20 @@ class Guests:
         """Drop everything that is kept of a guest that has ended. Raises RuntimeUnavailable."""
         guest = guest_of(version)
         if guest in await self.known():
-            await self._bounded(self._runtime.forget(guest), SUPERVISOR_ANSWERS_S)
+            await self.forget_guest(guest)
         await self.builder.clear(guest)
 
     async def discard(self, version: Version) -> None:
         """End and forget. Raises RuntimeUnavailable."""
         await self.end(version)
         await self.forget(version)
+
+    async def kill(self, guest: GuestId) -> GuestState:
+        """End a guest now, whosever it is."""
+        return await self._bounded(self._runtime.kill(guest), SUPERVISOR_ANSWERS_S)
+
+    async def forget_guest(self, guest: GuestId) -> None:
+        await self._bounded(self._runtime.forget(guest), SUPERVISOR_ANSWERS_S)
 
     async def set_cpus(self, guest: GuestId, cpus: tuple[int, ...]) -> None:
         await self._bounded(self._runtime.set_cpus(guest, cpus), SUPERVISOR_ANSWERS_S)

@@ -64,9 +64,9 @@ class Lifecycle:
         return self.standing.record
 
     @property
-    def busy(self) -> bool:
-        """A call is under way, or guests are still retiring."""
-        return bool(self._calls) or not self.record.empty
+    def gone(self) -> bool:
+        """Nothing is left of it, and no call is about to change that."""
+        return self._turn is None and self.record.empty
 
     def status(self) -> ProcessStatus | None:
         return self.standing.status()
@@ -169,7 +169,7 @@ class Lifecycle:
             await self._finish_stop()
         return steps
 
-    async def resize(self, spec: ProcessSpec) -> None:
+    async def resize(self, spec: ProcessSpec, *, release: Digest | None, plan: Digest | None) -> None:
         """Record changed rules and cores, without a new guest."""
 
         def resized(record: Record) -> Record:
@@ -178,7 +178,8 @@ class Lifecycle:
             finished = record.finished
             if finished is not None and starts_again(spec.restart, finished.exit_code):
                 finished = None
-            current = msgspec.structs.replace(record.current, spec=spec)
+            was = record.current
+            current = msgspec.structs.replace(was, spec=spec, release=release or was.release, plan=plan or was.plan)
             return msgspec.structs.replace(record, current=current, finished=finished)
 
         await self.standing.save(resized)

@@ -2,8 +2,8 @@
 
 Whole cores are dedicated: a process that is given 2 has two CPUs that no other process of this host runs on.
 Everything else (shares, and cores with a fraction) runs on the CPUs that are left. A process keeps its CPUs as long as
-it lives, so that nothing moves when others come and go. Where dedicating would leave a share without a CPU, or the host
-is told to give more cores than the machine has, what does not fit is not pinned.
+it lives, so that nothing moves when others come and go. Where dedicating would leave a share without a CPU, what
+does not fit runs with the shares; where the host is told to give more cores than the machine has, nothing is pinned.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ def assign(
     `cpus`: those this host may use. `wants`: thousandths of a core by process. `held`: what each has now.
     """
     available = sorted(set(cpus))
+    if sum(wants.values()) > len(available) * MILLI:
+        return dict.fromkeys(wants, ())
     whole = {name: milli // MILLI for name, milli in wants.items() if milli % MILLI == 0}
     sharers = [name for name in wants if name not in whole]
     room = len(available) - (1 if sharers else 0)

@@ -1,0 +1,164 @@
+"""The daemon of one host: puts the parts together, says when it is ready, and ends without touching the guests.
+
+The state directory (mode 0700; nobody else may write here):
+
+    lock               held while an agent runs, so that two never share a state
+    credentials/       ca.pem, cert.pem, key.pem of this host
+    store/             the blobs
+    processes/NAME     what is to run (`agent.state`)
+    journal            what ran (`agent.journal`)
+    volumes/NAME/      what outlives processes (`agent.volumes`)
+    code/              compiled code (`agent.code_cache`); may be deleted
+    guests/GUEST/      files of one guest; may be deleted while it does not run
+    output/NAME/       what guests printed
+    work/              unfinished compilations; emptied at start
+    supervisor.*       of the supervisor, which outlives the agent
+
+SIGTERM and SIGINT end the agent; guests go on, and the next agent finds them. An operator's request to
+`Routes.SHUTDOWN` with `guests=1` ends them too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from agent.capacity import Limits
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from agent.assembly import Agent
+
+STOP_WITHIN_S: Final = 5.0
+"""What requests that are under way get when the agent ends."""
+FIRST_LINK_S: Final = 30.0
+THREADS: Final = 16
+"""For disk work: fsync, the store, hashing."""
+
+_log = logging.getLogger(__name__)
+
+
+class AgentCannotStart(Exception):
+    """The message says why; nothing was started."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The line that is printed when the agent takes calls."""
+
+    host: str
+    address: str
+    pid: int
+
+
+def run(
+    host: str,
+    listen: str,
+    state_dir: Path,
+    credentials_dir: Path | None = None,
+    *,
+    limits: Limits | None = None,
+    pin: bool = True,
+) -> None:
+    """Be the agent of `host` until a signal or an operator ends it. Blocks.
+
+    `listen`: `address:port` (port 0: any; the ready line says which). `limits`: what processes may be given in all, by
+    default what the machine has. `pin`: give processes CPUs of their own (wrong where several agents share a machine).
+    Raises AgentCannotStart.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    state_dir = state_dir.absolute()
+    with hold(state_dir):
+        asyncio.run(_serve(host, listen, state_dir, credentials_dir or state_dir / "credentials", limits, pin))
+
+
+@contextlib.contextmanager
+def hold(state_dir: Path) -> Iterator[None]:
+    """Make the state directory and hold its lock. Raises AgentCannotStart where another agent does."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state_dir.chmod(0o700)
+    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise AgentCannotStart(
+            f"another agent runs in {state_dir}", hint="end it first, or use another --state directory"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _serve(
+    host: str, listen: str, state_dir: Path, credentials_dir: Path, limits: Limits | None, pin: bool
+) -> None:
+    from aiohttp import web
+
+    from agent import tls
+    from agent.assembly import Agent
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="disk"))
+    address, port = parse_listen(listen)
+    try:
+        context = tls.server_context(credentials_dir)
+    except tls.CredentialsUnusable as error:
+        raise AgentCannotStart(str(error), hint=error.hint) from error
+    work = state_dir / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(mode=0o700)
+    agent = await Agent.open(host, state_dir, limits=limits, pin=pin)
+    try:
+        runner = web.AppRunner(agent.service.application(), access_log=None, shutdown_timeout=STOP_WITHIN_S)
+        await runner.setup()
+        site = web.TCPSite(runner, address, port, ssl_context=context, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            raise AgentCannotStart(f"cannot listen on {listen}: {error}", hint="choose another --listen") from error
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LINK_S):
+                await agent.processes.linked.wait()
+        _announce(host, runner)
+        await _until_ended(agent)
+        await runner.cleanup()
+    finally:
+        await agent.close()
+
+
+def _announce(host: str, runner: web.AppRunner) -> None:
+    address, port = runner.addresses[0][:2]
+    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    print(msgspec.json.encode(Ready(host, shown, os.getpid())).decode(), flush=True)
+
+
+async def _until_ended(agent: Agent) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.ended.set)
+    await agent.ended.wait()
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`address:port`, an IPv6 address in brackets. Raises AgentCannotStart."""
+    address, separator, port = text.rpartition(":")
+    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise AgentCannotStart(f"{text!r} is no address:port", hint="for example 127.0.0.1:7400")
+    return address.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
