@@ -1,6 +1,7 @@
 /* A key-value server over TCP that keeps what it has acknowledged.
  *
- *     kv --port 6379 [--address 0.0.0.0] [--data /data]
+ * It listens where LOWCLOUD_LISTEN_KV says (`address:port`, from the definition's `listen`), or where
+ * `--address 0.0.0.0 --port 6379` do, and keeps its data in `--data /data`.
  *
  * One request per line, one line of answer: `GET key` (VALUE value, or NONE), `SET key value` (OK), `DEL key` (OK, or
  * NONE), `COUNT` (COUNT n). A key has no spaces; a value is the rest of the line.
@@ -143,7 +144,7 @@ static struct {
     char path_text[256], new_path_text[256], directory_text[256];
     struct slice path, new_path, directory;
     handle file;
-    uint64_t size;      /* of the durable part */
+    uint64_t size;       /* of the durable part */
     size_t batch_length; /* of what is to follow it */
     char batch[BATCH_BYTES];
 } journal;
@@ -231,7 +232,8 @@ static uint64_t replay(void) {
     uint64_t offset = 0;
     size_t held = 0, part;
     do {
-        check(file_read(journal.file, offset + held, journal.batch + held, BATCH_BYTES - held, &part), "cannot read the log: ");
+        int error = file_read(journal.file, offset + held, journal.batch + held, BATCH_BYTES - held, &part);
+        check(error, "cannot read the log: ");
         held += part;
         size_t used = 0, record;
         while ((record = replay_record((struct slice){journal.batch + used, held - used}))) used += record;
@@ -372,9 +374,7 @@ static void announce(void) {
 
 bool run(void) {
     static const struct protocol lines = {answer, commit};
-    struct slice ip = option("--address", SLICE("0.0.0.0"));
-    if (!parse_ip(ip, &address)) fail("--address is not an IP address: ", ip);
-    address.port = (uint16_t)option_number("--port", 6379, 65535);
+    address = listen_address("LOWCLOUD_LISTEN_KV", 6379);
     if (!make_room()) fail("no memory", SLICE(""));
     torn_bytes = open_journal(option("--data", SLICE("/data")));
     fail("cannot listen: ", net_error_name(serve(&address, &lines, announce)));

@@ -2,7 +2,8 @@
  *
  *     greeting = "hello"
  *
- *     web --port 8080 [--address 0.0.0.0]
+ * It listens where LOWCLOUD_LISTEN_HTTP says (`address:port`, from the definition's `listen`), or where
+ * `--address 0.0.0.0 --port 8080` do.
  *
  * Version 2 differs from version 1 by what a release typically does: one more page and another version number.
  */
@@ -170,7 +171,8 @@ static void send(struct connection *connection, const struct request *request, s
     struct builder response = {text, 0, sizeof text, false};
     add_text(&response, "HTTP/1.1 ");
     add(&response, status);
-    add_text(&response, "\r\nServer: web/" VERSION_TEXT "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ");
+    add_text(&response, "\r\nServer: web/" VERSION_TEXT "\r\nContent-Type: text/plain; charset=utf-8");
+    add_text(&response, "\r\nContent-Length: ");
     add_number(&response, body.length);
     if (memcmp(status.at, "405", 3) == 0) add_text(&response, "\r\nAllow: GET, HEAD");
     if (!request->keep_alive) add_text(&response, "\r\nConnection: close");
@@ -331,9 +333,7 @@ static void announce(void) {
 
 bool run(void) {
     static const struct protocol http = {answer, NULL};
-    struct slice ip = option("--address", SLICE("0.0.0.0"));
-    if (!parse_ip(ip, &server.address)) fail("--address is not an IP address: ", ip);
-    server.address.port = (uint16_t)option_number("--port", 8080, 65535);
+    server.address = listen_address("LOWCLOUD_LISTEN_HTTP", 8080);
 #if VERSION >= 2
     server.started_ns = wasi_now_ns();
 #endif

@@ -1,5 +1,7 @@
 #include "serve.h"
 
+#include "program.h"
+
 #define BACKLOG 4096
 #define ACCEPTS_PER_TURN 256
 #define TICK_NS 1000000000ull
@@ -225,6 +227,15 @@ static void loop(handle listener, const struct protocol *protocol) {
         if (arrived) accepting = accept_waiting(listener); /* if not, it rests until the next tick */
         if (count || ticked) bury_the_dead();
     }
+}
+
+struct address listen_address(const char *variable, uint16_t port) {
+    struct address address = {false, port, {0}};
+    struct slice given = environment(variable), ip = option("--address", (struct slice){NULL, 0});
+    if (given.at && !parse_endpoint(given, &address)) fail("the environment names no address:port: ", given);
+    if (ip.at && !parse_ip(ip, &address)) fail("--address is not an IP address: ", ip);
+    address.port = (uint16_t)option_number("--port", address.port, 65535);
+    return address;
 }
 
 int serve(const struct address *address, const struct protocol *protocol, void (*listening)(void)) {

@@ -60,6 +60,10 @@ void finish_connection(struct connection *connection);
 /* How many connections are open, and have ever been. */
 extern uint64_t connections_open, connections_ever;
 
+/* Where to listen: the environment's `variable` (`address:port`) or 0.0.0.0 and `port`; then what the arguments
+ * `--address` and `--port` say. Ends the program where one of them makes no sense. */
+struct address listen_address(const char *variable, uint16_t port);
+
 /* Serves for ever. Returns only where listening fails, with the error (see net.h). `listening` is called once. */
 int serve(const struct address *address, const struct protocol *protocol, void (*listening)(void));
 

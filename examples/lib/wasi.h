@@ -1,7 +1,7 @@
 /* The functions of WASI 0.2 that the examples use, as a core module sees them.
  *
- * Each declaration is the canonical ABI's lowering of the function of the same name in `examples/wit/`: a resource is an
- * `i32` handle (0 is none), a list is an address and a length, and a result that is more than one number is written to
+ * Each declaration is the canonical ABI's lowering of the function of the same name in `examples/wit/`: a resource is
+ * an `i32` handle (0 is none), a list is an address and a length, and a result that is more than one number is written to
  * the address `answer`. Source: the Component Model's "Canonical ABI", section "Flattening" and "Loading"; what lies
  * where in an answer is noted at its use.
  *

@@ -5,8 +5,11 @@ They are built on first use and kept by the digest of everything they are built 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from blake3 import blake3
@@ -26,10 +29,20 @@ def path(name: str) -> Path:
     source = HERE / f"{name}.c"
     output = BUILT / f"{name}-{_digest_of_sources(source)}.wasm"
     if not output.is_file():
-        with tempfile.TemporaryDirectory(prefix="lowcloud-test-guest-") as cache:
+        with _alone(), tempfile.TemporaryDirectory(prefix="lowcloud-test-guest-") as cache:
             make = build.build_core if name == "core" else build.build_component
-            make(source, output, cache=Path(cache))
+            if not output.is_file():
+                make(source, output, cache=Path(cache))
     return output
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One build at a time: the first use of the C library costs seconds, and test processes run side by side."""
+    BUILT.mkdir(exist_ok=True)
+    with (BUILT / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _digest_of_sources(source: Path) -> str:

@@ -1,7 +1,7 @@
 /* A guest that does one thing its first argument names, and says how it went: what the tests of the runtime run.
  *
- * Every mode prints a line per step, such as `connect ok` or `connect denied access-denied`, and ends badly at the first
- * step that fails. The modes are the table at the end.
+ * Every mode prints a line per step, such as `connect ok` or `connect denied access-denied`, and ends badly at the
+ * first step that fails. The modes are the table at the end.
  */
 #include "lib/file.h"
 #include "lib/net.h"
