@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
-from delta import zstd
+from delta import wasm, zstd
 from delta.container import MAX_INPUT_BYTES, Codec, Patch, digest, pack, unpack
 from delta.errors import DeltaError
 from delta.zstd import Effort
@@ -59,6 +59,10 @@ def _candidates(base: bytes, target: bytes, effort: Effort) -> Iterator[tuple[Co
     if not base:
         yield Codec.ZSTD, zstd.compress_plain(target, effort=effort)
         return
+    if effort != "fast" and wasm.applies(base, target):
+        payload = wasm.encode(base, target, effort=effort)
+        if payload is not None:
+            yield Codec.WASM, payload
     with_prefix = zstd.compress_with_prefix(base, target, effort=effort)
     yield Codec.ZSTD_PREFIX, with_prefix
     quick = zstd.compress_plain(target, effort="fast")
@@ -76,6 +80,8 @@ def _rebuild(base: bytes, patch: Patch) -> bytes:
         return zstd.decompress(b"", patch.payload, size=patch.target_size)
     if patch.codec is Codec.ZSTD_PREFIX:
         return zstd.decompress(base, patch.payload, size=patch.target_size)
+    if patch.codec is Codec.WASM:
+        return wasm.decode(base, patch.payload, size=patch.target_size)
     raise DeltaError(f"patches of codec {patch.codec.name.lower()} cannot be decoded here")
 
 

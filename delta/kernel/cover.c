@@ -1,0 +1,147 @@
+#include "cover.h"
+
+enum {
+    SEED = 12,
+    CHAIN = 64,         /* seeds looked at per position */
+    SAME_SHIFT = 8,     /* how long a match must be to go on where the last one stopped, */
+    NEAR_SHIFT = 16,    /* near there, */
+    ANY_SHIFT = 24,     /* or anywhere */
+    NEAR = 4096,
+    SHIFT_BONUS = 12,
+    FORWARD_DROP = 24,  /* growth stops when the score has fallen this far */
+    BACKWARD_DROP = 16,
+};
+#define NONE 0xffffffffu
+
+typedef struct {
+    u32 *head, *next;
+    u32 bits;
+} seeds;
+
+static u32 seed_at(const seeds *s, const u8 *p) {
+    u64 x;
+    u32 y;
+    __builtin_memcpy(&x, p, 8);
+    __builtin_memcpy(&y, p + 8, 4);
+    return (u32)((x * 0x9E3779B97F4A7C15ull ^ y * 0xff51afd7ed558ccdull) * 0x9E3779B97F4A7C15ull >> (64 - s->bits));
+}
+
+static int inside_a_run(const u8 *o, u32 on, u32 i) {
+    if (i == 0 || i + SEED >= on) return 0;
+    for (u32 k = 0; k <= SEED; k++)
+        if (o[i + k] != o[i - 1]) return 0;
+    return 1;
+}
+
+static void index_seeds(seeds *s, const u8 *o, u32 on) {
+    s->bits = 12;
+    while (s->bits < 22 && 1u << s->bits < on) s->bits++;
+    s->head = allocate(4ull << s->bits);
+    s->next = allocate((u64)on * 4);
+    __builtin_memset(s->head, 0xff, 4u << s->bits);
+    for (u32 i = on - SEED + 1; i-- > 0;) {
+        if (inside_a_run(o, on, i)) continue;
+        u32 k = seed_at(s, o + i);
+        s->next[i] = s->head[k];
+        s->head[k] = i;
+    }
+}
+
+static u32 match_bytes(const u8 *o, u32 on, const u8 *n, u32 nn) {
+    u32 l = 0, most = on < nn ? on : nn;
+    while (l + 8 <= most) {
+        u64 x, y;
+        __builtin_memcpy(&x, o + l, 8);
+        __builtin_memcpy(&y, n + l, 8);
+        if (x != y) return l + (u32)__builtin_ctzll(x ^ y) / 8;
+        l += 8;
+    }
+    while (l < most && o[l] == n[l]) l++;
+    return l;
+}
+
+typedef struct {
+    u32 score, at;
+} found;
+
+static found best_seed(const seeds *s, const u8 *o, u32 on, const u8 *n, u32 nn, u32 p, i64 expected) {
+    found best = {0, 0};
+    if (expected >= 0 && expected < on) {
+        u32 l = match_bytes(o + expected, on - (u32)expected, n + p, nn - p);
+        if (l >= SAME_SHIFT) best = (found){l + SHIFT_BONUS, (u32)expected};
+    }
+    u32 c = s->head[seed_at(s, n + p)];
+    for (u32 tries = 0; c != NONE && tries < CHAIN; tries++, c = s->next[c]) {
+        u32 l = match_bytes(o + c, on - c, n + p, nn - p);
+        if (l >= SEED && l > best.score) best = (found){l, c};
+    }
+    i64 off = (i64)best.at - expected;
+    u32 wanted = off == 0 ? SAME_SHIFT : off > -NEAR && off < NEAR ? NEAR_SHIFT : ANY_SHIFT;
+    return best.score < wanted ? (found){0, 0} : best;
+}
+
+static u32 grow_forward(const u8 *o, u32 on, const u8 *n, u32 nn, u32 i, u32 j) {
+    i32 score = 0, best = 0;
+    u32 end = i;
+    for (; i < nn && j < on; i++, j++) {
+        score += n[i] == o[j] ? 1 : -1;
+        if (score >= best) {
+            best = score;
+            end = i + 1;
+        } else if (score < best - FORWARD_DROP) {
+            break;
+        }
+    }
+    return end;
+}
+
+static u32 grow_back(const u8 *o, const u8 *n, u32 floor, u32 i, u32 j) {
+    i32 score = 0, best = 0;
+    u32 start = i;
+    while (i > floor && j > 0) {
+        i--;
+        j--;
+        score += n[i] == o[j] ? 1 : -1;
+        if (score > best) {
+            best = score;
+            start = i;
+        } else if (score < best - BACKWARD_DROP) {
+            break;
+        }
+    }
+    return start;
+}
+
+static void keep(covers *out, cover c) {
+    if (out->n) {
+        cover *last = &out->at[out->n - 1];
+        if (last->n + last->len == c.n && last->o + last->len == c.o) {
+            last->len += c.len;
+            return;
+        }
+    }
+    PUSH(*out, c);
+}
+
+void find_covers(const u8 *o, u32 on, const u8 *n, u32 nn, covers *out) {
+    seeds s;
+    if (on < SEED || nn < SEED) return;
+    index_seeds(&s, o, on);
+    u32 floor = 0;
+    i64 shift = 0;
+    for (u32 p = 0; p + SEED <= nn;) {
+        found f = best_seed(&s, o, on, n, nn, p, (i64)p - shift);
+        if (f.score == 0) {
+            p++;
+            continue;
+        }
+        u32 start = p, at = f.at;
+        while (start > floor && at > 0 && n[start - 1] == o[at - 1]) start--, at--;
+        u32 end = grow_forward(o, on, n, nn, p, f.at);
+        u32 first = grow_back(o, n, floor, start, at);
+        at -= start - first;
+        keep(out, (cover){first, at, end - first});
+        shift = (i64)first - at;
+        p = floor = end;
+    }
+}

@@ -1,0 +1,145 @@
+"""Runs the kernel: one fresh sandbox per call, with bounds on memory and time, thrown away afterwards.
+
+The kernel is WASM without a single import, so the worst that hostile input can do in it is to fail: by a trap, by
+asking for more memory than it may have, or by running out of time. Each is a DeltaError here. Every call has an engine
+of its own, because a time limit ends everything that runs in its engine; the compiled code is kept for the life of the
+process (it takes a good part of a second to compile and under a millisecond to load). Calls from any thread are
+independent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from delta.errors import DeltaError
+
+if TYPE_CHECKING:
+    import wasmtime
+
+KERNEL = Path(__file__).parent / "kernel" / "delta.wasm"
+
+MAX_MEMORY_BYTES = (1 << 32) - (1 << 16)
+
+# Why the kernel gave up; in step with the enum in delta/kernel/base.h.
+REASONS = {
+    1: "it needs more memory than it may have",
+    2: "a module is malformed or of a form that is not understood",
+    3: "a stream ends early or holds an impossible value",
+    4: "the output is not as long as announced",
+}
+
+_compiling = threading.Lock()
+
+
+def available() -> bool:
+    """Whether this installation carries the compiled kernel."""
+    return KERNEL.is_file()
+
+
+def _config() -> wasmtime.Config:
+    import wasmtime
+
+    config = wasmtime.Config()
+    config.epoch_interruption = True
+    config.cranelift_opt_level = "speed"
+    return config
+
+
+@cache
+def _compile(kernel: Path) -> bytes:
+    import wasmtime
+
+    try:
+        return bytes(wasmtime.Module(wasmtime.Engine(_config()), kernel.read_bytes()).serialize())
+    except (OSError, wasmtime.WasmtimeError) as error:
+        raise DeltaError(
+            f"the delta kernel {kernel} cannot be loaded: {error}",
+            hint="reinstall lowcloud, or build it with `python -m delta.kernel.build`",
+        ) from error
+
+
+def _compiled() -> bytes:
+    with _compiling:
+        return _compile(KERNEL)
+
+
+class Sandbox:
+    """One instance of the kernel. Use it for one call, from one thread."""
+
+    def __init__(self, *, memory_bytes: int, time_s: float) -> None:
+        import wasmtime
+
+        self._engine = wasmtime.Engine(_config())
+        module = wasmtime.Module.deserialize(self._engine, _compiled())
+        self._store = wasmtime.Store(self._engine)
+        self._store.set_limits(memory_size=min(memory_bytes, MAX_MEMORY_BYTES))
+        self._store.set_epoch_deadline(1)
+        self._time_s = time_s
+        self._late = False
+        try:
+            self._exports = wasmtime.Instance(self._store, module, []).exports(self._store)
+        except wasmtime.WasmtimeError as error:
+            raise DeltaError(f"the delta kernel cannot start: {error}") from error
+
+    def call(self, name: str, *arguments: int) -> int:
+        """Call an export that takes and returns unsigned 32-bit numbers. Raises DeltaError when it gives up, when it
+        asks for too much memory, and when it is still running after `time_s`."""
+        import wasmtime
+
+        function = self._exports[name]
+        assert isinstance(function, wasmtime.Func)
+        if self._time_s <= 0:
+            self._stop()
+        timer = threading.Timer(max(self._time_s, 0), self._stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            return int(function(self._store, *(_signed(argument) for argument in arguments))) & 0xFFFFFFFF
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            raise DeltaError(f"the delta kernel gave up: {self._reason()}") from error
+        finally:
+            timer.cancel()
+
+    def put(self, data: bytes) -> int:
+        """Copy `data` into the sandbox; returns its address. 16 zero bytes follow it."""
+        address = self.call("kernel_allocate", len(data) + 16)
+        ctypes.memmove(self._at(address, len(data)), data, len(data))
+        return address
+
+    def get(self, address: int, size: int) -> bytes:
+        """Copy bytes out of the sandbox. Raises DeltaError where they are not inside it."""
+        return ctypes.string_at(self._at(address, size), size)
+
+    def _at(self, address: int, size: int) -> int:
+        import wasmtime
+
+        memory = self._exports["memory"]
+        assert isinstance(memory, wasmtime.Memory)
+        if address + size > memory.data_len(self._store):
+            raise DeltaError("the delta kernel named bytes that it does not have")
+        return ctypes.addressof(memory.data_ptr(self._store).contents) + address
+
+    def _stop(self) -> None:
+        self._late = True
+        self._engine.increment_epoch()
+
+    def _reason(self) -> str:
+        import wasmtime
+
+        if self._late:
+            return f"it was still running after {self._time_s:g} s"
+        self._store.set_epoch_deadline(1)
+        error = self._exports["kernel_error"]
+        assert isinstance(error, wasmtime.Func)
+        try:
+            return REASONS.get(int(error(self._store)), "it failed")
+        except (wasmtime.Trap, wasmtime.WasmtimeError):
+            return "it failed"
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 32) if value >= 1 << 31 else value

@@ -1,0 +1,225 @@
+"""The structure-aware codec: exact on every form, small on real changes, and nothing escapes its sandbox."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import delta
+from delta import DeltaError, kernel_host, wasm, zstd
+from delta.container import Codec, digest, pack
+from delta.kernel.build import build
+from tests.delta.modules import Function, ModulePlan, changed, component, random_plan, section, sleb, uleb
+
+LIMIT = 1 << 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel() -> None:
+    if not kernel_host.available():
+        build(kernel_host.KERNEL.parent)
+
+
+def round_trip(base: bytes, target: bytes) -> bytes:
+    payload = wasm.encode(base, target, effort="fast")
+    assert payload is not None, "the pair was not coded by the wasm codec"
+    assert wasm.decode(base, payload, size=len(target)) == target
+    return payload
+
+
+def streams_of(base: bytes, target: bytes) -> bytes:
+    payload = wasm.encode(base, target, effort="fast")
+    assert payload is not None
+    return zstd.decompress(base, payload[5:], size=struct.unpack_from("<I", payload, 1)[0])
+
+
+def large_plan() -> ModulePlan:
+    rng = random.Random(7)
+    plan = random_plan(rng, 300)
+    plan.imports, plan.with_names, plan.pad = ["a", "b"], True, 0
+    plan.data = [(1 << 20, b"".join(((1 << 20) + 4 * rng.randrange(900)).to_bytes(4, "little") for _ in range(1000)))]
+    plan.table = list(range(40, 60))
+    return plan
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(0, 25))
+def test_changed_modules_round_trip(seed: int, functions: int) -> None:
+    rng = random.Random(seed)
+    plan = random_plan(rng, functions)
+    round_trip(plan.encode(), changed(rng, plan).encode())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_unrelated_modules_round_trip(seed: int) -> None:
+    rng = random.Random(seed)
+    round_trip(random_plan(rng, rng.randrange(20)).encode(), random_plan(rng, rng.randrange(20)).encode())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_components_round_trip_with_any_number_of_modules(seed: int) -> None:
+    rng = random.Random(seed)
+    plans = [random_plan(rng, rng.randrange(1, 12)) for _ in range(3)]
+    base = component(*(plan.encode() for plan in plans))
+    later = [changed(rng, plan).encode() for plan in plans]
+    round_trip(base, component(*later))
+    round_trip(base, component(*later[: rng.randrange(1, 3)]))
+    round_trip(base, later[0])
+
+
+def test_an_inserted_function_costs_little_though_it_shifts_every_index() -> None:
+    plan, later = large_plan(), large_plan()
+    base = plan.encode()
+    later.functions.insert(3, Function([b"\x41\x07", b"\x1a"], 0, "fresh"))
+    for function in later.functions:
+        function.code = [i + 1 if isinstance(i, int) and i >= 3 else i for i in function.code]
+    later.table = [i + 1 for i in later.table]
+    target = later.encode()
+    patch = delta.encode(base, target)
+    assert delta.inspect(patch).codec == "wasm"
+    assert delta.decode(base, patch, max_size=LIMIT) == target
+    assert len(patch) * 4 < len(delta.encode(base, target, effort="fast"))
+
+
+def test_moved_data_is_predicted() -> None:
+    plan, later = large_plan(), large_plan()
+    rng = random.Random(3)
+    base = plan.encode()
+    moved = 64
+    address, content = plan.data[0]
+    assert address is not None
+    words = struct.unpack(f"<{len(content) // 4}I", content)
+    later.data = [(address, rng.randbytes(moved) + struct.pack(f"<{len(words)}I", *(w + moved for w in words)))]
+    payload = round_trip(base, later.encode())
+    assert len(payload) < 2000
+
+
+def test_a_function_of_unknown_instructions_travels_as_bytes() -> None:
+    plan, later = large_plan(), large_plan()
+    later.functions[5].code = [b"\x27\xff\xfe"]
+    round_trip(plan.encode(), later.encode())
+    round_trip(later.encode(), plan.encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x41" + uleb(1 << 20, pad=5),
+        b"\x41" + uleb((1 << 20) + 40, pad=5),
+        b"\x28\x02" + uleb(1 << 20, pad=5),
+        b"\x10" + uleb(4, pad=5),
+        b"\x11" + uleb(1, pad=5) + uleb(0, pad=5),
+        b"\x28\x42\x01\x05",
+        b"\xfb\x18\x03\x00\x40\x40",
+        b"\x06\x40\x07\x00\x19\x18\x00",
+        b"\xfd\x54\x02\x05\x03",
+        b"\xfe\x03\x00",
+        b"\xd0\x70\xd1",
+        b"\x41" + sleb(-(1 << 31)),
+        b"\x3f\x00\x40\x00",
+    ],
+)
+def test_special_forms_survive_as_copies_and_as_new_code(body: bytes) -> None:
+    plan, later = large_plan(), large_plan()
+    later.functions[9].code = [*later.functions[9].code, body]
+    later.functions.append(Function([body] * 3, 0, "fresh"))
+    round_trip(plan.encode(), later.encode())
+    round_trip(later.encode(), later.encode())
+    round_trip(later.encode(), plan.encode())
+
+
+def test_what_is_not_a_module_falls_back() -> None:
+    module = large_plan().encode()
+    for broken in (
+        module[:-3],
+        module + b"\x01",
+        module[:8] + section(10, b"\x05\x00"),
+        b"\0asm",
+        b"\0asm\x0d\0\x01\0\x01\x80",
+    ):
+        for base, target in ((module, broken), (broken, module)):
+            patch = delta.encode(base, target)
+            assert delta.decode(base, patch, max_size=LIMIT) == target
+
+
+def test_without_the_kernel_encoding_falls_back_and_decoding_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = large_plan()
+    base, target = plan.encode(), changed(random.Random(2), plan).encode()
+    payload = round_trip(base, target)
+    monkeypatch.setattr(kernel_host, "KERNEL", Path("/nowhere/delta.wasm"))
+    assert delta.inspect(delta.encode(base, target)).codec == "zstd-prefix"
+    patch = pack(Codec.WASM, digest(base), digest(target), len(target), payload)
+    with pytest.raises(DeltaError, match="needs the delta kernel"):
+        delta.decode(base, patch, max_size=LIMIT)
+
+
+@pytest.fixture(scope="module")
+def fuzz_pair() -> Iterator[tuple[bytes, bytes, bytes]]:
+    plan = large_plan()
+    base, target = plan.encode(), changed(random.Random(2), plan).encode()
+    yield base, target, streams_of(base, target)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_streams_end_in_a_delta_error(fuzz_pair: tuple[bytes, bytes, bytes], data: st.DataObject) -> None:
+    base, target, streams = fuzz_pair
+    damaged = bytearray(streams)
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.one_of(st.integers(0, 200), st.integers(0, len(damaged) - 1)))
+        damaged[at] = data.draw(st.one_of(st.integers(0, 255), st.sampled_from([0, 127, 128, 255])))
+    size = data.draw(st.sampled_from([len(target), 0, 10, len(target) * 2]))
+    frame = zstd.compress_with_prefix(base, bytes(damaged), effort="fast")
+    payload = struct.pack("<BI", wasm.STAGE_ZSTD, len(damaged)) + frame
+    patch = pack(Codec.WASM, digest(base), digest(target), size, payload)
+    with contextlib.suppress(DeltaError):
+        assert delta.decode(base, patch, max_size=LIMIT) == target
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_streams_for_another_base_end_in_a_delta_error(
+    fuzz_pair: tuple[bytes, bytes, bytes], data: st.DataObject
+) -> None:
+    base, target, streams = fuzz_pair
+    other = bytearray(base)
+    for _ in range(data.draw(st.integers(1, 20))):
+        other[data.draw(st.integers(8, len(other) - 1))] = data.draw(st.integers(0, 255))
+    frame = zstd.compress_with_prefix(bytes(other), streams, effort="fast")
+    payload = struct.pack("<BI", wasm.STAGE_ZSTD, len(streams)) + frame
+    patch = pack(Codec.WASM, digest(bytes(other)), digest(target), len(target), payload)
+    with contextlib.suppress(DeltaError):
+        assert delta.decode(bytes(other), patch, max_size=LIMIT) == target
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"\0", b"\0\0\0\0\0", b"\x07\0\0\0\0", b"\0\xff\xff\xff\xff", b"\0\x05\0\0\0junk"]
+)
+def test_a_payload_of_no_sense_is_a_delta_error(payload: bytes) -> None:
+    base = large_plan().encode()
+    with pytest.raises(DeltaError):
+        delta.decode(base, pack(Codec.WASM, digest(base), digest(b"x"), 1, payload), max_size=LIMIT)
+
+
+def test_time_is_bounded(fuzz_pair: tuple[bytes, bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, target, streams = fuzz_pair
+    monkeypatch.setattr(wasm, "TIME_ALLOWANCE_S", -1e9)
+    with pytest.raises(DeltaError, match="still running"):
+        wasm._decode_streams(base, streams, len(target))
+
+
+def test_memory_is_bounded(fuzz_pair: tuple[bytes, bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, _, streams = fuzz_pair
+    monkeypatch.setattr(wasm, "MEMORY_ALLOWANCE_BYTES", 3 << 20)
+    monkeypatch.setattr(wasm, "DECODE_MEMORY_FACTOR", 0)
+    with pytest.raises(DeltaError, match="more memory"):
+        wasm._decode_streams(base, streams, 1 << 24)
