@@ -158,3 +158,37 @@ class RefStore(Protocol):
         ...
 
     def refs(self) -> dict[str, Digest]: ...
+
+
+class IncomingBlob(Protocol):
+    """A blob that arrives encoded and in pieces, into bounded memory."""
+
+    def write(self, chunk: bytes) -> None:
+        """Raises ExchangeError as soon as it is clear that this is not what was announced; StoreFull, StoreBusy."""
+        ...
+
+    def commit(self) -> Stored:
+        """Keep it, verified and durable. Raises DigestMismatch, ExchangeError."""
+        ...
+
+    def abort(self) -> None:
+        """Throw it away. Without effect after `commit`."""
+        ...
+
+
+class ExchangeStore(BlobStore, Protocol):
+    """A store whose blobs travel as they are stored, without being encoded again (`cas.exchange`)."""
+
+    def encoded(self, digest: Digest) -> tuple[BlobStat, Iterator[bytes]]:
+        """How a blob is stored, and its encoded bytes in pieces: raw bytes, one zstd frame, or a patch of `delta`. The
+        last piece is only given out once they have been verified. Raises BlobMissing, BlobDamaged."""
+        ...
+
+    def receive(self, digest: Digest, *, encoding: str, size: int) -> IncomingBlob:
+        """Begin to take in a blob of `size` raw bytes that comes `plain` or as one `zstd` frame."""
+        ...
+
+    def put_many(self, blobs: Iterable[bytes], *, lease_owner: str | None = None, ttl_s: float = 0.0) -> list[Stored]:
+        """Store many blobs whole, in few transactions; with `lease_owner`, each is leased in the transaction that
+        stores it. After an error a part of the blobs may be here."""
+        ...

@@ -269,3 +269,26 @@ def patch(env: Environment, raw: bytes, bases: set[bytes]) -> tuple[Digest, byte
     if blake3(stored).digest(length=CHECK_BYTES) != entry.check:
         raise _damaged(raw, raw, "its bytes have changed on disk")
     return from_raw(entry.base), stored
+
+
+def encoded(env: Environment, raw: bytes) -> Iterator[bytes]:
+    """The encoded bytes in pieces, the last one only once they have been verified. Raises BlobMissing, BlobDamaged."""
+    with env.reading() as txn:
+        entry = get_entry(env, txn, raw)
+    hasher = blake3()
+    held: bytes | None = None
+    try:
+        for piece in stored_records(env, entry):
+            hasher.update(piece)
+            if held is not None:
+                yield held
+            held = piece
+    except RecordMissing as error:
+        with env.reading() as txn:
+            get_entry(env, txn, raw)  # Was it collected meanwhile?
+        raise BlobDamaged(from_raw(raw), str(error)) from error
+    expected = raw if entry.encoding == PLAIN else entry.check
+    if hasher.digest(length=len(expected)) != expected:
+        raise _damaged(raw, raw, "its bytes have changed on disk")
+    if held is not None:
+        yield held

@@ -22,7 +22,7 @@ from cas.digest import Digest, abbreviation, from_raw, to_raw
 from cas.entries import ENCODING_NAMES
 from cas.environment import Environment, acquire, relinquish
 from cas.errors import AmbiguousDigest, BlobMissing, NotADigest, StoreUnreadable
-from cas.interface import BlobSource, BlobStat, Checked, Collected, Stored, Usage
+from cas.interface import BlobSource, BlobStat, Checked, Collected, IncomingBlob, Stored, Usage
 from cas.lockfile import WAIT_TIMEOUT_S
 
 _FULL_HEX = 64
@@ -30,7 +30,7 @@ _LIST_BLOBS = 4096
 
 
 class Store:
-    """Implements `BlobStore` and `RefStore` of `cas.interface`."""
+    """Implements `ExchangeStore` (so `BlobStore`) and `RefStore` of `cas.interface`."""
 
     def __init__(self, access: Access) -> None:
         self._held: Access | None = access
@@ -175,12 +175,11 @@ class Store:
 
         return putting.put(self.access, data, name=name, expect=expect)
 
-    def put_many(self, blobs: Iterable[bytes]) -> list[Stored]:
-        """Many blobs in few transactions, each stored whole. What is returned is durable; after an error, a part of
-        the blobs may be here."""
+    def put_many(self, blobs: Iterable[bytes], *, lease_owner: str | None = None, ttl_s: float = 0.0) -> list[Stored]:
         from cas import putting
 
-        return putting.put_many(self.access, blobs)
+        lease = None if lease_owner is None else (lease_owner, self.access.clock() + ttl_s)
+        return putting.put_many(self.access, blobs, lease)
 
     def put_stream(self, chunks: Iterable[bytes], *, name: str | None = None, expect: Digest | None = None) -> Stored:
         from cas import putting
@@ -191,6 +190,14 @@ class Store:
         from cas import putting
 
         return putting.put_patch(self.access, digest, patch, name=name, max_size=max_size)
+
+    def encoded(self, digest: Digest) -> tuple[BlobStat, Iterator[bytes]]:
+        return self.stat(digest), reading.encoded(self._env, to_raw(digest))
+
+    def receive(self, digest: Digest, *, encoding: str, size: int) -> IncomingBlob:
+        from cas.receiving import ReceivedBlob
+
+        return ReceivedBlob(self.access, to_raw(digest), ENCODING_NAMES.index(encoding), size)
 
     def ensure_room(self, size_bytes: int) -> None:
         """Before a transfer: raises StoreFull where so many bytes would break the quota or fill the disk."""

@@ -1,0 +1,306 @@
+"""Blobs from store to store in one stream, each in the form that costs the fewest bytes.
+
+The sender (`frames`) reuses what is stored: a delta travels as the delta that is stored, where the receiver has its
+base or gets it earlier in the stream, and a compressed blob as the frame that is stored. A blob several versions ahead
+of what the receiver has is sent as the deltas in between, where these are smaller than the whole.
+
+The receiver (`Receiver`) trusts nothing: it is fed chunks of any size, holds a bounded part of them, leases each blob
+before it stores it, and keeps a blob only once its digest is verified. What was complete before an error stays.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+
+import msgspec
+
+from cas import wire
+from cas.digest import Digest, digest_of, from_raw, to_raw
+from cas.errors import BlobMissing, BlobTooLarge, DigestMismatch, ExchangeError
+from cas.interface import BlobStat, ExchangeStore, IncomingBlob
+
+MAX_CHAIN = 64
+"""How many deltas of a chain are looked at."""
+WHOLE_LEVEL = 9
+"""zstd level for a blob that is stored as a delta and must be sent whole."""
+SMALL_BYTES = 64 << 10
+"""Payloads up to this size, of blobs up to `SMALL_BLOB_BYTES`, are stored many in one transaction."""
+SMALL_BLOB_BYTES = 1 << 20
+GATHER_BYTES = 4 << 20
+GATHER_BLOBS = 2048
+LEASE_S = 3600.0
+
+_KINDS = {"plain": wire.PLAIN, "zstd": wire.ZSTD, "delta": wire.DELTA}
+_WHOLE = "whole"
+"""In place of an encoding: stored as a delta, but to be sent without its base."""
+_ENCODINGS = {wire.PLAIN: "plain", wire.ZSTD: "zstd"}
+
+
+class Received(msgspec.Struct, frozen=True):
+    """What a stream brought."""
+
+    blobs: int
+    wire_bytes: int
+    raw_bytes: int
+
+
+# --- sending --------------------------------------------------------------------------------------------------------
+
+
+def bases_of(store: ExchangeStore, digests: Iterable[Digest]) -> tuple[Digest, ...]:
+    """The blobs whose presence at the receiver would save bytes: all that these are built on, the nearest first.
+    Raises BlobMissing."""
+    found: dict[Digest, None] = {}
+    for digest in digests:
+        for ancestor in _chain(store, digest)[1:]:
+            found.setdefault(ancestor.digest)
+    return tuple(found)
+
+
+def frames(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest] = ()) -> Iterator[bytes]:
+    """A stream that brings `digests` to a receiver that holds `bases`. Raises BlobMissing, BlobDamaged; a stream that
+    was cut short by an error is recognised as such by the receiver."""
+    held = set(bases)
+    wanted = list(dict.fromkeys(digests))
+    among = set(wanted)
+    sent = 0
+    yield wire.preamble()
+    for digest in wanted:
+        for stat in _route(store, digest, held, among):
+            held.add(stat.digest)
+            sent += 1
+            yield from _frame(store, stat)
+    yield wire.end(sent)
+
+
+def _chain(store: ExchangeStore, digest: Digest) -> list[BlobStat]:
+    """A blob and what it is built on, the blob first."""
+    chain = [store.stat(digest)]
+    while (base := chain[-1].base) is not None and len(chain) <= MAX_CHAIN:
+        chain.append(store.stat(base))
+    return chain
+
+
+def _route(store: ExchangeStore, digest: Digest, held: set[Digest], among: set[Digest]) -> list[BlobStat]:
+    """What must be sent, in order, so that the receiver can build this blob."""
+    if digest in held:
+        return []
+    chain = _chain(store, digest)
+    start = next((index for index, stat in enumerate(chain) if stat.digest in held), None)
+    first: list[BlobStat] = []
+    if start is None:
+        # The receiver has nothing of the chain: the oldest blob of it that is wanted anyway goes whole.
+        start = max(index for index, stat in enumerate(chain) if stat.digest in among)
+        first = [_whole(chain[start])]
+    deltas = chain[:start][::-1]
+    if sum(stat.stored_bytes for stat in deltas) < chain[-1].stored_bytes:
+        return first + deltas
+    return [_whole(chain[0])]
+
+
+def _whole(stat: BlobStat) -> BlobStat:
+    return stat if stat.base is None else msgspec.structs.replace(stat, encoding=_WHOLE, base=None)
+
+
+def _frame(store: ExchangeStore, stat: BlobStat) -> Iterator[bytes]:
+    raw = to_raw(stat.digest)
+    if stat.encoding == _WHOLE:
+        kind, payload = _compressed(store.read(stat.digest))
+        yield wire.header(kind, raw, stat.size, len(payload)) + payload
+        return
+    now, pieces = store.encoded(stat.digest)
+    if now.encoding == "delta" and now.base != stat.base:  # Encoded anew since the route was planned.
+        yield from _frame(store, _whole(stat))
+        return
+    first = next(pieces, b"")
+    yield wire.header(_KINDS[now.encoding], raw, now.size, now.stored_bytes) + first
+    yield from pieces
+
+
+def _compressed(data: bytes) -> tuple[int, bytes]:
+    from cas import compression, entries
+
+    kind, payload = compression.smallest(data, level=WHOLE_LEVEL)
+    return (wire.ZSTD if kind == entries.ZSTD else wire.PLAIN), payload
+
+
+# --- receiving ------------------------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """Takes a stream in. Not thread-safe: one thread at a time feeds it.
+
+    Used as a context manager, or ended with `finish` or `close`. Feeding raises ExchangeError for anything that is not
+    a sound stream, and StoreFull or StoreBusy; after an error the receiver only repeats that it has failed.
+    """
+
+    def __init__(self, store: ExchangeStore, *, owner: str | None = None, lease_s: float = LEASE_S) -> None:
+        self._store = store
+        self._owner = owner or f"exchange:{secrets.token_hex(8)}"
+        self._lease_s = lease_s
+        self._held = bytearray()
+        self._started = False
+        self._header: wire.Header | None = None
+        self._incoming: IncomingBlob | None = None
+        self._left = 0
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+        self._ended = False
+        self._failed = False
+        self.blobs = 0
+        self.wire_bytes = 0
+        self.raw_bytes = 0
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def feed(self, chunk: bytes) -> None:
+        if self._failed:
+            raise ExchangeError("the stream has failed before this part of it")
+        self.wire_bytes += len(chunk)
+        try:
+            view = memoryview(chunk)
+            while view:
+                view = view[self._consume(view) :]
+        except BaseException:
+            self._failed = True
+            self.close()
+            raise
+
+    def finish(self) -> Received:
+        """The stream has ended. Everything it brought is durable when this returns. Raises ExchangeError where it was
+        cut off."""
+        try:
+            if self._failed or not self._ended:
+                raise ExchangeError("the stream of blobs was cut off before its end", hint="send it again")
+        finally:
+            self.close()
+        return Received(self.blobs, self.wire_bytes, self.raw_bytes)
+
+    def close(self) -> None:
+        """Keep what is complete, throw away what is not. Idempotent."""
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            incoming.abort()
+        self._store_gathered()
+
+    # Each step consumes a part of what has come, and returns how many bytes.
+
+    def _consume(self, view: memoryview) -> int:
+        if self._ended:
+            raise ExchangeError("bytes behind the end of a stream of blobs")
+        if self._header is not None:
+            return self._payload(self._header, view)
+        wanted = wire.HEADER_BYTES if self._started else wire.PREAMBLE_BYTES
+        taken = min(len(view), wanted - len(self._held))
+        self._held += view[:taken]
+        if len(self._held) == wanted:
+            part = bytes(self._held)
+            self._held.clear()
+            if self._started:
+                self._begin(wire.parse_header(part))
+            else:
+                wire.check_preamble(part)
+                self._started = True
+        return taken
+
+    def _begin(self, header: wire.Header) -> None:
+        if header.kind == wire.END:
+            if header.size != self.blobs:
+                raise ExchangeError(f"the stream says it has {header.size} blobs, but it had {self.blobs}")
+            self._ended = True
+            return
+        self._header = header
+        self._left = header.payload
+        if header.kind != wire.DELTA and (header.payload > SMALL_BYTES or header.size > SMALL_BLOB_BYTES):
+            digest = from_raw(header.raw)
+            self._lease(digest)
+            self._incoming = self._store.receive(digest, encoding=_ENCODINGS[header.kind], size=header.size)
+        if self._left == 0:
+            self._complete(header)
+
+    def _payload(self, header: wire.Header, view: memoryview) -> int:
+        part = view[: self._left]
+        self._left -= len(part)
+        if self._incoming is not None:
+            self._incoming.write(bytes(part))
+        else:
+            self._held += part
+        if self._left == 0:
+            self._complete(header)
+        return len(part)
+
+    def _complete(self, header: wire.Header) -> None:
+        digest = from_raw(header.raw)
+        payload = bytes(self._held)
+        self._held.clear()
+        self._header = None
+        try:
+            if self._incoming is not None:
+                self._incoming.commit()
+                self._incoming = None
+            elif header.kind == wire.DELTA:
+                self._take_delta(digest, header, payload)
+            else:
+                self._gather(digest, header, payload)
+        except DigestMismatch as error:
+            raise ExchangeError(f"the bytes sent as {digest} are something else: {error}") from error
+        self.blobs += 1
+        self.raw_bytes += header.size
+
+    def _take_delta(self, digest: Digest, header: wire.Header, patch: bytes) -> None:
+        import delta
+
+        self._store_gathered()
+        self._lease(digest)
+        try:
+            if delta.inspect(patch).target_size != header.size:
+                raise ExchangeError(f"the delta of {digest} makes another size than was announced")
+            self._store.put_patch(digest, patch, max_size=header.size)
+        except (delta.DeltaError, BlobMissing, BlobTooLarge) as error:
+            raise ExchangeError(f"the delta of {digest} cannot be applied: {error}") from error
+
+    def _gather(self, digest: Digest, header: wire.Header, payload: bytes) -> None:
+        data = payload
+        if header.kind == wire.ZSTD:
+            from cas import compression
+
+            try:
+                data = compression.decompress_any(payload, header.size)
+            except compression.BadFrame as error:
+                raise ExchangeError(f"the bytes of {digest} cannot be decompressed: {error}") from error
+        actual = digest_of(data)
+        if actual != digest:
+            raise DigestMismatch(digest, actual)
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes >= GATHER_BYTES or len(self._gathered) >= GATHER_BLOBS:
+            self._store_gathered()
+
+    def _store_gathered(self) -> None:
+        gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        if gathered:
+            self._store.put_many(gathered, lease_owner=self._owner, ttl_s=self._lease_s)
+
+    def _lease(self, digest: Digest) -> None:
+        self._store.lease([digest], owner=self._owner, ttl_s=self._lease_s)
+
+
+def transfer(source: ExchangeStore, target: ExchangeStore, digests: Iterable[Digest]) -> Received:
+    """Bring to `target` what it lacks of `digests`, on one machine."""
+    wanted = target.missing(digests)
+    bases = [base for base in bases_of(source, wanted) if target.contains(base)]
+    with Receiver(target) as receiver:
+        for chunk in frames(source, wanted, bases):
+            receiver.feed(chunk)
+        return receiver.finish()
+
+
+__all__ = ["Received", "Receiver", "bases_of", "frames", "transfer"]
