@@ -27,8 +27,9 @@ import logging
 import os
 import shutil
 import signal
+import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -38,8 +39,6 @@ import msgspec
 from agent.capacity import Limits
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from agent.assembly import Agent
 
 STOP_WITHIN_S: Final = 5.0
@@ -110,8 +109,6 @@ def hold(state_dir: Path) -> Iterator[None]:
 async def _serve(
     host: str, listen: str, state_dir: Path, credentials_dir: Path, limits: Limits | None, pin: bool
 ) -> None:
-    from aiohttp import web
-
     from agent import tls
     from agent.assembly import Agent
 
@@ -126,27 +123,31 @@ async def _serve(
     work.mkdir(mode=0o700)
     agent = await Agent.open(host, state_dir, limits=limits, pin=pin)
     try:
-        runner = web.AppRunner(agent.service.application(), access_log=None, shutdown_timeout=STOP_WITHIN_S)
-        await runner.setup()
-        site = web.TCPSite(runner, address, port, ssl_context=context, backlog=1024)
-        try:
-            await site.start()
-        except OSError as error:
-            raise AgentCannotStart(f"cannot listen on {listen}: {error}", hint="choose another --listen") from error
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_LINK_S):
-                await agent.processes.linked.wait()
-        _announce(host, runner)
-        await _until_ended(agent)
-        await runner.cleanup()
+        async with listening(agent, context, address, port) as bound:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_LINK_S):
+                    await agent.processes.linked.wait()
+            print(msgspec.json.encode(Ready(host, bound, os.getpid())).decode(), flush=True)
+            await _until_ended(agent)
     finally:
         await agent.close()
 
 
-def _announce(host: str, runner: web.AppRunner) -> None:
-    address, port = runner.addresses[0][:2]
-    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    print(msgspec.json.encode(Ready(host, shown, os.getpid())).decode(), flush=True)
+@contextlib.asynccontextmanager
+async def listening(agent: Agent, context: ssl.SSLContext, address: str, port: int) -> AsyncIterator[str]:
+    """Take calls; the `address:port` that is listened on. Raises AgentCannotStart."""
+    from aiohttp import web
+
+    runner = web.AppRunner(agent.service.application(), access_log=None, shutdown_timeout=STOP_WITHIN_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address, port, ssl_context=context, backlog=1024).start()
+        host, number = runner.addresses[0][:2]
+        yield f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+    except OSError as error:
+        raise AgentCannotStart(f"cannot listen on {address} port {port}: {error}", hint="choose another") from error
+    finally:
+        await runner.cleanup()
 
 
 async def _until_ended(agent: Agent) -> None:
