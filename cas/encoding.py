@@ -16,8 +16,9 @@ from cas.reading import MAX_DEPTH
 
 MAX_DELTA_BYTES = 256 << 20
 """Base and target of a delta are at most this large."""
-MIN_DELTA_BYTES = 256
-"""A smaller blob costs less than the header of a patch would."""
+TINY_BYTES = 512
+"""Up to this size (releases, small configurations) a blob is kept plain: what an encoding saves is less than the index
+entry beside it, and a command that reads some would spend most of its time importing decoders."""
 MAX_BASES_TRIED = 2
 CLEARLY_GOOD = 0.02
 """A delta below this part of the blob is taken at once: nothing else is tried."""
@@ -50,9 +51,7 @@ class Encoded(msgspec.Struct, frozen=True):
 
 def suitable(candidate: Candidate, size: int) -> bool:
     """Whether a delta from this base may be tried for a blob of this size at all."""
-    return (
-        candidate.depth < MAX_DEPTH and MIN_DELTA_BYTES <= size <= MAX_DELTA_BYTES and candidate.size <= MAX_DELTA_BYTES
-    )
+    return candidate.depth < MAX_DEPTH and TINY_BYTES < size <= MAX_DELTA_BYTES and candidate.size <= MAX_DELTA_BYTES
 
 
 def chain_allows(candidate: Candidate, patch_bytes: int, whole_bytes: int) -> bool:
@@ -62,6 +61,8 @@ def chain_allows(candidate: Candidate, patch_bytes: int, whole_bytes: int) -> bo
 
 def whole(raw: bytes, data: bytes) -> Encoded:
     """Plain or zstd, whichever is smaller."""
+    if len(data) <= TINY_BYTES:
+        return Encoded(PLAIN, data, check_of(raw, PLAIN, data), chain_bytes=len(data))
     from cas import compression
 
     encoding, stored = compression.smallest(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from deployer.errors import BadInput
@@ -12,7 +11,7 @@ from deployer.errors import BadInput
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write a file so that a reader, also after a crash, sees all of the old bytes or all of the new ones. The file has
     its mode before it has its first byte. Raises BadInput where it cannot be written."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:

@@ -20,6 +20,8 @@ lowcloud history
 lowcloud history -n 5 --json
 """
 
+SHORT = True
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", dest="limit", type=int, metavar="N", help="at most so many, the newest")

@@ -1,6 +1,6 @@
 """`up`: a whole cloud on this machine. An agent process for each host with a loopback address, then an apply.
 
-Without `--detach` it stays, shows what changes, and at Ctrl-C ends what it has started. What it started comes back, with
+Without `--detach` it stays, shows what changes, and at Ctrl-C ends what it has started. That comes back, with its
 volumes and versions, by the next `up`.
 """
 
