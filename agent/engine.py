@@ -166,7 +166,7 @@ def _check_component(component: wasmtime.component.Component, engine: wasmtime.E
     if unknown:
         raise BinaryInvalid(
             f"it imports what this host does not offer: {', '.join(unknown[:8])}",
-            hint="offered are WASI 0.2: cli, clocks, filesystem, io, random, sockets, http/types, http/outgoing-handler",
+            hint="offered is WASI 0.2: cli, clocks, filesystem, io, random, sockets, http/types, http/outgoing-handler",
         )
     if not any(name.startswith(_RUN_PREFIX) for name in kind.exports(engine)):
         raise BinaryInvalid("it does not export wasi:cli/run 0.2, so it is no program", hint="build it as a command")

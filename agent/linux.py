@@ -140,3 +140,9 @@ def process_start_ticks(pid: int) -> int | None:
     except OSError:
         return None
     return int(fields[19]) if len(fields) > 19 else None
+
+
+def disconnect(descriptor: int) -> None:
+    """Dissolve a datagram socket's association (`connect` to AF_UNSPEC, which Python's socket cannot say)."""
+    if _libc.connect(descriptor, bytes(16), 16) < 0:
+        raise OSError(ctypes.get_errno(), "disconnect")

@@ -15,6 +15,7 @@ What survives what:
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import os
@@ -30,8 +31,13 @@ from typing import Final
 
 from agent import linux, orphans
 from agent.agent_link import AgentLink
+from agent.api import Ready
+from agent.draining import drained
+from agent.endpoints import Endpoints, Group
 from agent.event_loop import Loop, Task, Wait
 from agent.guest_record import Guest
+from agent.notify import Notifications
+from agent.readiness import Step, wait_until_listening, wait_until_proven
 from agent.runtime import EndpointTaken, GuestFailed, GuestId, GuestOrder, GuestState
 from agent.supervisor_wire import (
     LOCK_NAME,
@@ -61,6 +67,7 @@ SPAWN_DEADLINE_S: Final = 30.0
 KILL_DEADLINE_S: Final = 10.0
 SPAWN_ATTEMPTS: Final = 2
 MAX_GUESTS: Final = 4096
+MAX_KILLED_REMEMBERED: Final = 256
 MAX_AGENTS: Final = 8
 """Connections at once: an agent, the one before that is not quite gone, somebody who looks."""
 
@@ -77,6 +84,10 @@ class Supervisor:
         self._log = log
         self._agents: list[AgentLink] = []
         self._guests: dict[GuestId, Guest] = {}
+        self._killed: collections.OrderedDict[GuestId, GuestState] = collections.OrderedDict()
+        """How the last guests that were killed ended, for whoever asks a second time."""
+        self._notifications: dict[GuestId, Notifications] = {}
+        self._endpoints = Endpoints()
         self._zygote = ZygoteLink(loop, dict(os.environ), log)
         self._stopping = False
         listener.setblocking(False)
@@ -131,7 +142,7 @@ class Supervisor:
             case SetCpus():
                 self._living(action.guest).set_cpus(action.cpus)
             case Flip():
-                self._living(action.guest)
+                self._flip(action.guest)
             case ShutDown():
                 self._shut_down()
             case _:
@@ -158,6 +169,12 @@ class Supervisor:
             raise GuestFailed(f"there is a guest {order.guest} already", state=self._state(self._guests[order.guest]))
         if len(self._guests) >= MAX_GUESTS:
             raise GuestFailed(f"this host has {MAX_GUESTS} guests; forget some that have ended")
+        if order.code_kind == "core" and (order.listen or order.connect):
+            raise GuestFailed(
+                f"{order.process} is a core module, and those have no sockets: make it a component (WASI 0.2), or take "
+                "its listeners and connections out of the definition"
+            )
+        self._endpoints.acquire(order.guest, order.process, order.listen.values())
         deadline = self._loop.clock() + SPAWN_DEADLINE_S
         for attempt in range(SPAWN_ATTEMPTS):
             guest = self._fork(order)
@@ -167,8 +184,7 @@ class Supervisor:
             if not zygote_died or attempt == SPAWN_ATTEMPTS - 1:
                 break
         if not guest.sandboxed:
-            guest.kill()
-            del self._guests[order.guest]
+            self._drop(guest)
             reason = guest.exit_reason or f"it did not start within {SPAWN_DEADLINE_S:g} s"
             raise GuestFailed(f"{order.process} could not be started: {reason}", state=self._state(guest))
         return Answer(number, state=self._state(guest))
@@ -180,6 +196,7 @@ class Supervisor:
             self._zygote.fork(order, guest.far_descriptors())
         except ZygoteUnusable as error:
             guest.note_exit(1, str(error))
+            self._endpoints.release(order.guest)
             raise GuestFailed(f"{order.process} could not be started: {error}") from error
         guest.close_far_descriptors()
         self._guests[order.guest] = guest
@@ -187,10 +204,31 @@ class Supervisor:
 
     def _sandboxed(self, guest: Guest, notifications: int | None) -> None:
         if notifications is not None:
-            os.close(notifications)
+            answers = Notifications(guest, notifications, self._endpoints, on_listening=lambda: self._listening(guest))
+            self._notifications[guest.name] = answers
+            self._loop.watch(notifications, lambda: self._answer(guest))
         self._save()
 
+    def _answer(self, guest: Guest) -> None:
+        """One question per turn, so that a guest that asks without end is in nobody's way."""
+        answers = self._notifications.get(guest.name)
+        if answers is not None and not answers.answer_one():
+            self._close_notifications(guest)
+
+    def _close_notifications(self, guest: Guest) -> None:
+        answers = self._notifications.pop(guest.name, None)
+        if answers is not None:
+            self._loop.unwatch(answers.descriptor)
+            answers.close()
+
+    def _listening(self, guest: Guest) -> None:
+        """It has opened a listener, perhaps that of a guest that ended and is not needed any more now."""
+        self._forget_what_was_killed()
+        guest.changed.notify()
+
     def _guest_ended(self, guest: Guest) -> None:
+        self._close_notifications(guest)
+        self._endpoints.retire(guest.name)
         self._save()
         if guest.sandboxed and not guest.killed:
             for agent in list(self._agents):
@@ -199,20 +237,47 @@ class Supervisor:
     def _wait_ready(self, number: int, action: WaitReady) -> Task[Answer]:
         guest = self._known(action.guest)
         deadline = self._loop.clock() + action.deadline_s
-        while not (guest.running or guest.ended):
-            if self._loop.clock() >= deadline:
-                raise GuestFailed(f"{guest.order.process} did not begin to run in time", state=self._state(guest))
-            yield Wait(deadline, signal=guest.changed)
-        if not guest.running:
-            raise GuestFailed(f"{guest.order.process} {how_it_ended(guest)}", state=self._state(guest))
+        problem = yield from self._prove(guest, action.ready, deadline)
+        if guest.ended and not (guest.running and not guest.order.listen):
+            problem = how_it_ended(guest)
+        if problem:
+            raise GuestFailed(f"{guest.order.process} is not ready: {problem}", state=self._state(guest))
         return Answer(number)
 
+    def _prove(self, guest: Guest, ready: Ready | None, deadline: float) -> Step:
+        while not (guest.running or guest.ended):
+            if self._loop.clock() >= deadline:
+                return "it did not begin to run in time"
+            yield Wait(deadline, signal=guest.changed)
+        groups = self._groups(guest)
+        problem = yield from wait_until_listening(self._loop, guest, groups, deadline)
+        if problem or ready is None or guest.ended:
+            return problem
+        if ready.tcp not in groups:
+            return f"its definition has no listener {ready.tcp}, which readiness asks for"
+        return (yield from wait_until_proven(self._loop, guest, groups[ready.tcp], ready, deadline))
+
     def _drain(self, number: int, action: Drain) -> Task[Answer]:
-        self._known(action.guest)
-        yield Wait(self._loop.clock())
-        return Answer(number, drained=True)
+        guest = self._known(action.guest)
+        groups = self._groups(guest)
+        for group in groups.values():
+            if group.serving is not None and group.serving.guest == guest.name:
+                group.turn_away(self._loop)
+        deadline = self._loop.clock() + action.deadline_s
+        return Answer(number, drained=(yield from drained(self._loop, guest, list(groups.values()), deadline)))
+
+    def _flip(self, name: GuestId) -> None:
+        guest = self._living(name)
+        groups = self._groups(guest)
+        if not all(group.is_open(name) for group in groups.values()):
+            raise GuestFailed(f"{guest.order.process} does not listen yet", state=self._state(guest))
+        for group in groups.values():
+            group.flip(name)
+        self._forget_what_was_killed()
 
     def _kill(self, number: int, name: GuestId) -> Task[Answer]:
+        if name in self._killed and name not in self._guests:
+            return Answer(number, state=self._killed[name])
         guest = self._known(name)
         guest.killed = True
         guest.kill()
@@ -221,9 +286,24 @@ class Supervisor:
             if self._loop.clock() >= deadline:
                 raise GuestFailed(f"{guest.order.process} does not end (process {guest.pid})", state=self._state(guest))
             yield Wait(deadline, signal=guest.changed)
-        state = self._state(guest)
-        self._forget(name)
-        return Answer(number, state=state)
+        self._killed[name] = self._state(guest)
+        if len(self._killed) > MAX_KILLED_REMEMBERED:
+            self._killed.popitem(last=False)
+        self._forget_what_was_killed()
+        return Answer(number, state=self._killed[name])
+
+    def _forget_what_was_killed(self) -> None:
+        """Guests that were ended on request, but for those whose listener still holds what the next one will get."""
+        for guest in list(self._guests.values()):
+            if guest.killed and guest.ended and not self._endpoints.serves(guest.name):
+                self._forget(guest.name)
+
+    def _drop(self, guest: Guest) -> None:
+        """End a guest that never came to be; its process, if any, is reaped as a stranger."""
+        guest.killed = True
+        guest.kill()
+        guest.note_exit(1, guest.exit_reason)
+        self._forget(guest.name)
 
     def _forget(self, name: GuestId) -> None:
         guest = self._guests.get(name)
@@ -232,6 +312,7 @@ class Supervisor:
         if not guest.ended:
             raise GuestFailed(f"{guest.order.process} still runs; it cannot be forgotten", state=self._state(guest))
         del self._guests[name]
+        self._endpoints.release(name)
 
     def _known(self, name: GuestId) -> Guest:
         guest = self._guests.get(name)
@@ -242,11 +323,19 @@ class Supervisor:
     def _living(self, name: GuestId) -> Guest:
         guest = self._known(name)
         if guest.ended:
-            raise GuestFailed(f"{guest.order.process} {how_it_ended(guest)}", state=self._state(guest))
+            raise GuestFailed(f"{guest.order.process}: {how_it_ended(guest)}", state=self._state(guest))
         return guest
 
     def _state(self, guest: Guest) -> GuestState:
-        return guest.state(listening=guest.running, serving=not guest.ended)
+        groups = self._groups(guest).values()
+        listening = not guest.ended and all(group.is_open(guest.name) for group in groups)
+        serving = listening and all(g.serving is not None and g.serving.guest == guest.name for g in groups)
+        return guest.state(listening=listening, serving=serving)
+
+    def _groups(self, guest: Guest) -> dict[str, Group]:
+        """The groups of its listeners, by the listeners' names."""
+        found = {name: self._endpoints.get(endpoint) for name, endpoint in guest.order.listen.items()}
+        return {name: group for name, group in found.items() if group is not None}
 
     # --- processes that end -----------------------------------------------------------------------------------------
 
@@ -295,6 +384,7 @@ class Supervisor:
         if alive and self._loop.clock() < deadline:
             self._loop.after(0.005, lambda: self._finish_when_empty(deadline))
             return
+        self._endpoints.close()
         for name in (SOCKET_NAME, STATE_NAME):
             (self._state_dir / name).unlink(missing_ok=True)
         self._loop.stop()
@@ -305,9 +395,10 @@ class Supervisor:
 
 
 def how_it_ended(guest: Guest) -> str:
-    """For a sentence that begins with the process's name."""
+    """A sentence about it."""
     reason = f": {guest.exit_reason}" if guest.exit_reason else ""
-    return f"exited with code {guest.exit_code}{reason}"
+    refused = f"; {guest.refusals[-1]}" if guest.refusals else ""
+    return f"it exited with code {guest.exit_code}{reason}{refused}"
 
 
 def exit_code_of(status: os.waitid_result) -> int:
