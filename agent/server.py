@@ -46,7 +46,7 @@ from cas.errors import (
     StoreBusy,
     StoreFull,
 )
-from cas.interface import BlobStore
+from cas.interface import ExchangeStore
 
 MAX_QUERY_BYTES: Final = 16 << 20
 BODY_WITHIN_S: Final = 60.0
@@ -74,7 +74,7 @@ class Service:
         processes: Processes,
         journal: Journal,
         output: OutputFiles,
-        store: BlobStore,
+        store: ExchangeStore,
         facts: Callable[[], HostFacts],
         shut_down: Callable[[bool, str], None],
     ) -> None:
@@ -176,14 +176,20 @@ class Service:
 
         async with self._uploads:
             receiver = Receiver(self._store)
-            while True:
-                async with asyncio.timeout(STREAM_IDLE_S):
-                    piece = await request.content.readany()
-                if not piece:
-                    break
-                await asyncio.to_thread(receiver.feed, piece)
-            received = await asyncio.to_thread(receiver.finish)
+            try:
+                while piece := await self._next_piece(request):
+                    await asyncio.to_thread(receiver.feed, piece)
+                received = await asyncio.to_thread(receiver.finish)
+            finally:
+                await asyncio.to_thread(receiver.close)
         return answer(BlobReceipt(received.blobs, received.wire_bytes, received.raw_bytes))
+
+    async def _next_piece(self, request: web.Request) -> bytes:
+        try:
+            async with asyncio.timeout(STREAM_IDLE_S):
+                return await request.content.readany()
+        except TimeoutError as error:
+            raise Refused(Reason.BAD_REQUEST, f"the stream paused for {STREAM_IDLE_S:.0f} s") from error
 
     async def _send_blob(self, request: web.Request) -> web.StreamResponse:
         digest = request.match_info["digest"]
@@ -307,8 +313,6 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal(Reason.NO_ROOM, str(error), hint)
         case StoreBusy():
             return Refusal(Reason.BUSY, str(error), hint)
-        case TimeoutError():
-            return Refusal(Reason.BAD_REQUEST, f"nothing arrived for {STREAM_IDLE_S:.0f} s")
         case CasError() | JournalUnwritable():
             return Refusal(Reason.INTERNAL, str(error), hint)
         case _:

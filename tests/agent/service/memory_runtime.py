@@ -1,4 +1,4 @@
-"""A `Runtime` in memory: no processes, no sockets, the same rules. The lifecycle tests run over it and over the real one.
+"""A `Runtime` in memory: no processes, no sockets, the same rules. Lifecycle tests run over it and over the real one.
 
 What a guest does is said in its environment, so that the same specification means the same to both:
 
@@ -108,13 +108,15 @@ class MemoryLink:
         )
         self._host.orders[order.guest] = order
         self._host.states[order.guest] = state
-        Path(order.output_path).write_text(f"{order.process} says {act or 'hello'}\n")
+        _write(order.output_path, f"{order.process} says {act or 'hello'}\n")
         if act.startswith("exit:"):
             self._host.ends(order.guest, int(act.removeprefix("exit:")))
         return state
 
     async def wait_ready(self, guest: GuestId, ready: Ready | None, *, deadline_s: float) -> None:
         await self._enter("ready")
+        if ready is not None and ready.tcp not in self._host.orders[guest].listen:
+            raise GuestFailed(f"it has no listener {ready.tcp}")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + deadline_s
         while True:
@@ -141,7 +143,7 @@ class MemoryLink:
 
     async def drain(self, guest: GuestId, *, deadline_s: float) -> bool:
         await self._enter("drain")
-        return deadline_s > 0
+        return guest in self._host.states and deadline_s > 0
 
     async def kill(self, guest: GuestId) -> GuestState:
         await self._enter("kill")
@@ -193,3 +195,7 @@ class MemoryLink:
     def _check(self) -> None:
         if self._severed:
             raise RuntimeUnavailable("the link was cut")
+
+
+def _write(path: str, text: str) -> None:
+    Path(path).write_text(text)

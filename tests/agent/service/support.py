@@ -88,6 +88,15 @@ def put(state_dir: Path, *blobs: bytes) -> list[Digest]:
         return [store.put(blob).digest for blob in blobs]
 
 
+def prepare(state_dir: Path) -> tuple[Path, Path]:
+    """Credentials of the host and of its operator, and the directories that the daemon makes."""
+    (state_dir / "work").mkdir(parents=True, exist_ok=True)
+    return (
+        authority().issue(state_dir / "credentials", f"host:{HOST}", host=HOST),
+        authority().issue(state_dir.parent / "operator", OPERATOR),
+    )
+
+
 @asynccontextmanager
 async def host(
     state_dir: Path,
@@ -98,10 +107,7 @@ async def host(
 ) -> AsyncIterator[Cloud]:
     """An agent that takes calls, and a client of it; ends like an agent that was asked to."""
     memory = runtime or MemoryRuntime()
-    state_dir.mkdir(mode=0o700, exist_ok=True)
-    (state_dir / "work").mkdir(exist_ok=True)
-    credentials = authority().issue(state_dir / "credentials", f"host:{HOST}", host=HOST)
-    operator = authority().issue(state_dir.parent / "operator", OPERATOR)
+    credentials, operator = prepare(state_dir)
     agent = await Agent.open(HOST, state_dir, limits=limits, pin=False, runtime=connect or memory.connect)
     try:
         async with (

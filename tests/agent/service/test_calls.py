@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from agent.api import (
+    Call,
     Configure,
     Event,
     ProcessState,
@@ -35,6 +37,14 @@ from tests.agent.service.support import (
 )
 
 
+def read(directory: str, name: str) -> bytes:
+    return Path(directory, name).read_bytes()
+
+
+def gone(runtime: MemoryRuntime, guest: str) -> bool:
+    return guest not in [state.guest for state in runtime.serving("web")]
+
+
 def test_a_started_process_serves_and_is_in_the_journal() -> None:
     async def work(tmp: Path) -> None:
         binary, config = put(tmp / "state", wasm(), b"colour = 'red'\n")
@@ -53,7 +63,7 @@ def test_a_started_process_serves_and_is_in_the_journal() -> None:
             order = cloud.runtime.orders[serving.guest]
             (preopen,) = order.preopens
             assert (preopen.guest_path, preopen.writable) == ("/etc", False)
-            assert Path(preopen.host_path, "web.toml").read_bytes() == b"colour = 'red'\n"
+            assert read(preopen.host_path, "web.toml") == b"colour = 'red'\n"
             assert order.env == {"LOWCLOUD_LISTEN_HTTP": "127.0.0.1:8080"}
 
     run(work)
@@ -119,7 +129,7 @@ def test_repeating_a_call_changes_nothing() -> None:
     async def work(tmp: Path) -> None:
         one, two = put(tmp / "state", wasm("one"), wasm("two"))
         async with host(tmp / "state") as cloud:
-            calls = [
+            calls: list[Call] = [
                 Start(web(one)),
                 Replace(web(two), expect=spec_digest(web(one))),
                 Restart("web", expect=spec_digest(web(two)), nonce="a nonce of mine"),
@@ -316,8 +326,7 @@ def test_a_call_interrupts_the_wait_of_a_process_that_keeps_failing() -> None:
             for _ in range(4):
                 (state,) = await until(lambda: runtime.serving("web"))
                 runtime.ends(state.guest, 1)
-                await until(lambda guest=state.guest: guest not in [s.guest for s in runtime.serving("web")])
-
+                await until(partial(gone, runtime, state.guest))
             outcome = await cloud.ask(Replace(web(two), expect=spec_digest(web(one))))
             assert outcome.changed
             status = await cloud.status("web")
