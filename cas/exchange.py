@@ -75,6 +75,21 @@ def frames(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Dige
     yield wire.end(sent)
 
 
+def cost(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest] = ()) -> int:
+    """About how many bytes `frames` would be, without reading a blob: exact but for a blob that is stored as a delta
+    and must travel whole, which is counted as its oldest base is stored. Raises BlobMissing."""
+    held = set(bases)
+    wanted = list(dict.fromkeys(digests))
+    among = set(wanted)
+    total = wire.PREAMBLE_BYTES + wire.HEADER_BYTES
+    for digest in wanted:
+        for stat in _route(store, digest, held, among):
+            held.add(stat.digest)
+            whole = stat.encoding == _WHOLE
+            total += wire.HEADER_BYTES + (_chain(store, stat.digest)[-1] if whole else stat).stored_bytes
+    return total
+
+
 def _chain(store: ExchangeStore, digest: Digest) -> list[BlobStat]:
     """A blob and what it is built on, the blob first."""
     chain = [store.stat(digest)]
@@ -303,4 +318,4 @@ def transfer(source: ExchangeStore, target: ExchangeStore, digests: Iterable[Dig
         return receiver.finish()
 
 
-__all__ = ["Received", "Receiver", "bases_of", "frames", "transfer"]
+__all__ = ["Received", "Receiver", "bases_of", "cost", "frames", "transfer"]

@@ -1,0 +1,218 @@
+"""Carrying out a plan, in an order that leaves nothing half done without saying so.
+
+1. **Look.** The ref must be where the plan starts, every host that is to be called must answer, and run what the plan
+   expects. Otherwise nothing happens.
+2. **Transfer** what hosts lack, to all of them; then **stage** on all of them: blobs verified, binaries compiled, room
+   found. Nothing that runs has been touched, and a failure up to here has changed nothing but caches.
+3. **Decide.** The release is recorded and the ref moved to it by compare-and-swap. Of two operators one wins here.
+4. **Execute** the calls (`deployer.execute`).
+5. **Return**, where something failed and the failed process's `update.on_failure` is `rollback`: the hosts that were
+   called go back to the definition before, by a plan and a release like any other. `pause` leaves all where it is.
+6. **Report** what the hosts say.
+
+Killed at any point: up to 3 nothing has happened; after it, the ref says what should run, the hosts run what the calls
+that reached them made of it, and the next `apply` of the same definition finds and finishes the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+
+from agent.api import Envelope
+from agent.client import AgentClient, AgentError, CallRefused
+from cas.digest import Digest, short
+from deployer import plan as plans
+from deployer import release as releases
+from deployer.errors import ApplyRaced, DeployerError, HostsUnreachable, StagingFailed, WorldMoved
+from deployer.execute import Execution
+from deployer.observe import Observed, observe
+from deployer.outcome import Applied, HostEnd, Outcome, ends
+from deployer.plan import Plan, plan_digest
+from deployer.planners import Version, make_plan
+from deployer.planning import current_version, keep_definition
+from deployer.release import Release
+from deployer.schema import Definition
+from deployer.site import Site
+from deployer.transfer import transfer
+
+RETURN_PLANNER = "minimal"
+"""Hosts go back as quickly as they can."""
+
+
+async def apply(
+    site: Site,
+    plan: Plan,
+    *,
+    message: str = "",
+    kind: releases.Kind = "apply",
+    restores: Digest | None = None,
+) -> Applied:
+    """Carry out a plan. Raises, with nothing that runs touched: ApplyRaced, WorldMoved, HostsUnreachable,
+    TransferFailed, StagingFailed. From the first call on it does not raise but tells in its result; cancelled, it
+    finishes the calls that are under way, and tells too."""
+    began = time.monotonic()
+    plan_name = plan_digest(plan)
+    if plan.is_empty and plan.definition == plan.from_definition:
+        return Applied(outcome=Outcome.UNCHANGED, plan=plan_name, release=plan.from_release)
+    await _look(site, plan)
+    await asyncio.to_thread(site.store.put, plans.encode(plan), name=f"plan/{site.ref}")
+    bytes_sent = await _make_ready(site, plan, plan_name)
+    release = Release(
+        definition=plan.definition,
+        plan=plan_name,
+        parent=plan.from_release,
+        at_unix_ns=site.now_ns(),
+        by=site.by,
+        message=message,
+        kind=kind,
+        restores=restores,
+    )
+    site.progress.phase("release", 0)
+    link = await asyncio.to_thread(releases.publish, site.store, site.ref, release)
+    execution = Execution(site, plan, plan_name=plan_name, release=link.digest)
+    await execution.run()
+    applied = await _report(site, plan, execution, link.digest)
+    if _should_return(plan, execution, kind):
+        applied = await _return(site, plan, applied)
+    return msgspec.structs.replace(applied, bytes_sent=bytes_sent, seconds=round(time.monotonic() - began, 3))
+
+
+# --- before anything is touched -------------------------------------------------------------------------------------
+
+
+async def _look(site: Site, plan: Plan) -> None:
+    head = await asyncio.to_thread(site.store.read_ref, site.ref)
+    if head != plan.from_release:
+        raise ApplyRaced(
+            f"the plan starts at release {_name(plan.from_release)}, but {site.ref!r} is at {_name(head)} by now"
+        )
+    site.progress.phase("observe", len(plan.hosts()))
+    observed = await observe(site.fleet, plan.hosts())
+    if observed.unreachable:
+        raise HostsUnreachable(observed.unreachable)
+    moved = list(_differences(plan, observed))
+    if moved:
+        raise WorldMoved("the hosts no longer run what the plan expects:", moved)
+
+
+def _differences(plan: Plan, observed: Observed) -> list[str]:
+    found: list[str] = []
+    for host, runs in observed.state().items():
+        expected = plan.expect.get(host, {})
+        found += [
+            f"{name}@{host} is {_name(runs.get(name))}, not {_name(expected.get(name))}"
+            for name in sorted({*runs, *expected})
+            if runs.get(name) != expected.get(name)
+        ]
+    return found
+
+
+async def _make_ready(site: Site, plan: Plan, plan_name: Digest) -> int:
+    """Bring every blob to every host and have every host stage. Returns the bytes sent."""
+    blobs = plans.blobs_by_host(plan)
+    site.progress.phase("transfer", len(blobs))
+    sent = await transfer(site, blobs)
+    staging = plans.staging(plan)
+    site.progress.phase("stage", len(staging))
+
+    async def stage(client: AgentClient) -> None:
+        for call in staging[client.host_name]:
+            await client.call(Envelope(call, plan=plan_name, by=site.by))
+
+    answers = await site.fleet.each(staging, stage)
+    if answers.failures:
+        hints = {error.hint for error in answers.failures.values() if error.hint}
+        raise StagingFailed(
+            {host: _why(error) for host, error in answers.failures.items()}, hint=hints.pop() if len(hints) == 1 else ""
+        )
+    return sum(receipt.wire_bytes for receipt in sent.values())
+
+
+def _why(error: AgentError) -> str:
+    return error.refusal.message if isinstance(error, CallRefused) else str(error)
+
+
+# --- afterwards -----------------------------------------------------------------------------------------------------
+
+
+async def _report(site: Site, plan: Plan, execution: Execution, release: Digest) -> Applied:
+    observed = await observe(site.fleet, plan.hosts())
+    reached = ends(plan, observed)
+    whole = all(end is HostEnd.NEW for end in reached.values())
+    return Applied(
+        outcome=Outcome.APPLIED if whole else Outcome.PARTIAL,
+        plan=execution.plan_name,
+        release=release,
+        calls=tuple(execution.done),
+        hosts=reached,
+        interrupted=execution.interrupted,
+        superseded=execution.superseded,
+        trouble="; ".join(text for _, text in execution.unwell),
+    )
+
+
+def _should_return(plan: Plan, execution: Execution, kind: releases.Kind) -> bool:
+    """A failure leads back unless one of the failed processes says `pause`. What was interrupted stays as it is, and a
+    revert that fails is not reverted."""
+    if execution.went_well or execution.interrupted or execution.superseded or kind == "revert":
+        return False
+    failed = {(call.host, call.subject) for call in execution.done if not call.ok}
+    failed |= {(step.host, step.subject) for step, _ in execution.unwell}
+    rules = {step.spec.update.on_failure for step in plan.steps() if step.spec and (step.host, step.subject) in failed}
+    return "pause" not in rules
+
+
+async def _return(site: Site, plan: Plan, applied: Applied) -> Applied:
+    """Bring every host that was called back to the definition before."""
+    site.progress.phase("revert", len(plan.hosts()))
+    try:
+        back = await _plan_back(site, plan, applied.release)
+        reason = _first_trouble(applied)
+        revert = await apply(
+            site,
+            back,
+            message=f"revert of {_name(applied.release)}: {reason}",
+            kind="revert",
+            restores=plan.from_release,
+        )
+    except (DeployerError, AgentError) as error:
+        return msgspec.structs.replace(
+            applied, trouble=f"not reverted: {error}", superseded=isinstance(error, ApplyRaced)
+        )
+    unknown = set(plan.hosts()) - set(back.expect)
+    whole = revert.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) and not unknown
+    outcome = Outcome.REVERTED if whole else Outcome.PARTIAL
+    return msgspec.structs.replace(applied, outcome=outcome, revert=revert)
+
+
+async def _plan_back(site: Site, plan: Plan, failed_release: Digest | None) -> Plan:
+    newest = await asyncio.to_thread(releases.head, site.store, site.ref)
+    if newest is None or newest.digest != failed_release:
+        raise ApplyRaced(f"{site.ref!r} was moved by another apply, which decides what runs now")
+    failed = await asyncio.to_thread(current_version, site.store, newest)
+    before = await asyncio.to_thread(_before, site, plan)
+    observed = await observe(site.fleet, plan.hosts())
+    return make_plan(RETURN_PLANNER, failed, before, observed, from_release=newest.digest)
+
+
+def _before(site: Site, plan: Plan) -> Version:
+    """What ran before the plan; before the first release that is the same infrastructure with nothing on it."""
+    if plan.from_definition is not None:
+        return Version(plan.from_definition, releases.read_definition(site.store, plan.from_definition))
+    following = releases.read_definition(site.store, plan.definition)
+    empty: Definition = msgspec.structs.replace(following, process={}, volume={})
+    return keep_definition(site.store, empty)
+
+
+def _first_trouble(applied: Applied) -> str:
+    if applied.failed:
+        first = applied.failed[0]
+        return f"{first.kind} of {first.subject}@{first.host}: {first.message}"
+    return applied.trouble
+
+
+def _name(digest: Digest | None) -> str:
+    return short(digest) if digest else "nothing"

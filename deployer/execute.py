@@ -1,0 +1,138 @@
+"""Making the calls of a plan: a stage at a time, everything in a stage side by side, and a stop at the first trouble.
+
+**Stopping.** When a call fails, or the task is cancelled (Ctrl-C), no further call begins; those that are under way are
+waited for, because only then is it known what the hosts run. A second cancellation is obeyed at once.
+
+**Repeating.** A host that does not answer may or may not have done what it was asked; calls are idempotent, so it is
+asked again a few times. A host that is busy with the same process is asked again too. Every other refusal is final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from agent.api import Call, Envelope, Outcome, Reason
+from agent.client import AgentError, CallRefused, HostUnreachable
+from cas.digest import Digest
+from deployer.observe import observe
+from deployer.outcome import CallDone, unwell
+from deployer.plan import Plan, Step
+from deployer.site import Site
+
+CALLS_AT_ONCE: Final = 64
+CALLS_AT_ONCE_PER_HOST: Final = 4
+WAITS_S: Final = (0.2, 1.0, 3.0)
+"""Before the second try and those after it."""
+
+
+class Execution:
+    """The calls of one plan for one release. `run` once; then read what became of it."""
+
+    def __init__(self, site: Site, plan: Plan, *, plan_name: Digest, release: Digest) -> None:
+        self.done: list[CallDone] = []
+        self.interrupted = False
+        self.superseded = False
+        self.unwell: list[tuple[Step, str]] = []
+        self._site = site
+        self._plan = plan
+        self.plan_name = plan_name
+        self._release = release
+        self._halted = False
+        self._all = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._per_host = {host: asyncio.Semaphore(CALLS_AT_ONCE_PER_HOST) for host in plan.hosts()}
+
+    @property
+    def went_well(self) -> bool:
+        return not (self.interrupted or self.superseded or self.unwell or any(not call.ok for call in self.done))
+
+    async def run(self) -> None:
+        """Carry out the plan, or as much of it as goes well. Never raises for what a host answers; raises
+        CancelledError only when cancelled twice."""
+        self._site.progress.phase("apply", len(self._plan.hosts()))
+        for stage in self._plan.stages:
+            if await asyncio.to_thread(self._site.store.read_ref, self._site.ref) != self._release:
+                self.superseded = True
+                return
+            await self._finish_despite_cancel([asyncio.ensure_future(self._step(step)) for step in stage])
+            if not self.went_well:
+                return
+            await self._finish_despite_cancel([asyncio.ensure_future(self._look_after(stage))])
+            if not self.went_well:
+                return
+
+    async def _finish_despite_cancel(self, tasks: list[asyncio.Task[None]]) -> None:
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            self.interrupted = self._halted = True
+            try:
+                await asyncio.wait(tasks)
+            except asyncio.CancelledError:
+                for task in tasks:
+                    task.cancel()
+                raise
+        for task in tasks:
+            task.result()
+
+    async def _look_after(self, stage: tuple[Step, ...]) -> None:
+        """What a stage has changed must run before the next one begins."""
+        observed = await observe(self._site.fleet, {step.host for step in stage})
+        self.unwell += unwell(stage, observed)
+
+    async def _step(self, step: Step) -> None:
+        async with self._per_host[step.host], self._all:
+            if self._halted:
+                return
+            self._site.progress.step(step, "begins")
+            done = await self._call(step)
+            self.done.append(done)
+            if not done.ok:
+                self._halted = True
+            self._site.progress.step(step, "done" if done.ok else "failed", done.message)
+
+    async def _call(self, step: Step) -> CallDone:
+        began = time.monotonic()
+        try:
+            outcome = await self._ask(step.host, step.call())
+        except AgentError as error:
+            refusal = error.refusal if isinstance(error, CallRefused) else None
+            return CallDone(
+                host=step.host,
+                subject=step.subject,
+                kind=step.kind,
+                ok=False,
+                ms=_ms_since(began),
+                reason=refusal.reason if refusal else None,
+                message=refusal.message if refusal else str(error),
+                hint=error.hint,
+                output_tail=refusal.output_tail if refusal else "",
+            )
+        return CallDone(
+            host=step.host,
+            subject=step.subject,
+            kind=step.kind,
+            ok=True,
+            changed=outcome.changed,
+            ms=_ms_since(began),
+            steps=outcome.steps,
+        )
+
+    async def _ask(self, host: str, call: Call) -> Outcome:
+        client = await self._site.fleet.client(host)
+        envelope = Envelope(call, release=self._release, plan=self.plan_name, by=self._site.by)
+        for wait_s in WAITS_S:
+            try:
+                return await client.call(envelope)
+            except HostUnreachable:
+                await asyncio.sleep(wait_s)
+            except CallRefused as error:
+                if error.refusal.reason is not Reason.BUSY:
+                    raise
+                await asyncio.sleep(wait_s)
+        return await client.call(envelope)
+
+
+def _ms_since(began: float) -> float:
+    return round((time.monotonic() - began) * 1000, 3)

@@ -1,0 +1,114 @@
+"""Planners: from what is and what should be to a plan. They are plural, pure, and found by name.
+
+A planner is a function `(current, next, observed) -> Plan` without input or output: `current` is the definition of the
+newest release (None before the first), `next` the one to reach, `observed` what the hosts say. It decides which calls
+and in which order; it never calls. Packages add their own through the entry-point group `lowcloud.planners`.
+
+Whatever a planner gives is checked before anyone sees it: its calls must lead every host that answered from the
+observed state to exactly the next definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from agent.api import spec_digest
+from cas.digest import Digest
+from deployer.canonical import version_of
+from deployer.errors import PlannerBroken, PlannerMissing
+from deployer.observe import Observed
+from deployer.plan import Plan, advance
+from deployer.schema import Definition
+from deployer.specs import specs_of
+
+Planner = Callable[[Definition | None, Definition, Observed], Plan]
+
+GROUP: Final = "lowcloud.planners"
+BUILT_IN: Final = ("minimal", "rolling")
+"""Found without a search through the installed packages, which costs more than making the plan."""
+
+
+def names() -> list[str]:
+    """Every planner that `find` would find."""
+    from importlib.metadata import entry_points
+
+    return sorted({*BUILT_IN, *entry_points(group=GROUP).names})
+
+
+def find(name: str) -> Planner:
+    """The planner of this name. Raises PlannerMissing, PlannerBroken."""
+    if name == "minimal":
+        from deployer.planners.minimal import minimal
+
+        return minimal
+    if name == "rolling":
+        from deployer.planners.rolling import rolling
+
+        return rolling
+    return _installed(name)
+
+
+class Version(NamedTuple):
+    """A definition and its digest. The two travel together, because a definition that an older lowcloud wrote need not
+    have the same bytes when this one writes it again, and a rollback must name the bytes of then."""
+
+    digest: Digest
+    definition: Definition
+
+
+def version(definition: Definition) -> Version:
+    """A definition that is new."""
+    return Version(version_of(definition), definition)
+
+
+def make_plan(
+    name: str, current: Version | None, following: Version, observed: Observed, *, from_release: Digest | None = None
+) -> Plan:
+    """Have the planner of this name make a plan, check it, and note the versions and the release it starts from. Raises
+    PlannerMissing, PlannerBroken."""
+    plan = msgspec.structs.replace(
+        find(name)(current.definition if current else None, following.definition, observed),
+        planner=name,
+        definition=following.digest,
+        from_release=from_release,
+        from_definition=current.digest if current else None,
+    )
+    _check(plan, following.definition, observed)
+    return plan
+
+
+def _check(plan: Plan, following: Definition, observed: Observed) -> None:
+    if plan.expect != observed.state():
+        raise PlannerBroken(f"planner {plan.planner!r} gave a plan for another state than the one observed")
+    try:
+        after = advance(plan.expect, plan.steps())
+    except ValueError as error:
+        raise PlannerBroken(f"planner {plan.planner!r} gave a plan that cannot be carried out: {error}") from error
+    wanted = specs_of(following)
+    for host in observed.hosts:
+        should = {process: spec_digest(spec) for process, spec in wanted.get(host, {}).items()}
+        if after.get(host, {}) != should:
+            raise PlannerBroken(
+                f"planner {plan.planner!r} gave a plan that leaves {host} with another state than planned"
+            )
+    if elsewhere := sorted(set(plan.hosts()) - set(observed.hosts)):
+        raise PlannerBroken(f"planner {plan.planner!r} calls hosts that did not answer: {', '.join(elsewhere)}")
+
+
+def _installed(name: str) -> Planner:
+    from importlib.metadata import entry_points
+
+    found = list(entry_points(group=GROUP, name=name))
+    if not found:
+        raise PlannerMissing(name, names())
+    try:
+        planner = found[0].load()
+    except Exception as error:
+        raise PlannerBroken(f"planner {name!r} ({found[0].value}) could not be loaded: {error}") from error
+    if not callable(planner):
+        raise PlannerBroken(f"planner {name!r} ({found[0].value}) is not a function")
+    checked: Planner = planner
+    return checked

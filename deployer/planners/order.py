@@ -1,0 +1,299 @@
+"""In which order calls may be made: what has to come before what, and the stages that follow.
+
+Some orders are forced; a call made earlier would be refused:
+
+- a volume is made before the process that mounts it;
+- who gives up a port, a volume, or room that another call on the same machine needs, does so first. Hosts with one
+  address, and all loopback hosts, are one machine. Two processes that trade ports cannot do so by replacing: one of
+  them is stopped and started again.
+
+Others are kinder to clients, and give way where they would contradict each other:
+
+- who listens comes before who connects to it;
+- what ends, ends last, after everything that takes its place; and among those, who connects goes before who listens.
+
+Everything that is not ordered happens at once, so the number of stages is the length of the longest chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+
+from agent.api import Endpoint, ProcessSpec
+from deployer.endpoints import is_loopback, is_wildcard, overlap, parse_host_address
+from deployer.observe import Observed
+from deployer.plan import Kind, Step
+from deployer.planners.graph import cycles, levels
+from deployer.schema import Definition
+
+LOOPBACK: Final = "loopback"
+MAKES_A_GUEST: Final = frozenset({Kind.START, Kind.REPLACE, Kind.CONFIGURE})
+
+Place = tuple[str, int, str]
+"""Machine or address, port, protocol."""
+Edges = dict[int, set[int]]
+
+
+class Fleet(NamedTuple):
+    """What the order needs to know of the hosts."""
+
+    observed: Observed
+    capacity: dict[str, tuple[int, int, int]]
+    """Thousandths of cores, bytes of memory, bytes of disk that processes of a host may be given."""
+    address: dict[str, str]
+
+
+def fleet_of(current: Definition | None, following: Definition, observed: Observed) -> Fleet:
+    hosts = {**(current.host if current else {}), **following.host}
+    return Fleet(
+        observed,
+        {name: (int(host.cores), int(host.memory), int(host.disk)) for name, host in following.host.items()},
+        {name: parse_host_address(host.address).address for name, host in hosts.items()},
+    )
+
+
+def stages_of(steps: Iterable[Step], fleet: Fleet) -> tuple[tuple[Step, ...], ...]:
+    """The steps in stages, every step as early as the rules let it. A step that cannot keep its form (see above) is
+    split."""
+    remaining = list(steps)
+    while True:
+        graph = _Graph(remaining, fleet)
+        tangled = graph.tangled()
+        if not tangled:
+            return graph.stages()
+        remaining = [part for n, step in enumerate(remaining) for part in (_split(step) if n in tangled else (step,))]
+
+
+class _Graph:
+    """Steps as nodes, numbered as in the list; further nodes are barriers, which take no time of their own."""
+
+    def __init__(self, steps: list[Step], fleet: Fleet) -> None:
+        self._steps = steps
+        self._fleet = fleet
+        self._nodes = len(steps)
+        self._before = [_runs_now(step, fleet.observed) for step in steps]
+        self._mixed: set[int] = set()
+        self._forced: Edges = {}
+        self._kind: Edges = {}
+        self._by_host: dict[str, list[int]] = {}
+        for number, step in enumerate(steps):
+            self._by_host.setdefault(step.host, []).append(number)
+        self._order_volumes()
+        self._order_ports()
+        self._order_room()
+        self._order_restarted()
+        self._order_connections()
+        self._order_ends()
+
+    def tangled(self) -> set[int]:
+        """Steps that must be split, because no order of the steps as they are would work: one of each cycle, which may
+        leave a smaller cycle for the next look."""
+        found = set(self._mixed)
+        for cycle in cycles(self._nodes, self._forced):
+            found.add(min(n for n in cycle if n < len(self._steps) and self._can_be_split(n)))
+        return found
+
+    def stages(self) -> tuple[tuple[Step, ...], ...]:
+        edges = {node: set(after) for node, after in self._forced.items()}
+        for node, after in self._kind.items():
+            edges.setdefault(node, set()).update(after)
+        for cycle in cycles(self._nodes, edges):
+            members = set(cycle)
+            for node in cycle:
+                optional = self._kind.get(node, set()) - self._forced.get(node, set())
+                edges.get(node, set()).difference_update(optional & members)
+        weights = [1] * len(self._steps) + [0] * (self._nodes - len(self._steps))
+        by_level: dict[int, list[Step]] = {}
+        for number, level in enumerate(levels(self._nodes, edges, weights)[: len(self._steps)]):
+            by_level.setdefault(level, []).append(self._steps[number])
+        return tuple(tuple(sorted(by_level[level], key=_position)) for level in sorted(by_level))
+
+    # --- forced orders ---
+
+    def _order_volumes(self) -> None:
+        for numbers in self._by_host.values():
+            made = {self._steps[n].subject: n for n in numbers if self._steps[n].kind is Kind.CREATE_VOLUME}
+            given_up: dict[str, int] = {}
+            for n in numbers:
+                old, new = self._before[n], self._steps[n].spec
+                if old is not None and self._steps[n].kind is not Kind.START:
+                    kept = set(new.volume.values()) if new else set()
+                    given_up |= {volume: n for volume in old.volume.values() if volume not in kept}
+            for n in numbers:
+                for volume in _volumes(self._steps[n].spec):
+                    self._force(made.get(volume), n)
+                    self._force(given_up.get(volume), n)
+
+    def _order_ports(self) -> None:
+        given_up: dict[Place, list[tuple[str, int]]] = {}
+        for n, step in enumerate(self._steps):
+            old = self._before[n]
+            if old is not None and step.kind is not Kind.START:
+                kept = set(step.spec.listen.values()) if step.spec else set()
+                for endpoint in set(old.listen.values()) - kept:
+                    given_up.setdefault(self._port(step.host, endpoint), []).append((endpoint.address, n))
+        for n, step in enumerate(self._steps):
+            old = self._before[n]
+            held = set(old.listen.values()) if old and step.kind is not Kind.START else set()
+            for endpoint in set(step.spec.listen.values()) - held if step.spec else ():
+                for address, other in given_up.get(self._port(step.host, endpoint), []):
+                    if overlap(address, endpoint.address):
+                        self._force(other, n)
+
+    def _order_room(self) -> None:
+        """Where a host is too small for everything old and new at once, what frees comes before what takes."""
+        for host, numbers in self._by_host.items():
+            growth = {n: self._growth(n) for n in numbers}
+            scarce = self._scarce(host, growth.values())
+            if not scarce:
+                continue
+            barrier = self._barrier()
+            for n, by_dimension in growth.items():
+                grows = any(by_dimension[d] > 0 for d in scarce)
+                shrinks = any(by_dimension[d] < 0 for d in scarce)
+                if grows and shrinks:
+                    self._mixed.add(n)
+                elif grows:
+                    self._force(barrier, n)
+                elif shrinks:
+                    self._force(n, barrier)
+
+    def _scarce(self, host: str, growth: Iterable[tuple[int, int, int]]) -> list[int]:
+        capacity = self._fleet.capacity.get(host)
+        if capacity is None:
+            return []
+        used = [0, 0, 0]
+        for running in self._fleet.observed.hosts[host].processes.values():
+            used = [a + b for a, b in zip(used, _size(running.spec), strict=True)]
+        used[2] += sum(self._fleet.observed.hosts[host].volumes.values())
+        for by_dimension in growth:
+            used = [a + max(b, 0) for a, b in zip(used, by_dimension, strict=True)]
+        return [d for d in range(3) if used[d] > capacity[d]]
+
+    def _order_restarted(self) -> None:
+        stopped = {(s.host, s.subject): n for n, s in enumerate(self._steps) if s.kind is Kind.STOP}
+        for n, step in enumerate(self._steps):
+            if step.kind is Kind.START:
+                self._force(stopped.get((step.host, step.subject)), n)
+
+    # --- kind orders ---
+
+    def _order_connections(self) -> None:
+        listening: dict[Place, list[int]] = {}
+        for n, step in enumerate(self._steps):
+            if step.spec is not None and step.kind in MAKES_A_GUEST:
+                for place in self._reachable(step.host, step.spec):
+                    listening.setdefault(place, []).append(n)
+        for n, step in enumerate(self._steps):
+            if step.spec is not None and step.kind in MAKES_A_GUEST:
+                for place in self._reached(step.host, step.spec):
+                    for other in listening.get(place, ()):
+                        self._prefer(other, n)
+
+    def _order_ends(self) -> None:
+        ends = [n for n, step in enumerate(self._steps) if step.kind is Kind.STOP and not self._forced.get(n)]
+        if not ends:
+            return
+        barrier = self._barrier()
+        ending = set(ends)
+        for n in range(len(self._steps)):
+            self._prefer(barrier, n) if n in ending else self._prefer(n, barrier)
+        listening: dict[Place, list[int]] = {}
+        for n in ends:
+            for place in self._reachable(self._steps[n].host, self._before[n]):
+                listening.setdefault(place, []).append(n)
+        for n in ends:
+            for place in self._reached(self._steps[n].host, self._before[n]):
+                for other in listening.get(place, ()):
+                    self._prefer(n, other)
+
+    # --- parts ---
+
+    def _force(self, first: int | None, then: int) -> None:
+        if first is not None and first != then:
+            self._forced.setdefault(first, set()).add(then)
+
+    def _prefer(self, first: int, then: int) -> None:
+        if first != then:
+            self._kind.setdefault(first, set()).add(then)
+
+    def _barrier(self) -> int:
+        self._nodes += 1
+        return self._nodes - 1
+
+    def _can_be_split(self, number: int) -> bool:
+        return self._steps[number].kind in (Kind.REPLACE, Kind.CONFIGURE)
+
+    def _growth(self, number: int) -> tuple[int, int, int]:
+        """What a step takes more than there was before, in each dimension."""
+        step = self._steps[number]
+        if step.kind is Kind.CREATE_VOLUME:
+            has = self._fleet.observed.hosts[step.host].volumes.get(step.subject, 0)
+            return 0, 0, max((step.size_bytes or 0) - has, 0)
+        old = _size(None if step.kind is Kind.START else self._before[number])
+        new = _size(step.spec)
+        return new[0] - old[0], new[1] - old[1], new[2] - old[2]
+
+    def _machine(self, host: str) -> str:
+        address = self._fleet.address.get(host, host)
+        return LOOPBACK if _on_loopback(address) else address
+
+    def _port(self, host: str, endpoint: Endpoint) -> Place:
+        return self._machine(host), endpoint.port, endpoint.protocol
+
+    def _reachable(self, host: str, spec: ProcessSpec | None) -> Iterator[Place]:
+        """The places under which a process's listeners can be reached."""
+        machine = self._machine(host)
+        for endpoint in spec.listen.values() if spec else ():
+            here = f"{LOOPBACK} of {machine}"
+            if is_wildcard(endpoint.address):
+                yield here, endpoint.port, endpoint.protocol
+                if machine != LOOPBACK:
+                    yield machine, endpoint.port, endpoint.protocol
+            else:
+                address = here if _on_loopback(endpoint.address) else endpoint.address
+                yield address, endpoint.port, endpoint.protocol
+
+    def _reached(self, host: str, spec: ProcessSpec | None) -> Iterator[Place]:
+        """The places that a process connects to."""
+        here = f"{LOOPBACK} of {self._machine(host)}"
+        for endpoint in spec.connect.values() if spec else ():
+            yield (here if _on_loopback(endpoint.address) else endpoint.address), endpoint.port, endpoint.protocol
+
+
+# --- single steps ---------------------------------------------------------------------------------------------------
+
+
+def _split(step: Step) -> tuple[Step, Step]:
+    stop = msgspec.structs.replace(step, kind=Kind.STOP, spec=None)
+    return stop, msgspec.structs.replace(step, kind=Kind.START, expect=None)
+
+
+def _runs_now(step: Step, observed: Observed) -> ProcessSpec | None:
+    if step.kind is Kind.CREATE_VOLUME:
+        return None
+    runs = observed.hosts[step.host].processes.get(step.subject)
+    return runs.spec if runs else None
+
+
+def _size(spec: ProcessSpec | None) -> tuple[int, int, int]:
+    return (spec.cores_milli, spec.memory_bytes, spec.disk_bytes) if spec else (0, 0, 0)
+
+
+def _volumes(spec: ProcessSpec | None) -> Iterable[str]:
+    return spec.volume.values() if spec else ()
+
+
+def _on_loopback(address: str) -> bool:
+    """False also for what is no address: a host may run what no definition of ours has put there."""
+    try:
+        return is_loopback(address)
+    except ValueError:
+        return False
+
+
+def _position(step: Step) -> tuple[str, str, str]:
+    return step.host, step.subject, step.kind

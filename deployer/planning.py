@@ -1,0 +1,58 @@
+"""From "this definition should run" to a plan: where the history is, what the hosts say, and then a planner.
+
+Between planning and applying the world may move; that is why a plan says what it expects, and an apply looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from deployer import canonical, release
+from deployer.errors import HostsUnreachable
+from deployer.fleet import Fleet, addresses_of
+from deployer.observe import Observed, observe
+from deployer.plan import Plan
+from deployer.planners import Version, make_plan
+from deployer.release import Link, ReleaseStore
+from deployer.schema import Definition
+from deployer.site import Site
+
+
+def keep_definition(store: ReleaseStore, definition: Definition) -> Version:
+    """Store a definition's canonical form, so that releases can name it. Raises CanonicalInvalid, StoreFull."""
+    data = canonical.encode(definition)
+    return Version(store.put(data, name=f"definition/{definition.name}").digest, definition)
+
+
+def current_version(store: ReleaseStore, newest: Link | None) -> Version | None:
+    """What should run now, or None before the first release."""
+    if newest is None:
+        return None
+    digest = newest.release.definition
+    return Version(digest, release.read_definition(store, digest))
+
+
+def addresses_for(store: ReleaseStore, ref: str, following: Definition | None = None) -> dict[str, str]:
+    """Where all hosts are that a plan to `following` (None: whatever should run now) may have to ask or call, also
+    those that the new definition no longer has."""
+    current = current_version(store, release.head(store, ref))
+    return addresses_of(current.definition if current else None, following)
+
+
+async def plan_for(site: Site, following: Version, planner: str, *, allow_unreachable: bool = False) -> Plan:
+    """A plan from what runs to this version. Raises HostsUnreachable unless `allow_unreachable`, which leaves hosts
+    alone that do not answer; PlannerMissing, PlannerBroken."""
+    newest = await asyncio.to_thread(release.head, site.store, site.ref)
+    current = await asyncio.to_thread(current_version, site.store, newest)
+    hosts = set(following.definition.host) | set(current.definition.host if current else ())
+    site.progress.phase("observe", len(hosts))
+    observed = await look(site.fleet, hosts, allow_unreachable=allow_unreachable)
+    return make_plan(planner, current, following, observed, from_release=newest.digest if newest else None)
+
+
+async def look(fleet: Fleet, hosts: set[str], *, allow_unreachable: bool = False) -> Observed:
+    """What these hosts run. Raises HostsUnreachable."""
+    observed = await observe(fleet, hosts)
+    if observed.unreachable and not allow_unreachable:
+        raise HostsUnreachable(observed.unreachable)
+    return observed

@@ -1,0 +1,53 @@
+"""How a release or a plan is written as a blob: a line that says what it is, and one msgpack map.
+
+    lowcloud release 1\\n<msgpack>
+
+The line makes a blob recognisable with `head -1`, and a reader refuses a version that it does not know. The msgpack is
+canonical (sorted keys, shortest forms), and a reader also refuses bytes that are not: so equal content has one name.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from deployer.errors import RecordInvalid
+
+VERSION: Final = 1
+MAX_LINE_BYTES: Final = 64
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def seal(kind: str, record: msgspec.Struct) -> bytes:
+    """The bytes of a record of this kind (`release`, `plan`)."""
+    return _line(kind, VERSION) + msgspec.msgpack.encode(record, order="deterministic")
+
+
+def unseal(kind: str, data: bytes, as_type: type[T], *, max_bytes: int) -> T:
+    """The record behind bytes that `seal` made. Raises RecordInvalid for anything else."""
+    if len(data) > max_bytes:
+        raise RecordInvalid(f"a {kind} of {len(data)} bytes is larger than the {max_bytes} that are accepted")
+    line, newline, body = data.partition(b"\n")
+    if line + newline != _line(kind, VERSION):
+        raise RecordInvalid(_complaint(kind, line if newline else b""))
+    try:
+        record = msgspec.msgpack.decode(body, type=as_type)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise RecordInvalid(f"this is no {kind}: {error}") from error
+    if seal(kind, record) != data:
+        raise RecordInvalid(f"this {kind} is not in canonical form")
+    return record
+
+
+def _line(kind: str, version: int) -> bytes:
+    return f"lowcloud {kind} {version}\n".encode()
+
+
+def _complaint(kind: str, line: bytes) -> str:
+    prefix = f"lowcloud {kind} ".encode()
+    version = line.removeprefix(prefix)
+    if len(line) <= MAX_LINE_BYTES and line.startswith(prefix) and version.isdigit():
+        return f"this {kind} has version {version.decode()}; this lowcloud reads version {VERSION}"
+    return f"this blob is no {kind}"
