@@ -8,9 +8,7 @@ in their shortest form, so that two files that say the same give the same defini
 from __future__ import annotations
 
 import functools
-import os
 import re
-import stat
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path as FilePath
@@ -23,6 +21,7 @@ from deployer.fields import Shape, fields_of
 from deployer.positions import MAX_KEY_PARTS, Place, Positions, scan
 from deployer.problems import DefinitionInvalid, Problem
 from deployer.reading import Finding, broken_tables, read_values
+from deployer.regular_file import NotReadable, open_regular
 from deployer.schema import Definition, Process
 from deployer.wording import dotted
 
@@ -83,21 +82,12 @@ def _read(path: FilePath) -> bytes:
         return DefinitionInvalid([Problem(str(path), 0, 0, message, hint)])
 
     try:
-        # Opening a named pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if stat.S_ISDIR(mode):
-                raise fail("is a directory", "name the definition file in it")
-            if not stat.S_ISREG(mode):
-                raise fail("is not a regular file")
+        with open_regular(path) as file:
             data = file.read(MAX_DEFINITION_BYTES + 1)
-    except FileNotFoundError:
-        raise fail("there is no such file", "write one (docs/definition.md), or name another") from None
+    except NotReadable as reason:
+        raise fail(str(reason), "write one (docs/definition.md), or name another" if reason.missing else "") from None
     except OSError as error:
         raise fail(f"cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise fail("is not a file name") from None
     if len(data) > MAX_DEFINITION_BYTES:
         raise fail(f"is larger than the {MAX_DEFINITION_BYTES >> 20} MiB that a definition may have")
     return data
@@ -133,6 +123,8 @@ def _document(text: str, path: FilePath) -> dict[str, Any]:
 
 
 _TOML_PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
+_ABOUT_DUPLICATES = ("Cannot ", "Duplicate ")
+"""How tomllib's messages about names that are defined twice begin."""
 
 
 def _syntax_problems(error: ValueError, text: str, path: FilePath) -> list[Problem]:
@@ -147,17 +139,20 @@ def _syntax_problems(error: ValueError, text: str, path: FilePath) -> list[Probl
         )
         for one in positions.duplicates
     ]
-    if duplicates and positions.stopped is None:
-        return duplicates
     match = _TOML_PLACE.fullmatch(str(error))
-    if match and match.group(2):
-        place = Place(int(match.group(2)), int(match.group(3)))
-    elif match or positions.stopped is None:
-        place = Place(text.count("\n") + 1, len(text) - text.rfind("\n"))
-    else:
-        place = positions.stopped.place
     message = match.group(1) if match else str(error)
-    return [*duplicates, Problem(str(path), *place, f"this is not TOML: {message[:1].lower()}{message[1:]}")]
+    if not duplicates or not message.startswith(_ABOUT_DUPLICATES):
+        place = Place(text.count("\n") + 1, len(text) - text.rfind("\n"))
+        if match and match.group(2):
+            place = Place(int(match.group(2)), int(match.group(3)))
+        elif not match and positions.stopped is not None:
+            place = positions.stopped.place
+        message = f"this is not TOML: {message[:1].lower()}{message[1:]}"
+        return [*duplicates, Problem(str(path), *place, message)]
+    if positions.stopped is not None:
+        stopped = positions.stopped
+        duplicates.append(Problem(str(path), *stopped.place, f"this is not TOML: {stopped}"))
+    return duplicates
 
 
 def _place(findings: Iterable[Finding], positions: Positions, path: FilePath) -> list[Problem]:

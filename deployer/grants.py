@@ -15,9 +15,11 @@ from deployer.wasm_imports import Facts
 
 SOCKETS = "wasi:sockets/"
 FILES = ("wasi:filesystem/", "wasi_snapshot_preview1", "wasi_unstable")
+HTTP = "wasi:http/outgoing-handler@0.2."
 OFFERED_PACKAGES = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
-OFFERED_MODULES = ("wasi_snapshot_preview1",)
-ENTRY_OF_COMPONENT = "wasi:cli/run@"
+OFFERED_INTERFACES = ("wasi:http/types@0.2.", HTTP)
+OFFERED_MODULES = ("wasi_snapshot_preview1", "wasi_unstable")
+ENTRY_OF_COMPONENT = "wasi:cli/run@0.2."
 ENTRY_OF_CORE = "_start"
 MAX_SHOWN = 5
 
@@ -37,7 +39,7 @@ def _complaints(process: Process, facts: Facts) -> Iterator[tuple[str, str]]:
     opens_sockets = any(name.startswith(SOCKETS) for name in facts.imports)
     if opens_sockets and not networked:
         yield "the program imports wasi:sockets, but its process may use no network", "give it [listen] or [connect]"
-    if networked and not opens_sockets and facts.kind == "component":
+    if networked and not opens_sockets and not any(name.startswith(HTTP) for name in facts.imports):
         yield "its process has listeners or connections, but the program does not import wasi:sockets", ""
     if (process.config or process.volume) and not any(name.startswith(FILES) for name in facts.imports):
         yield "its process has files or volumes, but the program imports no file system", ""
@@ -46,12 +48,14 @@ def _complaints(process: Process, facts: Facts) -> Iterator[tuple[str, str]]:
         shown = ", ".join(foreign[:MAX_SHOWN]) + (", …" if len(foreign) > MAX_SHOWN else "")
         yield f"the program imports what hosts do not offer: {shown}", "a host that lacks it will refuse to stage it"
     if not _runnable(facts):
-        entry = ENTRY_OF_COMPONENT.rstrip("@") if facts.kind == "component" else ENTRY_OF_CORE
+        entry = "wasi:cli/run of WASI 0.2" if facts.kind == "component" else ENTRY_OF_CORE
         yield f"it exports no {entry}: it is a library, not a program", "link it as a command"
 
 
 def _offered(name: str, facts: Facts) -> bool:
-    return name.startswith(OFFERED_PACKAGES) if facts.kind == "component" else name in OFFERED_MODULES
+    if facts.kind == "core":
+        return name in OFFERED_MODULES
+    return (name.startswith(OFFERED_PACKAGES) and "@0.2." in name) or name.startswith(OFFERED_INTERFACES)
 
 
 def _runnable(facts: Facts) -> bool:

@@ -28,6 +28,7 @@ from msgspec import Meta
 from cas.digest import Digest
 from deployer.files import write_file
 from deployer.problems import DefinitionInvalid, Problem
+from deployer.regular_file import NotReadable, open_regular
 
 LOCK_NAME: Final = "lowcloud.lock"
 VERSION: Final = 1
@@ -92,10 +93,12 @@ def decode(text: str, path: Path) -> Lock:
 def read(path: Path) -> Lock | None:
     """The lock in a file; None where there is none. Raises DefinitionInvalid."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_LOCK_BYTES + 1)
-    except FileNotFoundError:
-        return None
+    except NotReadable as reason:
+        if reason.missing:
+            return None
+        raise DefinitionInvalid([Problem(str(path), 0, 0, str(reason))]) from None
     except OSError as error:
         raise DefinitionInvalid([Problem(str(path), 0, 0, f"cannot be read: {error.strerror}")]) from None
     if len(data) > MAX_LOCK_BYTES:

@@ -126,18 +126,18 @@ def _ports(network: _Network) -> Iterator[Finding]:
         other = next((o for o in others if endpoints.overlap(o.address, one.address)), None)
         if other is not None and path not in told:
             told.add(path)
-            yield _collision(one, other)
+            yield _collision(network, one, other)
         others.append(one)
 
 
-def _collision(one: _Bound, other: _Bound) -> Finding:
+def _collision(network: _Network, one: _Bound, other: _Bound) -> Finding:
     whose = "this process" if one.process == other.process else f"process {other.process}"
     place = f"on host {one.host}"
     hint = "use another port"
     if one.host != other.host:
         place = f"on host {other.host}, which is on the same machine as host {one.host}"
         hint = f"listen on the host's own address: {OWN_HOST}:{one.listener.port}/{one.listener.protocol}"
-        if one.address == other.address:
+        if network.addresses[one.host].address == network.addresses[other.host].address:
             hint = "use another port, or give the hosts different addresses"
     return Finding(
         ("process", one.process, "listen", one.name),

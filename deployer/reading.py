@@ -195,7 +195,7 @@ def _with_optional(annotation: Any) -> list[Any]:
 
 def _pattern_hint(meta: msgspec.Meta, text: str) -> str:
     hint = meta.description or ""
-    for candidate in (re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-"), posixpath.normpath("/" + text)):
+    for candidate in (re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-"), posixpath.normpath("/" + text.lstrip("/"))):
         if meta.pattern and re.search(meta.pattern, candidate):
             return f"{hint}; for example {candidate}" if hint else f"for example {candidate}"
     return hint

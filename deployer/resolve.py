@@ -10,7 +10,6 @@ finds the version before as the base of its delta.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
@@ -27,6 +26,7 @@ from deployer.lock import Lock, Locked
 from deployer.positions import Path
 from deployer.problems import DefinitionInvalid, Problem
 from deployer.reading import Finding
+from deployer.regular_file import NotReadable, open_regular
 from deployer.schema import Definition, Process
 from deployer.wasm_imports import Facts, FactsReader, NotWasm
 from deployer.wording import near_hint, quoted
@@ -174,20 +174,13 @@ def _opened(directory: FilePath, name: str) -> Iterator[BinaryIO]:
     """Open a regular file. Raises _Refused."""
     path = directory / name
     try:
-        # Opening a named pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise _Refused(f"there is no file {quoted(name)}", _missing_hint(path)) from None
-    except OSError as error:
-        raise _Refused(f"cannot read {quoted(name)}: {error.strerror}") from None
-    except ValueError:
-        raise _Refused(f"{quoted(name)} is not a file name") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise _Refused(f"{quoted(name)} is {what}")
-        if status.st_size > MAX_FILE_BYTES:
+        file = open_regular(path)
+    except NotReadable as reason:
+        if reason.missing:
+            raise _Refused(f"there is no file {quoted(name)}", _missing_hint(path)) from None
+        raise _Refused(f"{quoted(name)} {reason}") from None
+    with file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
             raise _Refused(f"{quoted(name)} is larger than {MAX_FILE_BYTES >> 30} GiB")
         yield file
 

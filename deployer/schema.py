@@ -20,15 +20,19 @@ class Change(enum.StrEnum):
     """What a change of a field means for a process that runs, from the mildest to the strongest."""
 
     NONE = "none"
-    """Nothing on a host changes."""
     HOT = "hot"
-    """The running guest goes on."""
     RESTART = "restart"
-    """A new guest of the same binary takes over by a swap."""
     REPLACE = "replace"
-    """A guest of another binary takes over by a swap."""
     MOVE = "move"
-    """The process starts on one host or ends on another."""
+
+
+MEANING_OF_CHANGE: dict[Change, str] = {
+    Change.NONE: "nothing on a host changes",
+    Change.HOT: "the running guest goes on",
+    Change.RESTART: "a new guest of the same binary takes over by a swap",
+    Change.REPLACE: "a guest of another binary takes over by a swap",
+    Change.MOVE: "the process starts on one host or ends on another",
+}
 
 
 class Unit(enum.StrEnum):
@@ -150,7 +154,7 @@ class Update(Table, frozen=True):
 class Process(Table, frozen=True):
     """A sandboxed WASM program, with everything it may use."""
 
-    binary: Annotated[BlobRef, field(Change.REPLACE, "the program: a path, or b3:<hash>", example='"build/web.wasm"')]
+    binary: Annotated[BlobRef, field(Change.REPLACE, "the program: a path, or `b3:<hash>`", example='"build/web.wasm"')]
     hosts: Annotated[
         tuple[Name, ...],
         field(
