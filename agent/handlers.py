@@ -139,7 +139,9 @@ class Handlers:
         async def act(lifecycle: Lifecycle, wish: Wish) -> Outcome:
             current = lifecycle.record.current
             if current is None:
-                return await self._take_over(lifecycle, "start", wish.version(call.spec))
+                outcome = await self._take_over(lifecycle, "start", wish.version(call.spec))
+                await self._processes.end_strays()
+                return outcome
             if current.digest == spec_digest(call.spec):
                 return UNCHANGED
             raise Refused(

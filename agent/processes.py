@@ -57,11 +57,11 @@ class Processes:
         self._link: asyncio.Task[None] | None = None
         self.linked = asyncio.Event()
         """Set while the supervisor can be reached."""
-        self.damaged: list[str] = []
+        self._damaged: dict[str, str] = {}
 
     async def open(self) -> None:
         """Load the records, and begin to bring this host to what they say."""
-        records, self.damaged = await asyncio.to_thread(self._state.load)
+        records, self._damaged = await asyncio.to_thread(self._state.load)
         self._table = {name: Lifecycle(record, self._state, self._guests) for name, record in records.items()}
         self._link = asyncio.get_running_loop().create_task(self._keep_linked())
 
@@ -108,6 +108,11 @@ class Processes:
         lifecycle = self._table.get(process)
         if lifecycle is not None and lifecycle.gone:
             del self._table[process]
+
+    async def end_strays(self) -> None:
+        """End guests that no record knows, once the process they belonged to was started anew."""
+        if self._damaged:
+            await self._end_unknown(await self._guests.known())
 
     def statuses(self) -> tuple[ProcessStatus, ...]:
         """What is here, by name. Reads `/proc`: call it in a thread."""
@@ -241,10 +246,10 @@ class Processes:
         self._assign()
 
     async def _end_unknown(self, known: dict[GuestId, GuestState]) -> None:
+        """End what no record knows. Guests whose record was damaged serve on until their process is started anew."""
         ours = self.guests_held()
-        set_aside = {line.split(":")[0].rpartition("/")[2] for line in self.damaged}
         for guest, state in known.items():
-            if guest in ours or state.process in set_aside:
+            if guest in ours or (state.process in self._damaged and state.process not in self._table):
                 continue
             try:
                 if state.exit_code is None:

@@ -99,11 +99,11 @@ class State:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def load(self) -> tuple[dict[str, Record], list[str]]:
-        """Every record by process, and what had to be set aside because it is damaged (one line each)."""
+    def load(self) -> tuple[dict[str, Record], dict[str, str]]:
+        """Every record by process; and by process, what had to be set aside because it is damaged."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         records: dict[str, Record] = {}
-        damaged: list[str] = []
+        damaged: dict[str, str] = {}
         for path in sorted(self._directory.iterdir()):
             if path.name.startswith(".") or path.name.endswith(".damaged"):
                 continue
@@ -111,8 +111,8 @@ class State:
                 records[path.name] = self._read(path)
             except FileDamaged as error:
                 path.rename(path.with_name(f"{path.name}.damaged"))
-                damaged.append(f"{error}; set aside, the process must be started anew")
-                _log.error("%s", damaged[-1])
+                damaged[path.name] = f"{error}; set aside, the process must be started anew"
+                _log.error("%s", damaged[path.name])
         return records, damaged
 
     def save(self, record: Record) -> None:
