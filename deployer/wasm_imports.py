@@ -282,7 +282,7 @@ def _kind(preamble: bytes) -> Kind:
 def _not_wasm(start: bytes) -> NotWasm:
     if start.startswith(b"\x00asm") and len(start) == len(CORE_PREAMBLE):
         return NotWasm(f"it is WASM of the unknown version {start[4:].hex()}")
-    if start.lstrip().startswith((b"(module", b"(compon")):
+    if start.lstrip().startswith((b"(modu", b"(comp")):
         return NotWasm("it is WASM in its text format", hint="translate it: wasm-tools parse FILE -o FILE.wasm")
     if start.startswith(b"\x7fELF"):
         return NotWasm("it is a native program", hint="compile it for a wasm32-wasi target")
