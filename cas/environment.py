@@ -143,10 +143,10 @@ def translated(error: lmdb.Error, path: Path) -> CasError:
 
 
 def _open_new(path: Path, *, create: bool) -> Environment:
-    exists = (path / "data.mdb").exists()
-    if not exists and not create:
-        raise StoreUnreadable(f"no store at {path}", hint="`lowcloud init` makes one")
     try:
+        exists = (path / "data.mdb").exists()
+        if not exists and not create:
+            raise StoreUnreadable(f"no store at {path}", hint="`lowcloud init` makes one")
         if not exists:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
@@ -160,6 +160,8 @@ def _open_new(path: Path, *, create: bool) -> Environment:
         )
     except lmdb.Error as error:
         raise _refused(error, path) from error
+    except PermissionError as error:
+        raise _not_allowed(path) from error
     except OSError as error:
         raise StoreUnreadable(f"cannot open the store {path}: {error.strerror}") from error
     try:
@@ -167,6 +169,10 @@ def _open_new(path: Path, *, create: bool) -> Environment:
     except BaseException:
         env.close()
         raise
+
+
+def _not_allowed(path: Path) -> StoreUnreadable:
+    return StoreUnreadable(f"not allowed to open the store {path}", hint="look at the directory's owner and mode")
 
 
 def _refused(error: lmdb.Error, path: Path) -> CasError:
@@ -177,7 +183,7 @@ def _refused(error: lmdb.Error, path: Path) -> CasError:
             hint="raise the limit (`ulimit -v unlimited`); the store needs a 64-bit system",
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreUnreadable(f"not allowed to open the store {path}", hint="look at the directory's owner and mode")
+        return _not_allowed(path)
     if isinstance(error, (lmdb.InvalidError, lmdb.VersionMismatchError)):
         return StoreUnreadable(f"{path} holds no store that this version can read: {error}")
     return translated(error, path)

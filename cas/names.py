@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 import lmdb
 from blake3 import blake3
@@ -54,6 +55,18 @@ def remember(batch: Batch, name: str, raw: bytes) -> None:
     batch.txn.put(key, seal(key, raw), db=batch.env.names)
     if sequence >= HISTORY_LENGTH:
         batch.txn.delete(name_key + _SEQUENCE.pack(sequence - HISTORY_LENGTH), db=batch.env.names)
+
+
+def newest_of_all(env: Environment, txn: lmdb.Transaction[bytes] | lmdb.Transaction[memoryview]) -> Iterator[bytes]:
+    """The raw digest that was last put under each name."""
+    with txn.cursor(env.names) as cursor:
+        found = cursor.last()
+        while found:
+            key = bytes(cursor.key())
+            with suppress(BadEntry):
+                yield unseal(key, cursor.value())
+            # On to the last entry of the name before.
+            found = cursor.set_range(key[:_NAME_BYTES]) and cursor.prev()
 
 
 def _entries(

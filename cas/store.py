@@ -158,6 +158,13 @@ class Store:
             raws = list(names.newest_first(self._env, txn, name))
             return [from_raw(raw) for raw in raws if txn.get(raw, db=blobs) is not None]
 
+    def newest_of_names(self) -> list[Digest]:
+        """The blob that was last put under each name, each blob once."""
+        with self._env.reading() as txn:
+            blobs = self._env.blobs
+            raws = set(names.newest_of_all(self._env, txn))
+            return sorted(from_raw(raw) for raw in raws if txn.get(raw, db=blobs) is not None)
+
     def patch(self, digest: Digest, bases: Iterable[Digest]) -> tuple[Digest, bytes] | None:
         wanted = {to_raw(base) for base in bases}
         return reading.patch(self._env, to_raw(digest), wanted)
