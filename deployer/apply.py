@@ -27,7 +27,7 @@ from cas.digest import Digest, short
 from deployer import plan as plans
 from deployer import release as releases
 from deployer.errors import ApplyRaced, DeployerError, HostsUnreachable, StagingFailed, WorldMoved
-from deployer.execute import Execution
+from deployer.execute import Execution, swallow_cancellation, undisturbed
 from deployer.observe import Observed, observe
 from deployer.outcome import Applied, HostEnd, Outcome, ends
 from deployer.plan import Plan, plan_digest
@@ -71,10 +71,11 @@ async def apply(
         restores=restores,
     )
     site.progress.phase("release", 0)
-    link = await asyncio.to_thread(releases.publish, site.store, site.ref, release)
-    execution = Execution(site, plan, plan_name=plan_name, release=link.digest)
+    deciding = asyncio.ensure_future(asyncio.to_thread(releases.publish, site.store, site.ref, release))
+    interrupted = await undisturbed([deciding])
+    execution = Execution(site, plan, plan_name=plan_name, release=deciding.result().digest, interrupted=interrupted)
     await execution.run()
-    applied = await _report(site, plan, execution, link.digest)
+    applied = await _report(site, plan, execution)
     if _should_return(plan, execution, kind):
         applied = await _return(site, plan, applied)
     return msgspec.structs.replace(applied, bytes_sent=bytes_sent, seconds=round(time.monotonic() - began, 3))
@@ -138,17 +139,19 @@ def _why(error: AgentError) -> str:
 # --- afterwards -----------------------------------------------------------------------------------------------------
 
 
-async def _report(site: Site, plan: Plan, execution: Execution, release: Digest) -> Applied:
-    observed = await observe(site.fleet, plan.hosts())
+async def _report(site: Site, plan: Plan, execution: Execution) -> Applied:
+    observing = asyncio.ensure_future(observe(site.fleet, plan.hosts()))
+    interrupted = await undisturbed([observing])
+    observed = observing.result()
     reached = ends(plan, observed)
     whole = all(end is HostEnd.NEW for end in reached.values())
     return Applied(
         outcome=Outcome.APPLIED if whole else Outcome.PARTIAL,
         plan=execution.plan_name,
-        release=release,
+        release=execution.release,
         calls=tuple(execution.done),
         hosts=reached,
-        interrupted=execution.interrupted,
+        interrupted=execution.interrupted or interrupted,
         superseded=execution.superseded,
         trouble="; ".join(text for _, text in execution.unwell),
     )
@@ -178,6 +181,9 @@ async def _return(site: Site, plan: Plan, applied: Applied) -> Applied:
             kind="revert",
             restores=plan.from_release,
         )
+    except asyncio.CancelledError:
+        swallow_cancellation()
+        return msgspec.structs.replace(applied, interrupted=True, trouble="not reverted: interrupted")
     except (DeployerError, AgentError) as error:
         return msgspec.structs.replace(
             applied, trouble=f"not reverted: {error}", superseded=isinstance(error, ApplyRaced)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
 
 from agent.api import Call, Envelope, Outcome, Reason
 from agent.client import AgentError, CallRefused, HostUnreachable
@@ -27,18 +28,45 @@ WAITS_S: Final = (0.2, 1.0, 3.0)
 """Before the second try and those after it."""
 
 
+async def undisturbed(tasks: Sequence[asyncio.Task[Any]], *, told: Callable[[], None] = lambda: None) -> bool:
+    """Wait until these tasks are done, also when cancelled meanwhile: then `told` is called, and True returned. When
+    cancelled again, ends them and raises CancelledError."""
+    try:
+        await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        swallow_cancellation()
+        told()
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+            raise
+        return True
+    return False
+
+
+def swallow_cancellation() -> None:
+    """Without this, task groups that this task enters later would believe that they are being cancelled."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
 class Execution:
     """The calls of one plan for one release. `run` once; then read what became of it."""
 
-    def __init__(self, site: Site, plan: Plan, *, plan_name: Digest, release: Digest) -> None:
+    def __init__(
+        self, site: Site, plan: Plan, *, plan_name: Digest, release: Digest, interrupted: bool = False
+    ) -> None:
         self.done: list[CallDone] = []
-        self.interrupted = False
+        self.interrupted = interrupted
         self.superseded = False
         self.unwell: list[tuple[Step, str]] = []
         self._site = site
         self._plan = plan
         self.plan_name = plan_name
-        self._release = release
+        self.release = release
         self._halted = False
         self._all = asyncio.Semaphore(CALLS_AT_ONCE)
         self._per_host = {host: asyncio.Semaphore(CALLS_AT_ONCE_PER_HOST) for host in plan.hosts()}
@@ -52,29 +80,27 @@ class Execution:
         CancelledError only when cancelled twice."""
         self._site.progress.phase("apply", len(self._plan.hosts()))
         for stage in self._plan.stages:
-            if await asyncio.to_thread(self._site.store.read_ref, self._site.ref) != self._release:
+            if self.interrupted:
+                return
+            if await asyncio.to_thread(self._site.store.read_ref, self._site.ref) != self.release:
                 self.superseded = True
                 return
-            await self._finish_despite_cancel([asyncio.ensure_future(self._step(step)) for step in stage])
+            await self._all_of([self._step(step) for step in stage])
             if not self.went_well:
                 return
-            await self._finish_despite_cancel([asyncio.ensure_future(self._look_after(stage))])
+            await self._all_of([self._look_after(stage)])
             if not self.went_well:
                 return
 
-    async def _finish_despite_cancel(self, tasks: list[asyncio.Task[None]]) -> None:
-        try:
-            await asyncio.wait(tasks)
-        except asyncio.CancelledError:
-            self.interrupted = self._halted = True
-            try:
-                await asyncio.wait(tasks)
-            except asyncio.CancelledError:
-                for task in tasks:
-                    task.cancel()
-                raise
+    async def _all_of(self, parts: list[Coroutine[Any, Any, None]]) -> None:
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        if await undisturbed(tasks, told=self._halt):
+            self.interrupted = True
         for task in tasks:
             task.result()
+
+    def _halt(self) -> None:
+        self._halted = True
 
     async def _look_after(self, stage: tuple[Step, ...]) -> None:
         """What a stage has changed must run before the next one begins."""
@@ -121,7 +147,7 @@ class Execution:
 
     async def _ask(self, host: str, call: Call) -> Outcome:
         client = await self._site.fleet.client(host)
-        envelope = Envelope(call, release=self._release, plan=self.plan_name, by=self._site.by)
+        envelope = Envelope(call, release=self.release, plan=self.plan_name, by=self._site.by)
         for wait_s in WAITS_S:
             try:
                 return await client.call(envelope)

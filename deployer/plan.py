@@ -213,11 +213,12 @@ def staging(plan: Plan) -> dict[str, tuple[Stage, ...]]:
     return {host: tuple(Stage(part) for part in _parts(of_host)) for host, of_host in sorted(specs.items())}
 
 
-def call_digests(plan: Plan, *, plan_name: Digest, release: Digest, by: str) -> frozenset[Digest]:
-    """The digest of every call that carrying out this plan for this release makes: its steps in the release's name, and
-    its staging, which comes before the release is decided and names the plan only."""
-    steps = (Envelope(step.call(), release=release, plan=plan_name, by=by) for step in plan.steps())
-    stagings = (Envelope(stage, plan=plan_name, by=by) for stages in staging(plan).values() for stage in stages)
+def call_digests(plan: Plan, host: str, *, plan_name: Digest, release: Digest, by: str) -> frozenset[Digest]:
+    """The digest of every call that carrying out this plan for this release makes on a host: its steps in the release's
+    name, and its staging, which comes before the release is decided and names the plan only."""
+    of_host = (step.call() for step in plan.steps() if step.host == host)
+    steps = (Envelope(call, release=release, plan=plan_name, by=by) for call in of_host)
+    stagings = (Envelope(stage, plan=plan_name, by=by) for stage in staging(plan).get(host, ()))
     return frozenset(call_digest(envelope) for envelopes in (steps, stagings) for envelope in envelopes)
 
 

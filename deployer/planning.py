@@ -32,11 +32,15 @@ def current_version(store: ReleaseStore, newest: Link | None) -> Version | None:
     return Version(digest, release.read_definition(store, digest))
 
 
-def addresses_for(store: ReleaseStore, ref: str, following: Definition | None = None) -> dict[str, str]:
+def addresses_for(
+    store: ReleaseStore, ref: str, following: Definition | None = None, *, back: bool = False
+) -> dict[str, str]:
     """Where all hosts are that a plan to `following` (None: whatever should run now) may have to ask or call, also
-    those that the new definition no longer has."""
+    those that the new definition no longer has. Where a host's address differs, its agent is where `following` says,
+    but for a way `back` to an earlier definition it is where it was just now."""
     current = current_version(store, release.head(store, ref))
-    return addresses_of(current.definition if current else None, following)
+    now = current.definition if current else None
+    return addresses_of(following, now) if back else addresses_of(now, following)
 
 
 async def plan_for(site: Site, following: Version, planner: str, *, allow_unreachable: bool = False) -> Plan:

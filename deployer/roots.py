@@ -1,0 +1,31 @@
+"""What a collection of the deployer's store must keep: everything that any release of any ref needs, so that every
+rollback stays possible, and the newest blob of each name, which the next version will be a delta of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from cas.digest import Digest
+from deployer import canonical, release
+from deployer.release import ReleaseStore
+
+
+class NamedStore(ReleaseStore, Protocol):
+    """A store that can list what was put under names."""
+
+    def newest_of_names(self) -> Iterable[Digest]: ...
+
+
+def roots(store: NamedStore) -> set[Digest]:
+    """The digests to keep. Raises BlobMissing, BlobDamaged, RecordInvalid, CanonicalInvalid where a history cannot be
+    read as a whole; then nothing may be collected, because what it needs is not known."""
+    keep = set(store.newest_of_names())
+    definitions: set[Digest] = set()
+    for start in store.refs().values():
+        for link in release.chain(store, start):
+            keep |= {link.digest, link.release.plan, link.release.definition}
+            definitions.add(link.release.definition)
+    for digest in definitions:
+        keep.update(canonical.blobs_of(release.read_definition(store, digest)))
+    return keep
