@@ -13,6 +13,7 @@ from cas.entries import PLAIN, ZSTD
 SMALL_LEVEL = 3
 WHOLE_LEVEL = 12
 STREAM_LEVEL = 3
+QUICK_LEVEL = 1
 STREAM_WINDOW_BYTES = 8 << 20
 """A streamed frame may not ask a reader for a larger window."""
 WORTHWHILE = 0.95

@@ -20,8 +20,8 @@ TINY_BYTES = 512
 """Up to this size (releases, small configurations) a blob is kept plain: what an encoding saves is less than the index
 entry beside it, and a command that reads some would spend most of its time importing decoders."""
 MAX_BASES_TRIED = 2
-CLEARLY_GOOD = 0.02
-"""A delta below this part of the blob is taken at once: nothing else is tried."""
+CLEARLY_GOOD = 1 / 8
+"""A delta below this part of a quick compression of the blob is taken at once: nothing else is tried."""
 WORTHWHILE = 0.8
 """A delta is kept only below this part of the whole encoding; every one costs each later read."""
 CHAIN_BYTES_FACTOR = 2
@@ -81,6 +81,7 @@ def choose(
     or None where there can be none."""
     best: tuple[Candidate, bytes] | None = None
     tried = 0
+    quick_bytes = 0
     for candidate in candidates:
         if tried == MAX_BASES_TRIED:
             break
@@ -93,7 +94,8 @@ def choose(
         tried += 1
         if best is None or len(patch) < len(best[1]):
             best = candidate, patch
-        if len(patch) < CLEARLY_GOOD * len(data) and chain_allows(candidate, len(patch), len(data)):
+        quick_bytes = quick_bytes or _quick_bytes(data)
+        if len(patch) < CLEARLY_GOOD * quick_bytes and chain_allows(candidate, len(patch), quick_bytes):
             return as_delta(candidate, patch)
     as_whole = whole(raw, data)
     if best is None:
@@ -103,6 +105,12 @@ def choose(
     if small_enough and chain_allows(candidate, len(patch), len(as_whole.stored)):
         return as_delta(candidate, patch)
     return as_whole
+
+
+def _quick_bytes(data: bytes) -> int:
+    from cas import compression
+
+    return len(compression.smallest(data, level=compression.QUICK_LEVEL)[1])
 
 
 def check_of(raw: bytes, encoding: int, stored: bytes) -> bytes:
