@@ -1,8 +1,8 @@
-"""The main job on one machine, with nothing pretended: real agents, real WebAssembly guests, real load, real rollback.
+"""The main job on one machine, with nothing pretended: real agents, real guests, real load, real rollback.
 
-Two hosts in two regions are two agent processes on two loopback addresses. A load generator, a process of its own, opens
-connections as fast as it can and keeps others open, from before the first change to after the last; every answer that
-is not one of the bodies that may be served at some time counts as failed. What is printed is what was measured.
+Two hosts in two regions are two agent processes on two loopback addresses. A load generator, a process of its own,
+opens connections as fast as it can and keeps others open, from before the first change to after the last. An answer
+that is not one of the bodies that may be served at some time counts as failed. What is printed is what was measured.
 
 The scenario is a list of functions on one `Demo`; `tools.commands.demo` runs them and cleans up.
 """
@@ -15,18 +15,24 @@ import http.client
 import shutil
 import socket
 import statistics
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from agent.api import JournalEntry
+from deployer import audit
 from deployer import release as releases
+from deployer.audit import timeline
 from deployer.cloud import Cloud
 from deployer.outcome import Applied, CallDone, Outcome
 from deployer.plan import Kind, Plan, blobs_of
+from deployer.verify import verify
 from tools import guests
-from tools.deploying import carried_out, planned, version_of_file
+from tools.commands.audit import show_spans, span_as_dict
+from tools.deploying import carried_out, open_site, planned, planned_rollback, rolled_back, version_of_file
 from tools.errors import CommandError
 from tools.load import Load, LoadProcess, Report
 from tools.local_cloud import local_hosts, start_agents, stop_agents
@@ -41,7 +47,6 @@ BODY: Final = r"(?P<config>hello|good day) from web (?P<version>1\.0|2\.0)\n"
 """The only bodies that the web server may serve at any time of the demo."""
 LOAD_SECONDS: Final = 100.0
 """Bounds the load, whatever becomes of the demo."""
-BETWEEN_CHANGES_S: Final = 1.0
 HTTP_TIMEOUT_S: Final = 5.0
 SWAPS: Final = (Kind.REPLACE, Kind.CONFIGURE)
 TAKE_OVER_STEPS: Final = ("spawn", "ready", "flip")
@@ -121,10 +126,14 @@ class Demo:
     def __init__(self, directory: Path, out: Output) -> None:
         self.directory = directory
         self.out = out
+        self.quiet = Output(sys.stdout, sys.stderr, as_json=True)
+        """For parts whose own words are not part of the story."""
         self.changes: list[Change] = []
         self.report: Report | None = None
         self.rollback_identical = False
         self.timeline: list[dict[str, Any]] = []
+        self.findings: int | None = None
+        """What the audit found wrong."""
         self._cloud: Cloud | None = None
         self._ports = _free_ports(3)
         self._title = 0
@@ -190,24 +199,15 @@ class Demo:
         plan, sizes = asyncio.run(planned(self.cloud, version, None))
         if show:
             show_plan(plan, sizes, self.out)
-        return self.carry_out(what, plan)
+        return self.note(what, plan, asyncio.run(carried_out(self.cloud, plan, self.quiet, message=what)))
 
     def roll_back(self, what: str) -> Applied:
-        from deployer.rollback import plan_rollback
-
-        from tools.deploying import open_site
-
         self.title(f"{what}, under load")
+        plan, _, to = asyncio.run(planned_rollback(self.cloud, None, None))
+        return self.note(what, plan, asyncio.run(rolled_back(self.cloud, plan, to, self.quiet)))
 
-        async def make() -> Any:
-            async with open_site(self.cloud) as site:
-                return await plan_rollback(site, None, self.cloud.config.planner)
-
-        plan, restores = asyncio.run(make())
-        return self.carry_out(what, plan, kind="rollback", restores=restores)
-
-    def carry_out(self, what: str, plan: Plan, **kind: Any) -> Applied:
-        applied = asyncio.run(carried_out(self.cloud, plan, self.out, message=what, **kind))
+    def note(self, what: str, plan: Plan, applied: Applied) -> Applied:
+        """Keep and print what came of a change. Raises DemoFailed."""
         self.changes.append(Change(what, applied, self.whole_size(plan)))
         for call in applied.calls:
             steps = ", ".join(f"{step} {ms:.1f} ms" for step, ms in call.steps.items())
@@ -244,7 +244,20 @@ class Demo:
         self.rollback_identical = definitions[0] == definitions[1] and before == after and same_file
 
     def audit(self) -> None:
-        raise NotImplementedError
+        """What the hosts' journals say of it, and whether they hold together with the releases."""
+        self.title("the audit: what ran, from when to when, by which release")
+        journals = asyncio.run(self._journals())
+        spans = [span for span in timeline(journals) if span.process == "web"]
+        show_spans(spans, self.out, indent="   ")
+        self.timeline = [span_as_dict(span) for span in spans]
+        verified = verify(self.cloud.store, journals)
+        self.findings = len(verified.findings)
+        wrong = "nothing wrong" if not self.findings else f"{self.findings} wrong: {verified.findings[0].what}"
+        self.out.line(f"   {verified.entries} journal entries and {verified.releases} releases verified: {wrong}")
+
+    async def _journals(self) -> dict[str, list[JournalEntry]]:
+        async with open_site(self.cloud) as site:
+            return (await audit.journals(site.fleet)).all()
 
     def sum_up(self) -> None:
         result = self.result()
@@ -258,10 +271,8 @@ class Demo:
             f"   swaps      {result['swaps']}, from the call to the first new connection:"
             f" median {median:.1f} ms, longest {max(result['swap_ms']):.1f} ms"
         )
-        share = result["bytes_sent"] / result["bytes_whole"]
-        self.out.line(
-            f"   sent       {size(result['bytes_sent'])} where whole files are {size(result['bytes_whole'])} ({share:.0%})"
-        )
+        sent, whole = result["bytes_sent"], result["bytes_whole"]
+        self.out.line(f"   sent       {size(sent)}; every file whole, with each change, would be {size(whole)}")
         same = "yes: the same definition, the same binary, the same answers" if self.rollback_identical else "NO"
         self.out.line(f"   rollback   bit for bit? {same}")
 
@@ -295,12 +306,14 @@ class Demo:
                 for change in self.changes
             ],
             "audit": self.timeline,
+            "audit_findings": self.findings,
             "directory": str(self.directory),
         }
 
     @property
     def went_well(self) -> bool:
-        return self.report is not None and self.report.served > 0 and not self.report.failed and self.rollback_identical
+        served = self.report is not None and self.report.served > 0 and not self.report.failed
+        return served and self.rollback_identical and self.findings == 0
 
     def what_next(self) -> None:
         """For `--keep`: what to try."""
@@ -392,6 +405,3 @@ def _is_free(ip: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-Remark = Callable[[str], None]

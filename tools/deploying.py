@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deployer.plan import Plan, Step
     from deployer.planners import Version
     from deployer.progress import Phase, Progress
+    from deployer.release import Link
     from deployer.resolve import Resolved
     from deployer.schema import Definition
     from deployer.site import Site
@@ -93,21 +94,57 @@ async def planned(
 
 async def bytes_to_send(site: Site, plan: Plan) -> dict[str, int]:
     """What carrying out a plan would send to each host."""
-    from deployer.transfer import estimate
-
     from deployer.plan import blobs_by_host
+    from deployer.transfer import estimate
 
     return await estimate(site, blobs_by_host(plan))
 
 
-async def carried_out(cloud: Cloud, plan: Plan, out: Output, *, message: str, **kind: Any) -> Applied:
+async def carried_out(cloud: Cloud, plan: Plan, out: Output, *, message: str) -> Applied:
     """Carry out a plan, telling about each call."""
-    from deployer import apply, release
+    from deployer.apply import apply
+
+    async with _watched(cloud, plan, out) as site:
+        return await apply(site, plan, message=message)
+
+
+async def planned_rollback(
+    cloud: Cloud, named: str | None, planner: str | None, *, allow_unreachable: bool = False
+) -> tuple[Plan, dict[str, int], Link]:
+    """A plan back to a release (default: the previous one), the bytes to send, and that release."""
+    from deployer.rollback import plan_rollback, target
+
+    async with open_site(cloud) as site:
+        to = target(site, named)
+    definition = release_definition(cloud, to)
+    async with open_site(cloud, definition) as site:
+        name = planner or cloud.config.planner
+        plan = await plan_rollback(site, to, name, allow_unreachable=allow_unreachable)
+        return plan, await bytes_to_send(site, plan), to
+
+
+async def rolled_back(cloud: Cloud, plan: Plan, to: Link, out: Output, *, message: str = "") -> Applied:
+    """As `carried_out`, for a rollback."""
+    from deployer.rollback import rollback
+
+    async with _watched(cloud, plan, out) as site:
+        return await rollback(site, plan, to, message=message)
+
+
+def release_definition(cloud: Cloud, link: Link) -> Definition:
+    from deployer import release
+
+    return release.read_definition(cloud.store, link.release.definition)
+
+
+@asynccontextmanager
+async def _watched(cloud: Cloud, plan: Plan, out: Output) -> AsyncIterator[Site]:
+    from deployer import release
 
     following = release.read_definition(cloud.store, plan.definition)
     with out.progress("send") as bar:
         async with open_site(cloud, following, Telling(out, bar)) as site:
-            return await apply.apply(site, plan, message=message, **kind)
+            yield site
 
 
 class Telling:

@@ -102,7 +102,7 @@ def _launch(cloud: Cloud, host: str, address: str) -> subprocess.Popen[bytes]:
     directory = cloud.host_directory(host)
     _issue_credentials(cloud, host, address, directory / CREDENTIALS_NAME)
     command = [sys.executable, "-P", "-m", "tools.main", "agent"]
-    command += ["--host", host, "--listen", address, "--state", str(directory)]
+    command += ["--host", host, "--listen", address, "--state", str(directory), "--shared"]
     with (directory / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd="/", start_new_session=True

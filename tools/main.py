@@ -6,6 +6,7 @@ verbs so that `--help` needs none of their modules; a verb is the module `tools.
     EXAMPLE: str                          what `--help` shows at its end
     configure(parser) -> None             adds its arguments
     run(args, out) -> int                 does it, and returns the exit code
+    prepare(words) -> list[str]           optional: what its words are to argparse
     SHORT = True                          optional: it is always over in a moment
 
 Common options (`-C`, `--json`) may stand before the verb or after it.
@@ -115,7 +116,8 @@ def _run(common: list[str], rest: list[str], out: Output) -> int:
     with _collecting_no_garbage() as collect_again:
         _ease_import_of_msgspec()
         module = _load(verb)
-        args = parser_of(verb, module).parse_args(common + words)
+        prepare = getattr(module, "prepare", list)
+        args = parser_of(verb, module).parse_args(common + prepare(words))
         if not getattr(module, "SHORT", False):
             collect_again()
         return int(module.run(args, out))

@@ -46,7 +46,7 @@ def show_plan(plan: Plan, sizes: Mapping[str, int], out: Output) -> None:
         out.line("every host runs it already: nothing to call")
     called = {cause.path for step in plan.steps() for cause in step.causes}
     quiet = [dotted(changed.path) for changed in plan.changes if changed.path not in called]
-    if quiet:
+    if quiet and plan.from_definition:
         out.line(f"changed without a call: {', '.join(quiet)}")
     if sizes:
         out.line("to send: " + ", ".join(f"{host} {size(count)}" for host, count in sorted(sizes.items())))

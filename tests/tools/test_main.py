@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -48,8 +49,9 @@ def test_the_help_of_a_verb_has_examples_that_it_would_accept(verb: str, capsys:
     assert examples
     for example in examples:
         assert example in text
-        words = example.partition(f"lowcloud {verb}")[2].partition("#")[0].partition("|")[0].split()
-        main.parser_of(verb, module).parse_args(words)
+        words = shlex.split(example.partition(f"lowcloud {verb}")[2], comments=True)
+        until = next((at for at, word in enumerate(words) if word in ("|", ">")), None)
+        main.parser_of(verb, module).parse_args(words[:until])
 
 
 def test_an_unknown_verb_is_bad_usage_and_names_the_nearest() -> None:

@@ -27,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", metavar="NAME", help="its name (default: from the enrolled bundle)")
     parser.add_argument("--listen", metavar="ADDR:PORT", help="where it listens (default: from the enrolled bundle)")
     parser.add_argument("--credentials", metavar="DIR", type=Path, help="default: credentials/ in the state directory")
+    parser.add_argument(
+        "--shared", action="store_true", help="other agents share this machine: give no process a core of its own"
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         host, listen = host or settings[0], listen or settings[1]
     from agent import main as daemon
 
-    daemon.run(host, listen, state, args.credentials or state / "credentials")
+    daemon.run(host, listen, state, args.credentials, pin=not args.shared)
     return errors.DONE
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 from tools import errors
 from tools.cloud import blob_name, open_cloud, shown_path
+from tools.output import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                     "stored_bytes": stored.stored_bytes,
                 }
             )
-            out.line(f"{stored.digest}  {shown_path(path)}")
+            out.line(f"{stored.digest}  {printable(shown_path(path))}")
     if out.as_json:
         out.json(rows)
     return errors.FAILED if failed else errors.DONE
@@ -77,18 +79,16 @@ def _push(cloud: Cloud, path: str, name: str | None, out: Output) -> Stored:
     return stored
 
 
-def _open(path: str) -> BinaryIO:
-    """Raises OSError, also for a directory."""
-    if path == STANDARD_INPUT:
-        return cast(BinaryIO, os.fdopen(os.dup(0), "rb"))
-    return Path(path).open("rb")
+def _open(path: str) -> FileIO:
+    """Unbuffered: a buffer would read on after Ctrl-C, until it is full. Raises OSError, also for a directory."""
+    return FileIO(os.dup(0)) if path == STANDARD_INPUT else FileIO(path)
 
 
 def _name_of(cloud: Cloud, path: str) -> str | None:
     return None if path == STANDARD_INPUT else shown_path(blob_name(cloud, Path(path)))
 
 
-def _chunks(file: BinaryIO, progress: Progress) -> Iterator[bytes]:
+def _chunks(file: FileIO, progress: Progress) -> Iterator[bytes]:
     total = os.fstat(file.fileno()).st_size or None
     done = 0
     while chunk := file.read(CHUNK_BYTES):

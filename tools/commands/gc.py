@@ -1,0 +1,99 @@
+"""`gc`: what no release, no ref and no name refers to is removed. Every rollback stays possible.
+
+What was pushed and not deployed yet is kept for a week, unless `--pushed` says that it may go. `--host` collects on
+hosts instead: there the last releases' blobs are kept, so that a rollback needs no transfer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tools import errors
+from tools.cloud import open_cloud
+from tools.output import size
+
+if TYPE_CHECKING:
+    import argparse
+
+    from agent.api import Outcome
+    from deployer.cloud import Cloud
+    from deployer.fleet import Answers
+    from tools.output import Output
+
+EXAMPLE = """
+lowcloud gc --dry-run
+lowcloud gc --pushed
+lowcloud gc --host fra1 --keep 3
+"""
+
+DEFAULT_KEEP = 5
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--pushed", action="store_true", help="also what was pushed lately and never deployed")
+    parser.add_argument("--host", action="append", metavar="NAME", help="collect on this host (may be repeated)")
+    parser.add_argument(
+        "--keep", type=int, metavar="N", help=f"with --host: keep the last N releases' blobs (default: {DEFAULT_KEEP})"
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    if args.host and (args.dry_run or args.pushed):
+        raise errors.UsageError("--dry-run and --pushed are for this store, not for a host's")
+    if args.keep is not None and (args.keep < 0 or not args.host):
+        raise errors.UsageError("--keep wants a number from 0, and goes with --host")
+    with open_cloud(args) as cloud:
+        if args.host:
+            return _collect_on_hosts(cloud, args.host, DEFAULT_KEEP if args.keep is None else args.keep, out)
+        return _collect_here(cloud, args, out)
+
+
+def _collect_here(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
+    from deployer.roots import roots
+    from tools.commands.push import OWNER
+
+    if args.pushed and not args.dry_run:
+        cloud.store.release(OWNER)
+    collected = cloud.store.collect(roots(cloud.store), dry_run=args.dry_run)
+    if out.as_json:
+        out.json(
+            {
+                "blobs": collected.blobs,
+                "bytes": collected.bytes,
+                "kept": collected.kept,
+                "failed": collected.failed,
+                "dry_run": args.dry_run,
+            }
+        )
+    verb = "would remove" if args.dry_run else "removed"
+    out.line(f"{verb} {collected.blobs} blobs, {size(collected.bytes)}; {collected.kept} stay")
+    for damage in collected.failed:
+        out.line(f"  left alone: {damage.digest}  {damage.reason}")
+    return errors.FAILED if collected.failed else errors.DONE
+
+
+def _collect_on_hosts(cloud: Cloud, hosts: list[str], keep: int, out: Output) -> int:
+    import asyncio
+
+    from tools.hosts import tell_failures
+
+    answers = asyncio.run(_ask(cloud, hosts, keep))
+    rows: list[dict[str, Any]] = []
+    for host, outcome in answers.results.items():
+        rows.append({"host": host, "blobs": outcome.blobs, "bytes": outcome.bytes})
+        out.line(f"{host}: removed {outcome.blobs} blobs, {size(outcome.bytes)}")
+    if out.as_json:
+        out.json(rows)
+    return errors.FAILED if tell_failures(answers.failures, out) else errors.DONE
+
+
+async def _ask(cloud: Cloud, hosts: list[str], keep: int) -> Answers[Outcome]:
+    from agent.api import Collect, Envelope
+    from deployer import trust
+    from deployer.fleet import Fleet
+    from tools.hosts import known_addresses
+
+    envelope = Envelope(Collect(keep), by=trust.common_name(cloud.credentials))
+    async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
+        return await fleet.each(hosts, lambda client: client.call(envelope))

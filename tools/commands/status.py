@@ -1,0 +1,79 @@
+"""`status`: where what runs differs from what the newest release says, field by field. Computed from what hosts report.
+
+Ends with 1 where something differs, so that a script can ask.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tools import errors
+from tools.cloud import open_cloud
+from tools.output import local_time, printable, shorten
+
+if TYPE_CHECKING:
+    import argparse
+
+    from deployer.cloud import Cloud
+    from deployer.observe import Observed
+    from deployer.schema import Definition
+    from tools.output import Output
+
+EXAMPLE = """
+lowcloud status
+lowcloud status --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    del parser  # no arguments of its own
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    import asyncio
+
+    from deployer import release
+    from deployer.drift import drift
+
+    with open_cloud(args) as cloud:
+        link = release.head(cloud.store, cloud.ref)
+        definition = release.read_definition(cloud.store, link.release.definition) if link else None
+        observed = asyncio.run(_observe(cloud, definition))
+    found = drift(definition, observed)
+    running = sum(len(state.processes) for state in observed.hosts.values())
+    if out.as_json:
+        out.json(
+            {
+                "release": link.digest if link else None,
+                "definition": link.release.definition if link else None,
+                "hosts": sorted(observed.hosts),
+                "unreachable": observed.unreachable,
+                "processes": running,
+                "drift": found,
+            }
+        )
+    if link:
+        made = f"{local_time(link.release.at_unix_ns)} by {link.release.by}"
+        out.line(f"release {shorten(link.digest)}, {made}; {running} processes on {len(observed.hosts)} hosts")
+    else:
+        out.line("nothing is released yet")
+    rows = [
+        (row.host, row.process or "-", row.field, printable(row.runs) or "-", printable(row.should) or "-")
+        for row in found
+    ]
+    if rows:
+        out.table(("HOST", "PROCESS", "FIELD", "RUNS", "SHOULD"), rows)
+        out.line("`lowcloud apply` makes it so")
+    elif link:
+        out.line("everything runs as it should")
+    return errors.FAILED if found else errors.DONE
+
+
+async def _observe(cloud: Cloud, definition: Definition | None) -> Observed:
+    from deployer.fleet import Fleet
+    from deployer.observe import observe
+    from tools.hosts import known_addresses
+
+    addresses = known_addresses(cloud)
+    async with Fleet(addresses, cloud.credentials) as fleet:
+        return await observe(fleet, definition.host if definition else addresses)
