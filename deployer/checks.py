@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from cas.digest import PREFIX, is_digest
 from deployer import network_checks, units
 from deployer.endpoints import OWN_HOST
@@ -21,14 +23,19 @@ from deployer.wording import near_hint, quoted
 SCRATCH = "/tmp"
 RESERVED_ENV = "LOWCLOUD_"
 MAX_CONSUMERS_SHOWN = 8
+MAX_GUEST_PATH_BYTES = 1024
+MAX_NAME_BYTES = 255
+"""Of one component of a path, on the file systems of hosts."""
+MAX_PROCESS_BYTES = 1 << 20
+"""A process's table in msgpack. Its specification has to fit into one call to an agent."""
 
 
 def check(definition: Definition, broken: Iterable[Path] = ()) -> list[Finding]:
     """Every mistake that is visible in the definition alone."""
     known_broken = frozenset(broken)
     findings = [*_regions(definition, known_broken), *_placement(definition, known_broken)]
-    findings += [*_blobs(definition), *_environment(definition), *_guest_paths(definition)]
-    findings += [*_volumes(definition, known_broken), *_room(definition, known_broken)]
+    findings += [*_blobs(definition), *_environment(definition), *_sizes(definition)]
+    findings += [*_guest_paths(definition), *_volumes(definition, known_broken), *_room(definition, known_broken)]
     return findings + network_checks.check(definition, known_broken)
 
 
@@ -91,6 +98,28 @@ def _environment(definition: Definition) -> Iterator[Finding]:
                     "choose another name",
                     of_key=True,
                 )
+
+
+def _sizes(definition: Definition) -> Iterator[Finding]:
+    for name, process in definition.process.items():
+        for field, paths in (("config", process.config), ("volume", process.volume)):
+            for path in paths:
+                longest = max(len(part.encode()) for part in path.split("/"))
+                if len(path.encode()) > MAX_GUEST_PATH_BYTES or longest > MAX_NAME_BYTES:
+                    yield Finding(
+                        ("process", name, field, path),
+                        "this path is too long",
+                        f"at most {MAX_GUEST_PATH_BYTES} bytes in all, and {MAX_NAME_BYTES} between two slashes",
+                        of_key=True,
+                    )
+        size = len(msgspec.msgpack.encode(process))
+        if size > MAX_PROCESS_BYTES:
+            yield Finding(
+                ("process", name),
+                f"has {size} bytes of arguments, environment and names; at most {MAX_PROCESS_BYTES} are allowed",
+                "put large values into a configuration file",
+                of_key=True,
+            )
 
 
 def _guest_paths(definition: Definition) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ that would make two runs over the same files differ.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
 from pathlib import Path
@@ -113,11 +114,9 @@ def read(path: Path) -> Lock | None:
 def write(path: Path, lock: Lock) -> bool:
     """Write the file, whole or not at all; leave it alone where it says the same already. Whether it was written."""
     data = encode(lock).encode()
-    try:
-        if path.read_bytes() == data:
+    with contextlib.suppress(NotReadable, OSError), open_regular(path) as file:
+        if file.read(len(data) + 1) == data:
             return False
-    except OSError:
-        pass
     write_file(path, data, mode=0o644)
     return True
 

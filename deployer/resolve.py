@@ -10,7 +10,7 @@ finds the version before as the base of its delta.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import BinaryIO, NamedTuple
@@ -28,7 +28,7 @@ from deployer.problems import DefinitionInvalid, Problem
 from deployer.reading import Finding
 from deployer.regular_file import NotReadable, open_regular
 from deployer.schema import Definition, Process
-from deployer.wasm_imports import Facts, FactsReader, NotWasm
+from deployer.wasm_imports import Facts, FactsReader, NotWasm, facts_of
 from deployer.wording import near_hint, quoted
 
 CHUNK_BYTES = 256 << 10
@@ -61,13 +61,15 @@ class _Use(NamedTuple):
 
 def resolve(parsed: Parsed, store: BlobStore, *, locked: Lock | None = None) -> Resolved:
     """Store every file that the definition names and check that every digest is there. With `locked`, no file is read:
-    each name stands for what the lock says, and the store must have it.
+    each name stands for what the lock says, and the store must have it; nor are binaries looked into again.
 
     Raises DefinitionInvalid with everything that is missing or cannot be read, and what the store raises when it is
     full or busy."""
-    work = _Resolution(parsed, store)
-    for name, uses in _by_name(parsed.definition).items():
-        work.add(name, uses, locked)
+    work = _Resolution(parsed.directory, store, locked)
+    uses = _by_name(parsed.definition)
+    work.protect(uses)
+    for name, of_name in uses.items():
+        work.add(name, of_name)
     if work.findings:
         raise DefinitionInvalid(parsed.problems(work.findings))
     definition = _named_by_digest(parsed.definition, work.blobs)
@@ -86,19 +88,31 @@ class _Refused(Exception):
 class _Resolution:
     """The state of one run: what has been found out about each name so far."""
 
-    def __init__(self, parsed: Parsed, store: BlobStore) -> None:
-        self.directory = parsed.directory
+    def __init__(self, directory: FilePath, store: BlobStore, locked: Lock | None) -> None:
+        self.directory = directory
         self.store = store
+        self.locked = locked
+        self.missing: set[Digest] = set()
         self.blobs: dict[str, Locked] = {}
         self.facts: dict[str, Facts] = {}
         self.stored: dict[str, Stored] = {}
         self.findings: list[Finding] = []
 
-    def add(self, name: str, uses: list[_Use], locked: Lock | None) -> None:
+    def protect(self, names: Iterable[str]) -> None:
+        """Lease every blob that is known by its digest beforehand, and see which are not here."""
+        entries = self.locked.blob if self.locked else {}
+        digests = [name for name in names if is_digest(name)]
+        digests += [entries[name].digest for name in names if name in entries]
+        self.store.lease(digests, owner=LEASE_OWNER, ttl_s=LEASE_S)
+        self.missing = set(self.store.missing(digests))
+
+    def add(self, name: str, uses: list[_Use]) -> None:
         binaries = [use for use in uses if use.is_binary]
         try:
-            if is_digest(name) or locked is not None:
-                self.blobs[name] = self.from_store(name, bool(binaries), locked)
+            if self.locked is not None:
+                self.blobs[name] = self.from_lock(name, self.locked)
+            elif is_digest(name):
+                self.blobs[name] = self.from_store(name, bool(binaries))
             else:
                 self.blobs[name] = self.from_file(name, uses[0].stored_as, bool(binaries))
         except _Refused as refused:
@@ -106,24 +120,34 @@ class _Resolution:
         except NotWasm as wrong:
             self.findings += [Finding(use.path, f"{quoted(name)} cannot run: {wrong}", wrong.hint) for use in binaries]
 
-    def from_store(self, name: str, is_binary: bool, locked: Lock | None) -> Locked:
-        digest = name if is_digest(name) else _locked_digest(name, locked)
-        self.store.lease([digest], owner=LEASE_OWNER, ttl_s=LEASE_S)
+    def from_lock(self, name: str, locked: Lock) -> Locked:
+        entry = locked.blob.get(name)
+        if entry is None or (is_digest(name) and entry.digest != name):
+            raise _Refused(f"{quoted(name)} is not in the lock file", "write it anew with `lowcloud resolve`")
+        self.must_be_here(entry.digest)
+        return entry
+
+    def from_store(self, digest: Digest, is_binary: bool) -> Locked:
+        self.must_be_here(digest)
         try:
             size = self.store.stat(digest).size
-            return self.described(name, digest, size, self.store.stream(digest) if is_binary else None)
-        except BlobMissing as error:
-            raise _Refused(f"the store has no blob {digest}", error.hint) from None
-        except BlobDamaged as error:
+            if not is_binary:
+                return Locked(digest, size, "file")
+            self.facts[digest] = facts_of(self.store.stream(digest))
+        except (BlobMissing, BlobDamaged) as error:
             raise _Refused(str(error), error.hint) from None
+        return _locked(digest, size, self.facts[digest])
+
+    def must_be_here(self, digest: Digest) -> None:
+        if digest in self.missing:
+            raise _Refused(f"the store has no blob {digest}", BlobMissing.hint)
 
     def from_file(self, name: str, stored_as: str, is_binary: bool) -> Locked:
         with _opened(self.directory, name) as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = digest_of_chunks(_chunks(file))
-            if is_binary:
-                file.seek(0)
-                self.described(name, digest, size, _chunks(file))
+            reader = FactsReader() if is_binary else None
+            digest = digest_of_chunks(_shown_to(reader, _chunks(file)))
+            if reader is not None:
+                self.facts[name] = reader.facts()
             self.store.lease([digest], owner=LEASE_OWNER, ttl_s=LEASE_S)
             file.seek(0)
             try:
@@ -133,18 +157,19 @@ class _Resolution:
             except BlobTooLarge as error:
                 raise _Refused(f"{quoted(name)}: {error}", error.hint) from None
         self.stored[name] = stored
-        kind = self.facts[name].kind if is_binary else "file"
-        return Locked(digest, stored.size, kind, self.facts[name].imports if is_binary else ())
+        return _locked(digest, stored.size, self.facts.get(name))
 
-    def described(self, name: str, digest: Digest, size: int, binary: Iterator[bytes] | None) -> Locked:
-        """Raises NotWasm where it is to be a binary and is none."""
-        if binary is None:
-            return Locked(digest, size, "file")
-        reader = FactsReader()
-        for chunk in binary:
+
+def _locked(digest: Digest, size: int, facts: Facts | None) -> Locked:
+    return Locked(digest, size, facts.kind, facts.imports) if facts else Locked(digest, size, "file")
+
+
+def _shown_to(reader: FactsReader | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass pieces on, letting the reader see them. Raises NotWasm."""
+    for chunk in chunks:
+        if reader is not None:
             reader.feed(chunk)
-        facts = self.facts[name] = reader.facts()
-        return Locked(digest, size, facts.kind, facts.imports)
+        yield chunk
 
 
 def _by_name(definition: Definition) -> dict[str, list[_Use]]:
@@ -160,13 +185,6 @@ def _by_name(definition: Definition) -> dict[str, list[_Use]]:
                 _Use(("process", name, "config", guest_path), reference, False, f"process.{name}.config.{guest_path}")
             )
     return uses
-
-
-def _locked_digest(name: str, locked: Lock | None) -> Digest:
-    entry = locked.blob.get(name) if locked else None
-    if entry is None:
-        raise _Refused(f"{quoted(name)} is not in the lock file", "write it anew with `lowcloud resolve`")
-    return entry.digest
 
 
 @contextmanager

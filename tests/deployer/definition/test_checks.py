@@ -159,6 +159,18 @@ def test_a_consistent_definition_has_no_findings(definition: Definition) -> None
             "the scratch space /tmp is at the same path as the file /tmp",
             "",
         ),
+        (
+            HOSTS + WEB + f'config."/{"é" * 200}" = "x"\n',
+            f'process.web.config."/{"é" * 56}…"',
+            "this path is too long",
+            "255 between two slashes",
+        ),
+        (
+            HOSTS + WEB + f"args = {[60_000 * 'x'] * 20}\n",
+            "process.web",
+            "bytes of arguments, environment and names",
+            "configuration file",
+        ),
         # ports
         (
             HOSTS + WEB + 'listen = { a = "0.0.0.0:80/tcp", b = "10.0.0.1:80/tcp" }\n',
