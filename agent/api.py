@@ -103,7 +103,14 @@ class ProcessSpec(Struct, frozen=True):
 
 def spec_digest(spec: ProcessSpec) -> Digest:
     """The version of a process on a host: the digest of its specification's canonical msgpack."""
-    return digest_of(msgspec.msgpack.encode(spec, order="deterministic"))
+    return digest_of(canonical(spec))
+
+
+def canonical(value: Struct) -> bytes:
+    """The one encoding of a value that its digest is taken of: msgpack with sorted keys, every number in the type that
+    its field declares (a Python caller may have given the float field an int)."""
+    typed = msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=type(value))
+    return msgspec.msgpack.encode(typed, order="deterministic")
 
 
 # --- calls ----------------------------------------------------------------------------------------------------------
@@ -201,7 +208,7 @@ class Envelope(Struct, frozen=True):
 
 
 def call_digest(envelope: Envelope) -> Digest:
-    return digest_of(msgspec.msgpack.encode(envelope, order="deterministic"))
+    return digest_of(canonical(envelope))
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from agent.builder import GuestBuilder
 from agent.capacity import Limits
 from agent.code_cache import CodeCache
 from agent.engine import fingerprint
+from agent.guarantees import guarantees
 from agent.guests import Guests
 from agent.handlers import Handlers
 from agent.journal import Journal
@@ -107,7 +108,7 @@ class Agent:
             addresses=host_facts.addresses(),
             kernel=host_facts.kernel(),
             engine=fingerprint(),
-            guarantees=(),
+            guarantees=guarantees(),
             volumes=tuple(self._volume(name, size) for name, size in sorted(self._volumes.sizes.items())),
             store_blobs=usage.blobs,
             store_bytes=usage.stored_bytes,

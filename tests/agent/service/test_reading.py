@@ -150,5 +150,6 @@ def test_a_host_says_what_it_has() -> None:
             assert facts.disk_free_bytes > 0
             assert facts.engine.startswith("wasmtime-")
             assert facts.kernel.startswith("Linux")
+            assert "memory" in {row.name for row in facts.guarantees}
 
     run(work)
