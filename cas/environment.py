@@ -30,6 +30,8 @@ FORMAT_VERSION = 1
 MAP_SIZE_BYTES = 1 << 40
 """Address space, not disk: the file is sparse and grows as blobs arrive."""
 MAX_READERS = 1024
+FULL_BYTES = 4 << 20
+"""A disk with less space than this counts as full where a write was cut short."""
 DATABASES = ("meta", "blobs", "records", "packs", "pending", "names", "leases", "pins", "refs", "touched")
 
 _FORMAT_KEY = b"format"
@@ -132,7 +134,8 @@ def relinquish(environment: Environment) -> None:
 def translated(error: lmdb.Error, path: Path) -> CasError:
     """What an LMDB error means to a store's user."""
     code = getattr(error, "code", 0)
-    if isinstance(error, lmdb.MapFullError) or code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or (code == errno.EIO and _disk_is_full(path))
+    if full or isinstance(error, lmdb.MapFullError):
         return StoreFull(f"no room left to write to the store {path}: {error}")
     if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError, lmdb.InvalidError)):
         return StoreUnreadable(
@@ -140,6 +143,12 @@ def translated(error: lmdb.Error, path: Path) -> CasError:
             hint="move the directory away, make a new store and pull its blobs from a host that has them",
         )
     return StoreUnreadable(f"the store {path} failed: {error}", hint="look at the disk and at the system's log")
+
+
+def _disk_is_full(path: Path) -> bool:
+    """LMDB reports a write that was cut short, which is how a disk fills up, as an input/output error."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize < FULL_BYTES
 
 
 def _open_new(path: Path, *, create: bool) -> Environment:

@@ -7,6 +7,7 @@ been collected, in which case the blob is encoded anew.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
@@ -23,14 +24,18 @@ from cas.incoming import IncomingBody, is_pending, settle
 from cas.interface import Stored
 
 BUFFERED_BYTES = 16 << 20
-"""A stream up to this size is stored like any other blob; a longer one goes straight into records."""
+NAMED_BUFFERED_BYTES = 64 << 20
+"""A stream up to this size is stored like any other blob, so that, having a name, it can become a delta; a longer one
+goes straight into records."""
 RECENT_VERSIONS = 4
 """How many blobs of a name are looked at as bases, with their own bases."""
 MANY_BLOBS = 4096
 MANY_BYTES = 16 << 20
 """How much of `put_many` goes into one job."""
+SAMPLES = 16
+SAMPLE_BYTES = 64 << 10
+"""How much of a long stream's beginning decides whether it is compressed."""
 _ATTEMPTS = 3
-_SAMPLE_BYTES = 1 << 20
 
 Leased = tuple[str, float]
 """Owner and expiry of a lease that is taken in the same transaction as the blob is stored."""
@@ -69,13 +74,14 @@ def put_stream(access: Access, chunks: Iterable[bytes], *, name: str | None, exp
     if name is not None:
         names.key_of(name)
     pieces = iter(chunks)
-    head: list[bytes] = []
+    buffered_bytes = BUFFERED_BYTES if name is None else NAMED_BUFFERED_BYTES
+    head: deque[bytes] = deque()
     size = 0
     for piece in pieces:
         head.append(piece)
         size += len(piece)
-        if size > BUFFERED_BYTES:
-            return _put_long_stream(access, chain(head, pieces), b"".join(head)[:_SAMPLE_BYTES], name, expect)
+        if size > buffered_bytes:
+            return _put_long_stream(access, chain(_draining(head), pieces), _sample(head), name, expect)
     return put(access, b"".join(head), name=name, expect=expect)
 
 
@@ -304,6 +310,18 @@ def _put_one(batch: Batch, raw: bytes, size: int, encoded: Encoded | None, damag
 
 
 # --- long streams ---------------------------------------------------------------------------------------------------
+
+
+def _draining(pieces: deque[bytes]) -> Iterator[bytes]:
+    """Each piece once, and none of them held for longer than needed."""
+    while pieces:
+        yield pieces.popleft()
+
+
+def _sample(pieces: deque[bytes]) -> bytes:
+    """Something of every part of a stream's beginning, to see whether it compresses."""
+    step = max(1, len(pieces) // SAMPLES)
+    return b"".join(bytes(piece[:SAMPLE_BYTES]) for piece in islice(pieces, 0, None, step))
 
 
 def _put_long_stream(

@@ -43,8 +43,8 @@ def test_without_a_base_the_smaller_of_plain_and_zstd_is_taken() -> None:
 
 
 def test_the_smallest_delta_is_taken() -> None:
-    chosen, tried = choose(DATA, [A, B], {A.raw: 5000, B.raw: 4000})
-    assert (chosen.encoding, chosen.base, chosen.depth, chosen.chain_bytes) == (DELTA, B.raw, 1, 5000)
+    chosen, tried = choose(DATA, [A, B], {A.raw: 50_000, B.raw: 40_000})
+    assert (chosen.encoding, chosen.base, chosen.depth, chosen.chain_bytes) == (DELTA, B.raw, 1, 41_000)
     assert tried == [A.raw, B.raw]
 
 
@@ -54,7 +54,7 @@ def test_a_clearly_good_delta_ends_the_search() -> None:
 
 
 def test_the_number_of_bases_tried_is_bounded() -> None:
-    _, tried = choose(DATA, [A, B, C], {A.raw: 9000, B.raw: 9000, C.raw: 100})
+    _, tried = choose(DATA, [A, B, C], {A.raw: 50_000, B.raw: 50_000, C.raw: 100})
     assert tried == [A.raw, B.raw]
 
 
