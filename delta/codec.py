@@ -15,8 +15,9 @@ from delta.container import MAX_INPUT_BYTES, Codec, Patch, digest, pack, unpack
 from delta.errors import DeltaError
 from delta.zstd import Effort
 
-PREFIX_CLEARLY_WINS = 4
-"""A prefix frame this many times smaller than a quick plain one needs no comparison with a thorough plain one."""
+CLEARLY_WINS = 3
+"""A payload this many times smaller than what another codec makes at level 3 is smaller than what that codec makes at
+any level: on real pairs, thorough levels are at most 2.6 times smaller than quick ones."""
 
 
 def encode(base: bytes, target: bytes, *, effort: Effort = "normal") -> bytes:
@@ -53,22 +54,34 @@ def decode(base: bytes, patch: bytes, *, max_size: int) -> bytes:
 
 
 def _candidates(base: bytes, target: bytes, effort: Effort) -> Iterator[tuple[Codec, bytes]]:
+    """Payloads to choose from. Codecs that have clearly lost against a quick look at them are not run thoroughly."""
     yield Codec.STORED, target
     if not target:
         return
-    if not base:
-        yield Codec.ZSTD, zstd.compress_plain(target, effort=effort)
-        return
-    if effort != "fast" and wasm.applies(base, target):
-        payload = wasm.encode(base, target, effort=effort)
-        if payload is not None:
-            yield Codec.WASM, payload
-    with_prefix = zstd.compress_with_prefix(base, target, effort=effort)
-    yield Codec.ZSTD_PREFIX, with_prefix
+    structured = _structured(base, target, effort)
+    if structured is not None:
+        yield Codec.WASM, structured
     quick = zstd.compress_plain(target, effort="fast")
     yield Codec.ZSTD, quick
-    if effort != "fast" and len(with_prefix) * PREFIX_CLEARLY_WINS > len(quick):
-        yield Codec.ZSTD, zstd.compress_plain(target, effort=effort)
+    best = len(quick)
+    if base:
+        quick_prefix = zstd.compress_with_prefix(base, target, effort="fast")
+        yield Codec.ZSTD_PREFIX, quick_prefix
+        best = min(best, len(quick_prefix))
+    if effort == "fast" or (structured is not None and len(structured) * CLEARLY_WINS < best and effort != "best"):
+        return
+    if base:
+        prefix = zstd.compress_with_prefix(base, target, effort=effort)
+        yield Codec.ZSTD_PREFIX, prefix
+        if len(prefix) * CLEARLY_WINS < len(quick):
+            return
+    yield Codec.ZSTD, zstd.compress_plain(target, effort=effort)
+
+
+def _structured(base: bytes, target: bytes, effort: Effort) -> bytes | None:
+    if effort == "fast" or not wasm.applies(base, target):
+        return None
+    return wasm.encode(base, target, effort=effort)
 
 
 def _rebuild(base: bytes, patch: Patch) -> bytes:

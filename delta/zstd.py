@@ -19,6 +19,10 @@ MAX_WINDOW_LOG = 30
 MAX_TABLE_LOG = 24
 """Tables of 2^24 entries (64 MiB each): beyond, the time spent on cache misses costs more than the matches save."""
 
+MAX_SEARCH_LOG: dict[Effort, int] = {"fast": 30, "normal": 5, "best": 30}
+"""At the strongest levels most of the time goes into entering the base into a search tree; with 2^5 steps per position
+it takes a fifth less, for 0.1 % more bytes."""
+
 SMALL_BYTES = 512 << 10
 """Up to here the strongest level costs less than a second, so `normal` uses it."""
 
@@ -40,12 +44,15 @@ def compress_plain(data: bytes, *, effort: Effort) -> bytes:
     return compress_with_prefix(b"", data, effort=effort)
 
 
-def compress_with_prefix(base: bytes, data: bytes, *, effort: Effort) -> bytes:
-    """One zstd frame of `data` whose matches may reach into `base`; `base` may be empty."""
+def compress_with_prefix(base: bytes, data: bytes, *, effort: Effort, level: int | None = None) -> bytes:
+    """One zstd frame of `data` whose matches may reach into `base`; `base` may be empty.
+
+    `level` overrides what `effort` and the size would choose.
+    """
     import zstandard
 
     total = len(base) + len(data)
-    level = _level(effort, total)
+    level = _level(effort, total) if level is None else level
     log = _log2_over(total)
     window_log = min(log, MAX_WINDOW_LOG)
     table_log = min(log, MAX_TABLE_LOG)
@@ -53,6 +60,7 @@ def compress_with_prefix(base: bytes, data: bytes, *, effort: Effort) -> bytes:
     params = zstandard.ZstdCompressionParameters.from_level(
         level,
         window_log=window_log,
+        search_log=min(hinted.search_log, MAX_SEARCH_LOG[effort]),
         hash_log=max(table_log, hinted.hash_log) if base else hinted.hash_log,
         chain_log=max(table_log, hinted.chain_log) if base else hinted.chain_log,
         write_content_size=True,

@@ -13,13 +13,13 @@ static int copyable(const token *x, const token *y) {
 
 static int predicted_class(u32 cls) { return cls == C_FUNC || cls == C_TYPE || cls == C_I32 || cls == C_OFFSET; }
 
-static int agrees_throughout(const token *a, u32 an, const token *b, u32 bn) {
+static int agrees_throughout(const token *a, u32 an, const token *b, u32 bn, const i64 *labels) {
     enum { TOLERANCE = 16, SHARE = 8 };
     u32 wrong = 0;
     if (an != bn) return 0;
     for (u32 i = 0; i < an; i++) {
         if (!copyable(&a[i], &b[i])) return 0;
-        wrong += a[i].v != b[i].v && !predicted_class(TOKEN_CLASS(a[i].op));
+        wrong += a[i].v != labels[i] && !predicted_class(TOKEN_CLASS(a[i].op));
     }
     return wrong * SHARE <= an + TOLERANCE;
 }
@@ -129,7 +129,7 @@ static float cost_of_copy(aligner *x, const token *a, const token *b, i64 label)
         x->locals[a->v].v = b->v;
         return 1.6f;
     }
-    case C_FUNC: case C_TYPE: case C_I32: case C_OFFSET: return label != a->v ? 2.5f : 0;
+    case C_FUNC: case C_TYPE: case C_I32: case C_I64: case C_OFFSET: return label != a->v ? 2.5f : 0;
     default: return a->v != b->v ? 1.8f : 0;
     }
 }
@@ -170,7 +170,7 @@ static void compare_masked(aligner *x, const token *a, u32 an, const token *b, u
 void align(aligner *x, const token *a, u32 an, const token *b, u32 bn, const i64 *labels, enum list_kind kind) {
     if (!x->locals) x->locals = allocate(LOCALS * sizeof(*x->locals));
     x->best.n = 0;
-    if (agrees_throughout(a, an, b, bn)) {
+    if (agrees_throughout(a, an, b, bn, labels)) {
         PUSH(x->best, ((step){an, 0, 0}));
         return;
     }

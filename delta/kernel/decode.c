@@ -45,6 +45,7 @@ typedef struct {
     word_model words;
     address_map addresses;
     label_map functions, types;
+    wide_map wide;
     const module *o;
     output out;
     u32 new_groups; /* local groups of the body being written that are still to come */
@@ -199,6 +200,7 @@ static i64 literal_operand(const decoder *d, u32 *op, i64 v) {
         i64 y = address_of_label(&d->addresses, v >= ESCAPED_PADDED || !is_i32 ? v : (i64)(u32)v);
         return is_i32 ? (i32)y : y;
     }
+    case C_I64: return d->m.go ? wide_of_label(&d->wide, v) : v;
     default: return v;
     }
 }
@@ -587,6 +589,7 @@ static void decode_module(decoder *d, module *o) {
     for (u32 i = 0; i < n.segs.n; i++) n.pay_bytes += n.segs.at[i].len;
     decode_covers(d, n.pay_bytes, &n.cov);
     map_addresses(&d->addresses, &n.cov, o, &n.segs);
+    d->wide = (wide_map){&d->addresses, &d->functions, o->imports, n.known.imports};
     model_open(&d->m, o, &d->addresses, &d->functions, &d->types);
     decode_elements(d, &n);
     decode_function_types(d, &n);

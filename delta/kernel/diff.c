@@ -1,7 +1,5 @@
 #include "diff.h"
 
-enum { MAX_COST = 600 };
-
 typedef struct {
     i32 x, y;
     int found;
@@ -20,8 +18,8 @@ static split middle(const u64 *a, i32 n, const u64 *b, i32 m, i32 *vf, i32 *vb, 
     int odd = delta & 1;
     vf[1] = vb[1] = 0;
     for (i32 d = 0; d <= limit; d++) {
-        for (i32 k = -d; k <= d; k += 2) {
-            if (k < -m || k > n) continue;
+        i32 first = d <= m ? -d : -m + ((d - m) & 1), last = d <= n ? d : n;
+        for (i32 k = first; k <= last; k += 2) {
             i32 x = furthest(vf, k, d, n, m), y = x - k;
             if (x > n || y > m || y < 0) {
                 vf[k] = x > n ? n + 1 : x;
@@ -32,8 +30,7 @@ static split middle(const u64 *a, i32 n, const u64 *b, i32 m, i32 *vf, i32 *vb, 
             i32 r = delta - k;
             if (odd && r <= d - 1 && r >= 1 - d && vb[r] + x >= n) return (split){x, y, 1};
         }
-        for (i32 k = -d; k <= d; k += 2) {
-            if (k < -m || k > n) continue;
+        for (i32 k = first; k <= last; k += 2) {
             i32 x = furthest(vb, k, d, n, m), y = x - k;
             if (x > n || y > m || y < 0) {
                 vb[k] = x > n ? n + 1 : x;
@@ -58,27 +55,62 @@ static split best_so_far(const i32 *vf, i32 n, i32 m, i32 limit) {
     return best;
 }
 
-static void mark(u8 *at, u32 from, u32 to) {
-    for (u32 i = from; i < to; i++) at[i] = 1;
+static void mark(u8 *at, const u32 *index, u32 from, u32 to) {
+    for (u32 i = from; i < to; i++) at[index[i]] = 1;
 }
 
-static void compare_box(differ *d, const u64 *a, const u64 *b, struct box x, i32 *vf, i32 *vb) {
+static void compare_box(differ *d, struct box x, i32 *vf, i32 *vb) {
+    const u64 *a = d->a.keys.at, *b = d->b.keys.at;
     while (x.al < x.ah && x.bl < x.bh && a[x.al] == b[x.bl]) x.al++, x.bl++;
     while (x.al < x.ah && x.bl < x.bh && a[x.ah - 1] == b[x.bh - 1]) x.ah--, x.bh--;
     i32 n = (i32)(x.ah - x.al), m = (i32)(x.bh - x.bl);
     split s = {0, 0, 0};
     if (n && m) {
-        i32 limit = (n + m + 1) / 2 < MAX_COST ? (n + m + 1) / 2 : MAX_COST;
+        i32 limit = (n + m + 1) / 2 < (i32)d->max_cost ? (n + m + 1) / 2 : (i32)d->max_cost;
         s = middle(a + x.al, n, b + x.bl, m, vf, vb, limit);
         if (!s.found) s = best_so_far(vf, n, m, limit);
     }
     if ((s.x == 0 && s.y == 0) || (s.x == n && s.y == m)) {
-        mark(d->gone.at, x.al, x.ah);
-        mark(d->added.at, x.bl, x.bh);
+        mark(d->gone.at, d->a.index.at, x.al, x.ah);
+        mark(d->added.at, d->b.index.at, x.bl, x.bh);
         return;
     }
     PUSH(d->boxes, ((struct box){x.al, x.al + (u32)s.x, x.bl, x.bl + (u32)s.y}));
     PUSH(d->boxes, ((struct box){x.al + (u32)s.x, x.ah, x.bl + (u32)s.y, x.bh}));
+}
+
+/* Keys that the other side does not have can only be deleted or inserted. Leaving them out first makes the search, whose
+   cost grows with the square of the differences, much shorter and its result no worse. */
+static void note_keys(differ *d, const u64 *keys, u32 n) {
+    u32 slots = 64;
+    while (slots < 2 * n) slots *= 2;
+    d->seen.n = 0;
+    RESERVE(d->seen, slots);
+    d->seen_mask = slots - 1;
+    __builtin_memset(d->seen.at, 0, slots * sizeof(u64));
+    for (u32 i = 0; i < n; i++) {
+        u32 at = (u32)(mix(keys[i]) >> 20) & d->seen_mask;
+        while (d->seen.at[at] && d->seen.at[at] != (keys[i] | 1)) at = (at + 1) & d->seen_mask;
+        d->seen.at[at] = keys[i] | 1;
+    }
+}
+
+static int noted(const differ *d, u64 key) {
+    u32 at = (u32)(mix(key) >> 20) & d->seen_mask;
+    while (d->seen.at[at] && d->seen.at[at] != (key | 1)) at = (at + 1) & d->seen_mask;
+    return d->seen.at[at] != 0;
+}
+
+static void keep_noted(const differ *d, const u64 *keys, u32 n, kept *out, u8 *dropped) {
+    out->keys.n = out->index.n = 0;
+    RESERVE(out->keys, n + 1);
+    RESERVE(out->index, n + 1);
+    for (u32 i = 0; i < n; i++) {
+        dropped[i] = !noted(d, keys[i]);
+        if (dropped[i]) continue;
+        out->keys.at[out->keys.n++] = keys[i];
+        out->index.at[out->index.n++] = i;
+    }
 }
 
 static void collect(const differ *d, u32 an, u32 bn, steps *out) {
@@ -100,13 +132,15 @@ void compare(differ *d, const u64 *a, u32 an, const u64 *b, u32 bn, steps *out) 
     RESERVE(d->added, bn + 1);
     RESERVE(d->forward, diagonals);
     RESERVE(d->backward, diagonals);
-    __builtin_memset(d->gone.at, 0, an);
-    __builtin_memset(d->added.at, 0, bn);
+    note_keys(d, b, bn);
+    keep_noted(d, a, an, &d->a, d->gone.at);
+    note_keys(d, a, an);
+    keep_noted(d, b, bn, &d->b, d->added.at);
     d->boxes.n = 0;
-    PUSH(d->boxes, ((struct box){0, an, 0, bn}));
+    PUSH(d->boxes, ((struct box){0, d->a.keys.n, 0, d->b.keys.n}));
     while (d->boxes.n) {
         struct box x = d->boxes.at[--d->boxes.n];
-        compare_box(d, a, b, x, d->forward.at + diagonals / 2, d->backward.at + diagonals / 2);
+        compare_box(d, x, d->forward.at + diagonals / 2, d->backward.at + diagonals / 2);
     }
     collect(d, an, bn, out);
 }

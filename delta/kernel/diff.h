@@ -9,16 +9,27 @@ typedef struct {
 } step;
 typedef VEC(step) steps;
 
-/* Memory that is used again by every comparison. */
+/* One side without what the other side does not have. */
 typedef struct {
-    VEC(u8) gone, added;
-    VEC(i32) forward, backward;
-    VEC(struct box) boxes;
-} differ;
+    u64s keys;
+    u32s index;
+} kept;
 
 struct box {
     u32 al, ah, bl, bh;
 };
+
+/* Memory that is used again by every comparison. */
+typedef struct {
+    u32 max_cost; /* looked for in one piece; the time grows with its square */
+    VEC(u8) gone, added;
+    VEC(i32) forward, backward;
+    VEC(struct box) boxes;
+    u64s seen;
+    u32 seen_mask;
+    kept a, b;
+} differ;
+
 
 /* E. W. Myers, "An O(ND) difference algorithm and its variations" (1986), linear space variant, with a bound on the cost
    that is looked for in one piece: beyond it the piece is split where the search got furthest. */

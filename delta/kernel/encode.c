@@ -14,6 +14,7 @@ typedef struct {
     word_model words;
     address_map addresses;
     label_map functions, types;
+    wide_map wide;
     module *o, *n;
     aligner align;
     tokens old_tokens, new_tokens;
@@ -34,6 +35,7 @@ static i64 label_of(const encoder *e, u32 cls, i64 v) {
         return x >= ESCAPED ? x : (i32)x;
     }
     case C_OFFSET: return address_label(&e->addresses, v);
+    case C_I64: return e->n->go ? wide_label(&e->wide, v) : v;
     default: return v;
     }
 }
@@ -400,6 +402,7 @@ static void encode_module(encoder *e, module *o, module *n) {
     }
     encode_covers(e, &c);
     map_addresses(&e->addresses, &c, o, segs);
+    e->wide = (wide_map){&e->addresses, &e->functions, o->imports, n->imports};
     model_open(&e->m, o, &e->addresses, &e->functions, &e->types);
     encode_elements(e);
     encode_function_types(e);
@@ -448,10 +451,12 @@ static void join_streams(const encoder *e, bytes *out) {
 static bytes joined;
 __attribute__((export_name("kernel_streams_size"))) u32 kernel_streams_size(void) { return joined.n; }
 
-/* Makes the streams; returns where they are. Traps where either side holds no module that is understood. */
+/* Makes the streams; returns where they are. Traps where either side holds no module that is understood. `effort`: the
+   cost up to which function bodies are compared thoroughly, in instructions. */
 __attribute__((export_name("kernel_encode"))) u32 kernel_encode(const u8 *base, u32 base_bytes, const u8 *target,
-                                                                 u32 target_bytes) {
+                                                                 u32 target_bytes, u32 effort) {
     encoder *e = allocate(sizeof(encoder));
+    e->align.diff.max_cost = effort;
     ranges o = {0}, n = {0};
     find_modules(base, base_bytes, &o);
     find_modules(target, target_bytes, &n);

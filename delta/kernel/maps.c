@@ -239,3 +239,30 @@ i64 address_label(const address_map *m, i64 y) {
     if (y < m->low || y >= m->high) return y;
     return y + ESCAPED;
 }
+
+static int is_counter(i64 v) { return v >= GO_FIRST_PC && v <= 0xffffffffll; }
+static i64 counter_function(i64 v, i64 imports) { return (v >> 16) - GO_FIRST_FUNCTION + imports; }
+static i64 counter_of(i64 function, i64 imports, i64 v) {
+    return (function - imports + GO_FIRST_FUNCTION) << 16 | (v & 0xffff);
+}
+
+i64 wide_of_label(const wide_map *m, i64 label) {
+    if (is_wide_mark(label)) return label - ESCAPED;
+    if (label < GO_FIRST_PC) return label < 0 ? label : address_forward(m->addresses, label);
+    if (!is_counter(label)) return label;
+    i64 f = counter_function(label, m->old_imports);
+    if (f < 0 || f >= m->functions->new_of_label.n || m->functions->new_of_label.at[f] == NOWHERE) return label;
+    return counter_of(m->functions->new_of_label.at[f], m->new_imports, label);
+}
+
+i64 wide_label(const wide_map *m, i64 y) {
+    i64 x = y;
+    if (y >= 0 && y < GO_FIRST_PC) x = address_label(m->addresses, y);
+    if (is_counter(y)) {
+        i64 f = counter_function(y, m->new_imports);
+        if (f >= 0 && f < m->functions->label_of_new.n)
+            x = counter_of(m->functions->label_of_new.at[f], m->old_imports, y);
+    }
+    if (wide_of_label(m, x) == y) return x;
+    return is_wide_mark(y + ESCAPED) ? y + ESCAPED : y;
+}

@@ -65,4 +65,18 @@ INLINE i64 address_of_label(const address_map *m, i64 label) {
     return label >= ESCAPED_PADDED ? (i64)(u32)label : address_forward(m, label);
 }
 
+/* Go: program counters are (defined function + 0x1000) << 16 | block, and like pointers are 64-bit constants. */
+enum { GO_FIRST_PC = 0x10000000, GO_FIRST_FUNCTION = 0x1000 };
+
+typedef struct {
+    const address_map *addresses;
+    const label_map *functions;
+    i64 old_imports, new_imports;
+} wide_map;
+
+/* As for addresses; a constant of the range of the mark itself is not accepted by the reader of bodies. */
+i64 wide_label(const wide_map *m, i64 new_value);
+i64 wide_of_label(const wide_map *m, i64 label);
+INLINE int is_wide_mark(i64 v) { return v >= ESCAPED && v < ESCAPED + (1ll << 32); }
+
 #endif

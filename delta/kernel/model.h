@@ -82,8 +82,7 @@ INLINE belief *address_belief(address_beliefs *t, u32 key, int *is_new) {
     return address_belief_slow(t, key, is_new);
 }
 
-/* Go's program counters: (function index + 0x1000) << 16 | block. Returns the predicted one, or v. */
-enum { GO_FIRST_PC = 0x10000000, GO_FIRST_FUNCTION = 0x1000 };
+/* Go's program counters: (function index + 0x1000) << 16 | block; the constants are in maps.h. `*to`: the likely new one. */
 INLINE int go_counter(const model *m, i64 v, i64 *to) {
     if (!m->go || v < GO_FIRST_PC) return 0;
     i64 f = (v >> 16) - GO_FIRST_FUNCTION + m->old_imports;
@@ -120,17 +119,19 @@ INLINE i64 predict_i32(model *m, i64 signed_v) {
     return m->go && go_counter(m, v, &to) ? (i32)to : signed_v;
 }
 
+/* Go keeps pointers and program counters in 64-bit constants. */
 INLINE i64 predict_i64(model *m, i64 v) {
-    i64 to;
-    if (!m->go || !go_counter(m, v, &to)) return v;
-    if (v <= 0xffffffffll) {
-        int is_new;
-        belief *e = address_belief(&m->wide, (u32)v, &is_new);
-        if (is_new) e->v = (u32)to;
-        m->hit = e;
-        return e->v;
+    if (!m->go || v < m->low || v > 0xffffffffll) return v;
+    if (v < m->high && v < GO_FIRST_PC) return predict_address(m, v);
+    int is_new;
+    belief *e = address_belief(&m->wide, (u32)v, &is_new);
+    if (is_new) {
+        i64 to = v;
+        go_counter(m, v, &to);
+        e->v = (u32)to;
     }
-    return to;
+    m->hit = e;
+    return e->v;
 }
 
 /* What the new operand will be, given the old one. */
@@ -162,7 +163,10 @@ INLINE void learn_local(model *m, i64 v, i64 predicted, i64 actual) {
 /* Tells the model the truth. Must follow `predict` for the same operand. */
 INLINE void learn(model *m, u32 cls, i64 v, i64 predicted, i64 actual) {
     switch (cls) {
-    case C_FUNC: case C_TYPE: case C_I64:
+    case C_I64:
+        if (m->hit) believe(m->hit, (u32)actual);
+        return;
+    case C_FUNC: case C_TYPE:
         if (predicted != actual && m->hit) believe(m->hit, (u32)actual);
         return;
     case C_GLOBAL:

@@ -1,4 +1,4 @@
-#include "module.h"
+#include "maps.h"
 
 typedef struct {
     const u8 *b;
@@ -315,6 +315,7 @@ int read_body(const module *m, range body, tokens *out) {
     }
     while (p < body.end) {
         if (!read_instruction(m->b, p, body.end, m->go, 1, &t)) return 0;
+        if (m->go && TOKEN_CLASS(t.op) == C_I64 && is_wide_mark(t.v)) return 0;
         PUSH(*out, t);
         p += t.len;
     }
