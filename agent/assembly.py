@@ -63,7 +63,7 @@ class Agent:
         cpus = host_facts.usable_cpus() if pin else ()
         self.processes = Processes(State(state_dir / "processes"), guests, self._volumes, limits, cpus, runtime)
         handlers = Handlers(self.processes, guests, staging, self._volumes, journal, store, cache)
-        self.service = Service(handlers, self.processes, journal, output, store, self.facts, self._end)
+        self.service = Service(handlers, self.processes, journal, output, store, self.facts, self._end, self.ended)
 
     @classmethod
     async def open(

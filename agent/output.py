@@ -54,7 +54,8 @@ class OutputFiles:
     async def follow(
         self, process: str, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> AsyncGenerator[bytes, None]:
-        """Everything that is printed from now on, by whatever guest; ends only by cancellation."""
+        """Everything that is printed from now on, by whatever guest; nothing (`b""`) whenever it has looked in vain, so
+        that who asks can see whether anybody still listens. Ends only by being closed."""
         followers = {guest: _Follower(path, from_end=True) for guest, path in self._newest(process).items()}
         try:
             while True:
@@ -66,6 +67,7 @@ class OutputFiles:
                 for follower in followers.values():
                     while piece := follower.read():
                         yield piece
+                yield b""
                 await sleep(LOOK_EVERY_S)
         finally:
             for follower in followers.values():

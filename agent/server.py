@@ -77,6 +77,7 @@ class Service:
         store: ExchangeStore,
         facts: Callable[[], HostFacts],
         shut_down: Callable[[bool, str], None],
+        ended: asyncio.Event,
     ) -> None:
         self._handlers = handlers
         self._processes = processes
@@ -85,6 +86,7 @@ class Service:
         self._store = store
         self._facts = facts
         self._shut_down = shut_down
+        self._ended = ended
         self._followers = 0
         self._uploads = asyncio.Semaphore(MAX_UPLOADS)
 
@@ -142,16 +144,19 @@ class Service:
         if data:
             await response.write(data)
         if follow:
-            await self._follow(process, response)
+            await self._follow(process, request, response)
         await response.write_eof()
         return response
 
-    async def _follow(self, process: str, response: web.StreamResponse) -> None:
+    async def _follow(self, process: str, request: web.Request, response: web.StreamResponse) -> None:
         self._followers += 1
         try:
             async with aclosing(self._output.follow(process)) as pieces:
                 async for piece in pieces:
-                    await response.write(piece)
+                    if self._ended.is_set() or request.transport is None or request.transport.is_closing():
+                        return
+                    if piece:
+                        await response.write(piece)
         except ConnectionError:
             return  # the reader has gone, as readers that follow do
         finally:
