@@ -248,20 +248,23 @@ class _Graph:
         """The places under which a process's listeners can be reached."""
         machine = self._machine(host)
         for endpoint in spec.listen.values() if spec else ():
-            here = f"{LOOPBACK} of {machine}"
             if is_wildcard(endpoint.address):
-                yield here, endpoint.port, endpoint.protocol
-                if machine != LOOPBACK:
-                    yield machine, endpoint.port, endpoint.protocol
+                yield f"{LOOPBACK} of {machine}", endpoint.port, endpoint.protocol
+                yield machine, endpoint.port, endpoint.protocol
             else:
-                address = here if _on_loopback(endpoint.address) else endpoint.address
-                yield address, endpoint.port, endpoint.protocol
+                yield self._address(host, endpoint), endpoint.port, endpoint.protocol
 
     def _reached(self, host: str, spec: ProcessSpec | None) -> Iterator[Place]:
         """The places that a process connects to."""
-        here = f"{LOOPBACK} of {self._machine(host)}"
         for endpoint in spec.connect.values() if spec else ():
-            yield (here if _on_loopback(endpoint.address) else endpoint.address), endpoint.port, endpoint.protocol
+            yield self._address(host, endpoint), endpoint.port, endpoint.protocol
+            if _on_loopback(endpoint.address):
+                yield f"{LOOPBACK} of {self._machine(host)}", endpoint.port, endpoint.protocol
+
+    def _address(self, host: str, endpoint: Endpoint) -> str:
+        """An address as every machine understands it: a loopback address means another place on each."""
+        own = _on_loopback(endpoint.address)
+        return f"{endpoint.address} of {self._machine(host)}" if own else endpoint.address
 
 
 # --- single steps ---------------------------------------------------------------------------------------------------

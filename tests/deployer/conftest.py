@@ -1,0 +1,69 @@
+"""Real hosts for the tests that call them. They are started once; each test works on a ref of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from deployer import trust
+from deployer.audit import journals
+from deployer.cloud import Cloud
+from deployer.verify import verify
+from tests.deployer.ground import ADDRESSES, GUESTS, Ground, LocalAgent
+
+
+@pytest.fixture(scope="package")
+def agents_and_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cloud, dict[str, LocalAgent]]]:
+    if not (GUESTS / "web-1.wasm").exists():
+        pytest.skip("the example guests are not built: pip install -e . builds them")
+    root = tmp_path_factory.mktemp("ground")
+    agents = {}
+    with Cloud.create(root / "cloud", operator="ada") as cloud:
+        try:
+            for host, address in ADDRESSES.items():
+                state = root / host
+                state.mkdir(mode=0o700)
+                trust.issue_host(cloud.authority, host, [address], state / "credentials")
+                agents[host] = LocalAgent(host, address, state)
+                agents[host].start()
+            yield cloud, agents
+        finally:
+            Ground(cloud, agents, "end").end_all()
+
+
+@pytest.fixture
+def ground(agents_and_cloud: tuple[Cloud, dict[str, LocalAgent]], request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """Whatever a test does, the records hold together afterwards."""
+    cloud, agents = agents_and_cloud
+    ref = request.node.name.replace("_", "-")[:60]
+    ground = Ground(cloud, agents, ref)
+    yield ground
+    for agent in agents.values():
+        if not agent.runs:
+            agent.start()
+    told = asyncio.run(ground.on_site(lambda site: journals(site.fleet)))
+    assert verify(cloud.store, told.all()).findings == ()
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
+
+    return find
+
+
+@pytest.fixture
+def port(free_port: Callable[[], int]) -> int:
+    return free_port()
+
+
+@pytest.fixture
+def other_port(free_port: Callable[[], int]) -> int:
+    return free_port()
