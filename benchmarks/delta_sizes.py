@@ -1,10 +1,10 @@
 """Sizes and times of our deltas beside `zstd --patch-from -19` and bsdiff4, on the same pairs in the same run.
 
-    python benchmarks/delta.py CORPUS [--series NAME ...] [--match GLOB] [--effort normal] [--runs 1] [--json]
+    python benchmarks/delta_sizes.py CORPUS [--series NAME ...] [--match GLOB] [--effort normal] [--runs 1] [--json]
 
 CORPUS holds SERIES/VERSION/FILE; every two successive versions of a file are a pair. Versions are ordered by the
-numbers in their names. Peers: the `zstd` command and the PyPI package `bsdiff4`; one that is missing is left out and said so.
-Times are the median wall time of `--runs` runs, of the whole call (for the commands: of the process).
+numbers in their names. Peers: the `zstd` command and the PyPI package `bsdiff4`; what is missing is left out, and named.
+Times are the median wall time of `--runs` runs, of the whole call (for the command: of the process).
 """
 
 from __future__ import annotations
