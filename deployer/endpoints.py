@@ -15,6 +15,8 @@ import re
 from ipaddress import IPv6Address, ip_address
 from typing import Literal, NamedTuple
 
+from deployer.wording import quoted
+
 OWN_HOST = "host"
 """Reserved: no host may have this name."""
 
@@ -89,14 +91,17 @@ def parse_target(text: str) -> Target:
         listener = parse_listener(text)
         if is_wildcard(listener.address):
             raise EndpointError(
-                f'"{text}" is no address that can be connected to', hint="name the address, or process@host:port/tcp"
+                f"{quoted(text)} is no address that can be connected to",
+                hint="name the address, or process@host:port/tcp",
             )
         return listener
     rest, protocol = _split_protocol(text, "kv@fra1:6379/tcp")
     process, _, place = rest.partition("@")
     host, port = _split_port(place, text)
     if not process or not host:
-        raise EndpointError(f'"{text}" names no {"host" if process else "process"}', hint="write kv@fra1:6379/tcp")
+        raise EndpointError(
+            f"{quoted(text)} names no {'host' if process else 'process'}", hint="write kv@fra1:6379/tcp"
+        )
     return ProcessTarget(process, host, _port(port, text), protocol)
 
 
@@ -105,7 +110,7 @@ def parse_host_address(text: str) -> HostAddress:
     address, port = _split_port(text, text)
     found = HostAddress(_address(address, text, own_host=False), _port(port, text))
     if is_wildcard(found.address):
-        raise EndpointError(f'"{text}" is no address that others can reach', hint="write the host's own address")
+        raise EndpointError(f"{quoted(text)} is no address that others can reach", hint="write the host's own address")
     return found
 
 
@@ -128,23 +133,27 @@ def overlap(a: str, b: str) -> bool:
 def _split_protocol(text: str, example: str) -> tuple[str, Protocol]:
     rest, slash, name = text.rpartition("/")
     if not slash:
-        raise EndpointError(f'"{text}" has no protocol', hint=f"end it in /tcp or /udp, as in {example}")
+        raise EndpointError(f"{quoted(text)} has no protocol", hint=f"end it in /tcp or /udp, as in {example}")
     protocol = _PROTOCOLS.get(name)
     if protocol is None:
-        raise EndpointError(f'"{text}" has the unknown protocol {name!r}', hint="the protocols are tcp and udp")
+        raise EndpointError(f"{quoted(text)} has the unknown protocol {name!r}", hint="the protocols are tcp and udp")
     return rest, protocol
 
 
 def _split_port(rest: str, text: str) -> tuple[str, str]:
     address, colon, port = rest.rpartition(":")
     if not colon or not address or "]" in port:
-        raise EndpointError(f'"{text}" has no port' if rest else f'"{text}" is empty', hint="write address:port")
+        raise EndpointError(
+            f"{quoted(text)} has no port" if rest else f"{quoted(text)} is empty", hint="write address:port"
+        )
     return address, port
 
 
 def _port(text: str, whole: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= MAX_PORT:
-        raise EndpointError(f'"{whole}" has no valid port: {text!r}', hint=f"a port is a number from 1 to {MAX_PORT}")
+        raise EndpointError(
+            f"{quoted(whole)} has no valid port: {text!r}", hint=f"a port is a number from 1 to {MAX_PORT}"
+        )
     return int(text)
 
 
@@ -159,5 +168,5 @@ def _address(text: str, whole: str, *, own_host: bool) -> str:
         address = None
     if address is None or (isinstance(address, IPv6Address) and (bare_six or address.scope_id is not None)):
         hint = "an IPv6 address stands in brackets: [::1]:8080" if bare_six else "names are not looked up"
-        raise EndpointError(f'"{whole}": {text!r} is not an IP address', hint=hint)
+        raise EndpointError(f"{quoted(whole)}: {text!r} is not an IP address", hint=hint)
     return str(address)

@@ -111,7 +111,7 @@ def _ports(network: _Network) -> Iterator[Finding]:
     agents: dict[tuple[str, int], list[str]] = defaultdict(list)
     for name, address in network.addresses.items():
         agents[(network.machine(name), address.port)].append(name)
-    taken: dict[tuple[str, int, str], list[_Bound]] = defaultdict(list)
+    taken: dict[tuple[str, int, str], dict[str, _Bound]] = defaultdict(dict)
     told: set[Path] = set()
     for one in network.bound():
         path: Path = ("process", one.process, "listen", one.name)
@@ -123,11 +123,19 @@ def _ports(network: _Network) -> Iterator[Finding]:
                 told.add(path)
                 yield Finding(path, f"{one.listener} is where the agent of host {agent} listens", "use another port")
         others = taken[(machine, port, protocol)]
-        other = next((o for o in others if endpoints.overlap(o.address, one.address)), None)
+        other = _overlapping(one.address, others)
         if other is not None and path not in told:
             told.add(path)
             yield _collision(network, one, other)
-        others.append(one)
+        others.setdefault(one.address, one)
+
+
+def _overlapping(address: str, others: dict[str, _Bound]) -> _Bound | None:
+    """One of the listeners (by address) that would receive what is meant for this address. Thousands of hosts may share
+    a machine in a test; only a wildcard looks at all of them."""
+    if endpoints.is_wildcard(address):
+        return next((one for taken, one in others.items() if endpoints.overlap(taken, address)), None)
+    return others.get(address) or others.get("::" if ":" in address else "0.0.0.0")
 
 
 def _collision(network: _Network, one: _Bound, other: _Bound) -> Finding:

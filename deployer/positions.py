@@ -248,14 +248,14 @@ class _Scanner:
                 raise self.stop("expected a comma or ]", at)
 
     def inline_table(self, path: Path, at: int, *, depth: int) -> int:
-        at = self.match(_SPACE, at, "a key")
-        if self.text.startswith("}", at):
-            return at + 1
+        # Line breaks and a comma at the end are TOML 1.1; whether they are allowed is for tomllib to say.
         while True:
-            at = self.assignment(path, self.match(_SPACE, at, "a key"), depth=depth + 1)
-            at = self.match(_SPACE, at, "a comma")
+            at = self.match(_SPACE_AND_LINES, at, "a key")
             if self.text.startswith("}", at):
                 return at + 1
-            if not self.text.startswith(",", at):
+            at = self.assignment(path, at, depth=depth + 1)
+            at = self.match(_SPACE_AND_LINES, at, "a comma")
+            if self.text.startswith(",", at):
+                at += 1
+            elif not self.text.startswith("}", at):
                 raise self.stop("expected a comma or }", at)
-            at += 1

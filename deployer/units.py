@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from fractions import Fraction
 
 from deployer.schema import Unit
+from deployer.wording import quoted
 
 SIZES: dict[str, int] = {
     "B": 1,
@@ -59,12 +60,12 @@ def parse_quantity(unit: Unit, value: object) -> int:
         raise UnitError(f"{value} has no unit", hint=f"write it as text with one of {_list(known)}")
     number, suffix = _split(value, unit)
     if not suffix:
-        raise UnitError(f'"{value}" has no unit', hint=f"add one of {_list(known)}")
+        raise UnitError(f"{quoted(value)} has no unit", hint=f"add one of {_list(known)}")
     if suffix not in known:
-        raise UnitError(f'"{value}" has the unknown unit {suffix!r}', hint=_unit_hint(suffix, known))
+        raise UnitError(f"{quoted(value)} has the unknown unit {suffix!r}", hint=_unit_hint(suffix, known))
     exact = number * known[suffix]
     if exact.denominator != 1:
-        raise UnitError(f'"{value}" is more precise than {SMALLEST[unit]}', hint="round it")
+        raise UnitError(f"{quoted(value)} is more precise than {SMALLEST[unit]}", hint="round it")
     return int(exact)
 
 
@@ -80,10 +81,10 @@ def parse_millicores(value: object) -> int:
         return value * 1000
     number, suffix = _split(value, Unit.MILLICORES)
     if suffix:
-        raise UnitError(f'"{value}" has a unit, but cores have none', hint='write 2, or a share such as "0.5"')
+        raise UnitError(f"{quoted(value)} has a unit, but cores have none", hint='write 2, or a share such as "0.5"')
     exact = number * 1000
     if exact.denominator != 1:
-        raise UnitError(f'"{value}" is more precise than a thousandth of a core', hint="use at most 3 decimals")
+        raise UnitError(f"{quoted(value)} is more precise than a thousandth of a core", hint="use at most 3 decimals")
     return int(exact)
 
 
@@ -105,10 +106,10 @@ def _split(text: str, unit: Unit) -> tuple[Fraction, str]:
         raise UnitError(f"{text[:20]!r}… is too long to be {_what(unit)}")
     match = _NUMBER.fullmatch(stripped)
     if match is None:
-        raise UnitError(f'"{text}" is not {_what(unit)}')
+        raise UnitError(f"{quoted(text)} is not {_what(unit)}")
     sign, digits, suffix = match.groups()
     if sign == "-":
-        raise UnitError(f'"{text}" is negative')
+        raise UnitError(f"{quoted(text)} is negative")
     return Fraction(digits), suffix
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Iterable
 
 MAX_NAMES_IN_HINT = 20
+MAX_NAMES_COMPARED = 500
 MAX_SHOWN_CHARS = 60
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -48,15 +50,29 @@ def kind_of(raw: object) -> str:
     return "this"
 
 
-def near_hint(name: str, known: Iterable[str], what: str) -> str:
-    """The nearest known name, or a list of them all where none is near."""
+@functools.lru_cache(maxsize=1024)
+def nearest(name: str, known: tuple[str, ...]) -> str | None:
+    """The known name that this one is probably meant to be. Among very many names, only those are looked at that begin
+    alike: a definition of a whole fleet may be wrong in every line."""
     from difflib import get_close_matches
 
+    if len(known) > MAX_NAMES_COMPARED:
+        known = tuple(one for one in known if one[:1] == name[:1])[:MAX_NAMES_COMPARED]
+    return next(iter(get_close_matches(name, known, 1)), None)
+
+
+def near_hint(name: str, known: Iterable[str], what: str) -> str:
+    """The nearest known name, or a list of them all where none is near."""
     names = list(known)
-    near = get_close_matches(name, names, 1)
+    near = nearest(name, tuple(names))
     if near:
-        return f"did you mean {near[0]}?"
+        return f"did you mean {_plain(near)}?"
     if not names:
         return ""
-    shown = ", ".join(names[:MAX_NAMES_IN_HINT]) + (", …" if len(names) > MAX_NAMES_IN_HINT else "")
+    shown = ", ".join(map(_plain, names[:MAX_NAMES_IN_HINT])) + (", …" if len(names) > MAX_NAMES_IN_HINT else "")
     return f"{what}: {shown}"
+
+
+def _plain(name: str) -> str:
+    """A name as it is, unless it would do something to a terminal."""
+    return name if name.isprintable() else quoted(name)

@@ -308,3 +308,12 @@ def test_a_table_with_a_mistake_is_not_called_unknown() -> None:
 def test_every_file_inside_a_volume_is_told() -> None:
     text = WEB + 'config = { "/d/x" = "x", "/d/y" = "y" }\nvolume."/d" = "v"\n[volume.v]\nsize = "1B"\n'
     assert [path for path, _, _ in told(HOSTS + text)] == ['process.web.config."/d/x"', 'process.web.config."/d/y"']
+
+
+def test_a_fleet_that_is_wrong_in_every_line_is_told_in_time() -> None:
+    room = 'cores = 1\nmemory = "1GiB"\ndisk = "1GiB"\nregion = "r"\n'
+    hosts = "".join(f'[host.h{n}]\naddress = "127.{n >> 8}.{n & 255}.1:7400"\n{room}' for n in range(2000))
+    wrong = "".join(f'[process.p{n}]\nbinary = "x"\nhosts = ["g{n}", "i{n}"]\n' for n in range(2000))
+    all_of_them = ", ".join(f'"h{n}"' for n in range(2000))
+    right = f'[process.web]\nbinary = "x"\ncores = "0.1"\nhosts = [{all_of_them}]\nlisten.http = "host:80/tcp"\n'
+    assert len(told('name = "fleet"\n[region.r]\n' + hosts + right + wrong)) == 4000

@@ -222,6 +222,22 @@ def test_a_problem_prints_as_file_line_column() -> None:
     assert hint == "  hint: did you mean name?"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'name = "\\u001b[2J"\n',
+        '"\\u001b[2J" = 1\nname = "a"\n',
+        '"\\u001b[2J" = 1\n"\\u001b[2J" = 1\n',
+        HOST + '[volume.v]\nsize = "\\u001b[2J"\n',
+        HOST + '[process.p]\nbinary = "\\u001b"\nhosts = ["\\u001b[2J"]\nlisten.a = "\\u001b[2J"\n',
+        HOST.replace("fra1", '"\\u001b[2J"') + '[process.p]\nbinary = "x"\nhosts = ["fra1"]\n',
+    ],
+)
+def test_no_problem_sends_control_characters_to_a_terminal(text: str) -> None:
+    problems = problems_of(text)
+    assert all((problem.message + problem.hint).isprintable() for problem in problems)
+
+
 def test_thousands_of_problems_are_shown_in_part_and_kept_in_full() -> None:
     with pytest.raises(DefinitionInvalid, match="and 4901 more") as caught:
         parse("".join(f"x{n} = 1\n" for n in range(5000)), FILE)
