@@ -3,7 +3,7 @@
     python benchmarks/delta_sizes.py CORPUS [--series NAME ...] [--match GLOB] [--effort normal] [--runs 1] [--json]
 
 CORPUS holds SERIES/VERSION/FILE; every two successive versions of a file are a pair. Versions are ordered by the
-numbers in their names. Peers: the `zstd` command and the PyPI package `bsdiff4`; what is missing is left out, and named.
+numbers in their names. Peers: the `zstd` command and the PyPI package `bsdiff4`; what is missing is left out and named.
 Times are the median wall time of `--runs` runs, of the whole call (for the command: of the process).
 """
 
