@@ -1,0 +1,232 @@
+"""The whole agent, with real guests: swaps under load, kills at any moment, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from agent.api import (
+    Configure,
+    Envelope,
+    Event,
+    ProcessState,
+    ProcessStatus,
+    Ready,
+    Reason,
+    Replace,
+    Restart,
+    Start,
+    Stop,
+    spec_digest,
+)
+from agent.client import CallRefused
+from agent.main import AgentCannotStart, hold, parse_listen
+from agent.main import run as run_agent
+from tests.agent.service.daemon import (
+    Daemon,
+    daemon,
+    fetch,
+    free_port,
+    load,
+    needs_guests,
+    no_process_left,
+    processes_of,
+    web,
+)
+from tests.agent.service.support import changed, put, run, until, wasm
+from tools import guests
+
+KILLS = 6
+
+
+def programs(state_dir: Path) -> list[str]:
+    files = [guests.path("web-1"), guests.path("web-2")]
+    return put(state_dir, *(file.read_bytes() for file in files), b'greeting = "moin"\n', b"nonsense")
+
+
+@needs_guests
+def test_versions_and_configurations_are_swapped_under_load_without_a_failure() -> None:
+    async def work(tmp: Path) -> None:
+        one, two, moin, nonsense = programs(tmp / "state")
+        port = free_port()
+        with no_process_left(tmp / "state"):
+            async with daemon(tmp) as host, host.client() as client:
+                first = web(one, port)
+                await client.call(Envelope(call=Start(first)))
+                async with load(port) as requests:
+                    await until(lambda: requests.served > 5)
+                    second = web(two, port)
+                    outcome = await client.call(Envelope(call=Replace(second, expect=spec_digest(first))))
+                    assert set(outcome.steps) == {"spawn", "ready", "flip", "drain"}
+                    await until(lambda: len(requests.versions) == 2)
+                    call = Configure("web", {"/etc/web.toml": moin}, expect=spec_digest(second))
+                    await client.call(Envelope(call=call))
+                    await until(lambda: any(b"moin" in version for version in requests.versions))
+                    third = changed(second, config={"/etc/web.toml": moin})
+                    broken = Configure("web", {"/etc/web.toml": nonsense}, expect=spec_digest(third))
+                    with pytest.raises(CallRefused) as caught:
+                        await client.call(Envelope(call=broken))
+                    assert caught.value.refusal.reason is Reason.NOT_READY
+                    assert "nonsense" in caught.value.refusal.output_tail
+                    await client.call(Envelope(call=Replace(first, expect=spec_digest(third))))
+                    await client.call(Envelope(call=Restart("web", expect=spec_digest(first), nonce="once more")))
+                assert requests.failures == []
+                await client.call(Envelope(call=Stop("web", expect=spec_digest(first))))
+                with pytest.raises(ConnectionRefusedError):
+                    await asyncio.to_thread(fetch, port)
+
+    run(work)
+
+
+@needs_guests
+def test_an_agent_killed_at_any_moment_of_a_swap_leaves_the_old_or_the_new_version_and_drops_nothing() -> None:
+    async def work(tmp: Path) -> None:
+        one, two, *_ = programs(tmp / "state")
+        port = free_port()
+        dice = random.Random(7)
+        with no_process_left(tmp / "state"):
+            async with daemon(tmp) as host:
+                runs, other = web(one, port), web(two, port)
+                async with host.client() as client:
+                    await client.call(Envelope(call=Start(runs)))
+                    await client.call(Envelope(call=Replace(other, expect=spec_digest(runs))))
+                    runs, other = other, runs
+                async with load(port) as requests:
+                    for _ in range(KILLS):
+                        async with host.client() as client:
+                            call = Replace(other, expect=spec_digest(runs))
+                            asking = asyncio.create_task(client.call(Envelope(call=call)))
+                            await asyncio.wait({asking}, timeout=dice.uniform(0.0, 0.12))
+                            host.end(signal.SIGKILL)
+                            await asyncio.gather(asking, return_exceptions=True)
+                        await asyncio.to_thread(host.start)
+                        status = await until(lambda: at_rest(host))
+                        assert status.spec_digest in (spec_digest(runs), spec_digest(other))
+                        if status.spec_digest == spec_digest(other):
+                            runs, other = other, runs
+                        expected = b"2.0" if runs.binary == two else b"1.0"
+                        assert expected in await asyncio.to_thread(fetch, port)
+                assert requests.failures == []
+                async with host.client() as client:
+                    entries = await client.journal()
+                assert [e.seq for e in entries] == list(range(len(entries)))
+                assert sum(e.event is Event.AGENT_STARTED for e in entries) == KILLS + 1
+
+    run(work)
+
+
+async def at_rest(host: Daemon) -> ProcessStatus | None:
+    """The process, if it runs with one guest and no other guest of it is left."""
+    status = await host.status()
+    guests = await asyncio.to_thread(os.listdir, host.state_dir / "guests")
+    return status if status and status.state is ProcessState.RUNNING and len(guests) == 1 else None
+
+
+@needs_guests
+def test_guests_outlive_their_agent_and_a_guest_that_is_killed_comes_back() -> None:
+    async def work(tmp: Path) -> None:
+        one, *_ = programs(tmp / "state")
+        port = free_port()
+        with no_process_left(tmp / "state"):
+            async with daemon(tmp) as host:
+                async with host.client() as client:
+                    await client.call(Envelope(call=Start(web(one, port))))
+                before = await host.status()
+                assert before is not None
+                assert host.end(signal.SIGTERM) == 0
+                assert b"200" in await asyncio.to_thread(fetch, port)
+                await asyncio.to_thread(host.start)
+                after = await host.status()
+                assert after is not None
+                assert (after.pid, after.state, after.restarts) == (before.pid, ProcessState.RUNNING, 0)
+                assert after.pid is not None
+                os.kill(after.pid, signal.SIGKILL)
+
+                async def back() -> ProcessStatus | None:
+                    status = await at_rest(host)
+                    return status if status is not None and status.restarts == 1 else None
+
+                status = await until(back)
+                assert b"200" in await asyncio.to_thread(fetch, port)
+                host.end(signal.SIGKILL)
+                os.kill(status.pid, signal.SIGKILL)
+                await asyncio.to_thread(host.start)
+                status = await until(lambda: at_rest(host))
+                assert status.restarts == 2
+                assert b"200" in await asyncio.to_thread(fetch, port)
+
+    run(work)
+
+
+@needs_guests
+def test_after_the_supervisor_is_killed_the_processes_come_back() -> None:
+    async def work(tmp: Path) -> None:
+        one, *_ = programs(tmp / "state")
+        port = free_port()
+        with no_process_left(tmp / "state"):
+            async with daemon(tmp) as host:
+                async with host.client() as client:
+                    await client.call(Envelope(call=Start(web(one, port))))
+                before = await host.status()
+                for pid in processes_of(tmp / "state", b"agent.supervisor"):
+                    os.kill(pid, signal.SIGKILL)
+
+                async def anew() -> bool:
+                    status = await at_rest(host)
+                    return status is not None and before is not None and status.pid != before.pid
+
+                await until(anew)
+                assert b"200" in await asyncio.to_thread(fetch, port)
+
+    run(work)
+
+
+@needs_guests
+def test_a_program_that_spins_or_ends_is_refused_with_its_output() -> None:
+    async def work(tmp: Path) -> None:
+        programs(tmp / "state")
+        (waits,) = put(tmp / "state", wasm())
+        with no_process_left(tmp / "state"):
+            async with daemon(tmp) as host, host.client() as client:
+                silent = web(waits, free_port(), ready=Ready("http", within_s=0.5))
+                with pytest.raises(CallRefused) as caught:
+                    await client.call(Envelope(call=Start(silent)))
+                assert caught.value.refusal.reason is Reason.NOT_READY
+                assert await client.processes() == ()
+                job = changed(silent, listen={}, ready=None)
+                assert (await client.call(Envelope(call=Start(job)))).changed
+                (status,) = await client.processes()
+                assert status.state is ProcessState.RUNNING
+                assert status.memory_bytes > 0
+
+    run(work)
+
+
+def test_two_agents_never_share_a_state_directory(tmp_path: Path) -> None:
+    with hold(tmp_path / "state"):
+        assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+        with pytest.raises(AgentCannotStart, match="another agent"), hold(tmp_path / "state"):
+            pass
+    with hold(tmp_path / "state"):
+        pass
+
+
+def test_an_agent_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(AgentCannotStart, match=r"ca\.pem, cert\.pem, key\.pem"):
+        run_agent("fra1", "127.0.0.1:0", tmp_path)
+    with pytest.raises(AgentCannotStart, match="no address:port"):
+        run_agent("fra1", "127.0.0.1", tmp_path)
+
+
+def test_where_to_listen_is_an_address_and_a_port() -> None:
+    assert parse_listen("127.0.0.1:7400") == ("127.0.0.1", 7400)
+    assert parse_listen("[::1]:0") == ("::1", 0)
+    assert parse_listen(":7400") == ("0.0.0.0", 7400)
+    for wrong in ("", "7400", "host:", "host:port", "host:65536", "host:-1"):
+        with pytest.raises(AgentCannotStart):
+            parse_listen(wrong)
