@@ -19,7 +19,6 @@ STREAM_WINDOW_BYTES = 8 << 20
 WORTHWHILE = 0.95
 """A blob is kept plain unless zstd brings it below this part of its size."""
 _SMALL_BYTES = 64 << 10
-_TOO_SMALL_BYTES = 32
 _OUTPUT_BYTES = 256 << 10
 
 _local = threading.local()
@@ -31,8 +30,6 @@ class BadFrame(Exception):
 
 def smallest(data: bytes, *, level: int = WHOLE_LEVEL) -> tuple[int, bytes]:
     """(ZSTD, frame) or, where that saves too little, (PLAIN, data)."""
-    if len(data) < _TOO_SMALL_BYTES:
-        return PLAIN, data
     compressor = _small_compressor() if len(data) <= _SMALL_BYTES else zstandard.ZstdCompressor(level=level)
     frame = compressor.compress(data)
     return (ZSTD, frame) if len(frame) < WORTHWHILE * len(data) else (PLAIN, data)

@@ -19,6 +19,8 @@ MAX_DELTA_BYTES = 256 << 20
 TINY_BYTES = 512
 """Up to this size (releases, small configurations) a blob is kept plain: what an encoding saves is less than the index
 entry beside it, and a command that reads some would spend most of its time importing decoders."""
+PLAIN_BYTES = 1 << 10
+"""Blobs up to this size stay plain: releases, for one, are then written and read without loading zstd."""
 MAX_BASES_TRIED = 2
 CLEARLY_GOOD = 1 / 8
 """A delta below this part of a quick compression of the blob is taken at once: nothing else is tried."""
