@@ -148,6 +148,10 @@ class Processes:
         """The process that a volume belongs to."""
         return next((name for name, spec in self.desired().items() if volume in spec.volume.values()), None)
 
+    async def known_guests(self) -> dict[GuestId, GuestState]:
+        """Every guest of this host, as the supervisor sees it. Raises RuntimeUnavailable."""
+        return await self._guests.known()
+
     # --- room --------------------------------------------------------------------------------------------------------
 
     @contextmanager
