@@ -9,6 +9,7 @@ noticed by keep-alive probes in under half a minute.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -286,6 +287,9 @@ async def _in_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 
 def _plain(error: BaseException) -> str:
+    """Without what aiohttp adds to the system's words."""
+    if isinstance(error, aiohttp.ClientConnectorError) and error.errno:
+        return os.strerror(error.errno)
     return str(error) or type(error).__name__
 
 
