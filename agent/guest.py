@@ -23,6 +23,8 @@ from agent.runtime import GuestOrder
 from agent.supervisor_wire import Born, Failed, FromGuest, Running, Sandboxed
 
 MAX_OPEN_FILES: Final = 4096
+MEMORY_OVERHEAD_BYTES: Final = 96 << 20
+"""What the engine may use beside the program's memory: stacks of its threads, buffers, tables."""
 MAX_PROCESSES: Final = 512
 """Threads of one guest's uid; set only where the guest has a uid of its own, because the limit counts per user."""
 
@@ -31,19 +33,20 @@ def run_guest(engine: Engine, order: GuestOrder, control: socket.socket, output:
     """Become the guest. Never returns: the process ends with the program's exit code."""
     exit_code = EXIT_NOT_STARTED
     try:
-        _tell(control, Born(os.getpid()))
-        _become_separate(order, control.fileno(), output)
+        tell(control, Born(os.getpid()))
+        become_separate(order, control.fileno(), output)
         code = engine.load(order.code_path, order.code_kind)
-        _take_user(order.uid)
+        take_user(order.uid)
         prepared = engine.prepare(code, program_of(order))
-        _close_sandbox(order, control)
-        ended = prepared.run(lambda: _tell(control, Running()))
+        limit_memory(order.memory_bytes)
+        close_sandbox(order, control)
+        ended = prepared.run(lambda: tell(control, Running()))
         exit_code = ended.exit_code
         if ended.reason:
-            _tell(control, Failed(ended.reason))
+            tell(control, Failed(ended.reason))
     except BaseException as error:
         with contextlib.suppress(OSError):
-            _tell(control, Failed(f"{type(error).__name__}: {error}"))
+            tell(control, Failed(f"{type(error).__name__}: {error}"))
     finally:
         os._exit(exit_code & 0xFF)
 
@@ -51,8 +54,9 @@ def run_guest(engine: Engine, order: GuestOrder, control: socket.socket, output:
 def program_of(order: GuestOrder) -> Program:
     """What the engine is told of an order."""
     environment = dict(order.env)
-    for name, endpoint in order.connect.items():
-        environment.setdefault(connect_variable(name), address_text(endpoint))
+    for direction, endpoints_by_name in (("LISTEN", order.listen), ("CONNECT", order.connect)):
+        for name, endpoint in endpoints_by_name.items():
+            environment.setdefault(variable_of(direction, name), address_text(endpoint))
     endpoints = [*order.listen.values(), *order.connect.values()]
     return Program(
         args=(order.process, *order.args),
@@ -64,9 +68,9 @@ def program_of(order: GuestOrder) -> Program:
     )
 
 
-def connect_variable(name: str) -> str:
-    """`kv-main` is found in `LOWCLOUD_CONNECT_KV_MAIN`."""
-    return f"LOWCLOUD_CONNECT_{name.upper().replace('-', '_')}"
+def variable_of(direction: str, name: str) -> str:
+    """The connection `kv-main` is found in `LOWCLOUD_CONNECT_KV_MAIN`."""
+    return f"LOWCLOUD_{direction}_{name.upper().replace('-', '_')}"
 
 
 def address_text(endpoint: Endpoint) -> str:
@@ -74,13 +78,13 @@ def address_text(endpoint: Endpoint) -> str:
     return f"{host}:{endpoint.port}"
 
 
-def _tell(control: socket.socket, message: FromGuest) -> None:
+def tell(control: socket.socket, message: FromGuest) -> None:
     if isinstance(message, Failed):
         message = Failed(message.reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
     control.send(msgspec.msgpack.encode(message))
 
 
-def _become_separate(order: GuestOrder, control: int, output: int) -> None:
+def become_separate(order: GuestOrder, control: int, output: int) -> None:
     """A session of its own, no descriptor but what it needs, and the limits of an ordinary process."""
     os.setsid()
     os.umask(0o077)
@@ -99,7 +103,8 @@ def _become_separate(order: GuestOrder, control: int, output: int) -> None:
         os.sched_setaffinity(0, order.cpus)
 
 
-def _take_user(uid: int | None) -> None:
+def take_user(uid: int | None) -> None:
+    linux.drop_bounding_set()
     if uid is not None:
         resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
         os.setgroups([])
@@ -107,7 +112,15 @@ def _take_user(uid: int | None) -> None:
         os.setresuid(uid, uid, uid)
 
 
-def _close_sandbox(order: GuestOrder, control: socket.socket) -> None:
+def limit_memory(memory_bytes: int) -> None:
+    """A ceiling for the whole process: the engine's limit holds for each linear memory, and a program may have several,
+    and tables. RLIMIT_DATA counts private writable memory, not what the engine merely reserves (RLIMIT_AS would)."""
+    now = linux.data_bytes()
+    ceiling = now + memory_bytes + MEMORY_OVERHEAD_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+
+
+def close_sandbox(order: GuestOrder, control: socket.socket) -> None:
     threads = len(linux.threads_of(os.getpid()))
     if threads != 1:
         raise RuntimeError(f"{threads} threads run before the sandbox is closed; it would not bind them")

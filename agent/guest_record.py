@@ -30,7 +30,14 @@ MAX_MESSAGES_PER_TURN: Final = 16
 class Guest:
     """See the module's head. `on_sandboxed` gets the filter's notification descriptor, if one came."""
 
-    def __init__(self, order: GuestOrder, loop: Loop, *, on_sandboxed: Callable[[Guest, int | None], None]) -> None:
+    def __init__(
+        self,
+        order: GuestOrder,
+        loop: Loop,
+        *,
+        on_sandboxed: Callable[[Guest, int | None], None],
+        on_ended: Callable[[Guest], None],
+    ) -> None:
         self.order = order
         self.pid = 0
         self.pidfd: int | None = None
@@ -44,9 +51,10 @@ class Guest:
         self.refusals: collections.deque[str] = collections.deque(maxlen=MAX_KEPT_REFUSALS)
         """What its program asked the network for and did not get."""
         self.changed = Signal()
-        self.on_ended: Callable[[Guest], None] | None = None
         self._loop = loop
+        self._ending = False
         self._on_sandboxed = on_sandboxed
+        self._on_ended = on_ended
         self._control, self._far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         reading, self._far_output = os.pipe()
@@ -100,11 +108,10 @@ class Guest:
 
     def note_exit(self, exit_code: int, reason: str = "") -> None:
         """The process was reaped, or never came to be."""
-        if self.ended:
+        if self._ending:
             return
+        self._ending = True
         self.read_messages()
-        if self.ended:
-            return
         self._loop.unwatch(self._control.fileno())
         self._control.close()
         self.close_far_descriptors()
@@ -116,8 +123,7 @@ class Guest:
         self.exit_code = exit_code
         self.exit_reason = self.exit_reason or reason
         self.changed.notify()
-        if self.on_ended is not None:
-            self.on_ended(self)
+        self._on_ended(self)
 
     def _read_output(self) -> None:
         if not self._output.pump():

@@ -89,8 +89,9 @@ def close_all_but(keep: set[int]) -> None:
         first = descriptor + 1
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, also the possibility to get one back. Does nothing where there are none."""
+def drop_bounding_set() -> None:
+    """Give up the possibility to gain a capability by running a program. Does nothing where there are none to give up.
+    Must come before the user is changed, which takes the right to do this."""
     if os.geteuid() != 0:
         return
     for capability in range(_LAST_CAPABILITY + 1):
@@ -98,6 +99,10 @@ def drop_capabilities() -> None:
             prctl("capability bounding set", PR_CAPBSET_DROP, capability)
         except OSError:
             break
+
+
+def drop_capabilities() -> None:
+    """Give up every capability that this process has."""
     header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), 8)
     nothing = ctypes.create_string_buffer(bytes(24), 24)
     if _libc.capset(header, nothing) < 0:
@@ -129,6 +134,13 @@ def receive_with_fds(channel: socket.socket, max_bytes: int) -> tuple[bytes, lis
 def threads_of(pid: int) -> list[int]:
     """Raises OSError where there is no such process."""
     return [int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def data_bytes() -> int:
+    """This process's private writable memory as RLIMIT_DATA counts it (`VmData` of `/proc/self/status`)."""
+    status = Path("/proc/self/status").read_text()
+    kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmData:"))
+    return int(kib) << 10
 
 
 def process_start_ticks(pid: int) -> int | None:

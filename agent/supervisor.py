@@ -61,11 +61,11 @@ from agent.supervisor_wire import (
     Spawn,
     WaitReady,
 )
-from agent.zygote_link import ZygoteLink, ZygoteUnusable
+from agent.zygote_link import ZygoteAway, ZygoteLink, ZygoteUnusable
 
 SPAWN_DEADLINE_S: Final = 30.0
 KILL_DEADLINE_S: Final = 10.0
-SPAWN_ATTEMPTS: Final = 2
+ZYGOTE_RETRY_S: Final = 0.02
 MAX_GUESTS: Final = 4096
 MAX_KILLED_REMEMBERED: Final = 256
 MAX_AGENTS: Final = 8
@@ -176,31 +176,33 @@ class Supervisor:
             )
         self._endpoints.acquire(order.guest, order.process, order.listen.values())
         deadline = self._loop.clock() + SPAWN_DEADLINE_S
-        for attempt in range(SPAWN_ATTEMPTS):
-            guest = self._fork(order)
-            while not (guest.sandboxed or guest.ended) and self._loop.clock() < deadline:
-                yield Wait(deadline, signal=guest.changed)
-            zygote_died = guest.ended and not guest.pid
-            if not zygote_died or attempt == SPAWN_ATTEMPTS - 1:
-                break
+        guest = yield from self._start(order, deadline)
         if not guest.sandboxed:
-            self._drop(guest)
             reason = guest.exit_reason or f"it did not start within {SPAWN_DEADLINE_S:g} s"
+            self._drop(guest)
             raise GuestFailed(f"{order.process} could not be started: {reason}", state=self._state(guest))
         return Answer(number, state=self._state(guest))
 
-    def _fork(self, order: GuestOrder) -> Guest:
-        guest = Guest(order, self._loop, on_sandboxed=self._sandboxed)
-        guest.on_ended = self._guest_ended
-        try:
-            self._zygote.fork(order, guest.far_descriptors())
-        except ZygoteUnusable as error:
-            guest.note_exit(1, str(error))
-            self._endpoints.release(order.guest)
-            raise GuestFailed(f"{order.process} could not be started: {error}") from error
-        guest.close_far_descriptors()
-        self._guests[order.guest] = guest
-        return guest
+    def _start(self, order: GuestOrder, deadline: float) -> Task[Guest]:
+        """Have the guest forked, and wait until its sandbox is closed or it has failed. A zygote that dies on the way
+        is no reason to fail."""
+        while True:
+            guest = Guest(order, self._loop, on_sandboxed=self._sandboxed, on_ended=self._guest_ended)
+            self._guests[order.guest] = guest
+            try:
+                self._zygote.fork(order, guest.far_descriptors())
+            except ZygoteUnusable as error:
+                guest.note_exit(1, str(error))
+                return guest
+            except ZygoteAway as error:
+                guest.note_exit(1, str(error))
+            guest.close_far_descriptors()
+            while not (guest.sandboxed or guest.ended) and self._loop.clock() < deadline:
+                yield Wait(deadline, signal=guest.changed)
+            zygote_died = guest.ended and not guest.pid
+            if not zygote_died or self._loop.clock() >= deadline:
+                return guest
+            yield Wait(self._loop.clock() + ZYGOTE_RETRY_S)
 
     def _sandboxed(self, guest: Guest, notifications: int | None) -> None:
         if notifications is not None:

@@ -27,7 +27,11 @@ MAX_ORDERS_WAITING_BYTES: Final = 1 << 20
 
 
 class ZygoteUnusable(Exception):
-    """The zygote cannot serve: the message says why."""
+    """The engine cannot run guests here: the message says why."""
+
+
+class ZygoteAway(Exception):
+    """The zygote has just died, or is overloaded; it is worth trying again."""
 
 
 class ZygoteLink:
@@ -62,11 +66,11 @@ class ZygoteLink:
         self._loop.watch(near.fileno(), self._read)
 
     def fork(self, order: GuestOrder, far_descriptors: list[int]) -> None:
-        """Have a guest forked. Raises ZygoteUnusable."""
+        """Have a guest forked. Raises ZygoteUnusable, ZygoteAway."""
         if self.unfit:
             raise ZygoteUnusable(self.unfit)
         if self._channel is None:
-            raise ZygoteUnusable("the zygote has died several times in a row and is started again soon")
+            raise ZygoteAway("the zygote is being started")
         body = msgspec.msgpack.encode(order)
         file = os.memfd_create("order", os.MFD_CLOEXEC)
         try:
@@ -74,7 +78,7 @@ class ZygoteLink:
             os.pwrite(file, body, 0)
             linux.send_with_fds(self._channel, FORK, [file, *far_descriptors])
         except OSError as error:
-            raise ZygoteUnusable(f"the zygote takes no order: {error}") from error
+            raise ZygoteAway(f"the zygote takes no order: {error}") from error
         finally:
             os.close(file)
 

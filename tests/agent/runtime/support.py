@@ -1,0 +1,146 @@
+"""What the tests of the runtime share: compiled guests, orders, a supervisor of one's own that leaves nothing
+behind."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from agent import engine
+from agent.api import Endpoint
+from agent.runtime import GuestOrder, Preopen
+from agent.supervisor_client import SupervisorClient, connect
+from tests import guests as test_guests
+from tools import guests
+
+DEADLINE_S = 20.0
+IS_ROOT = os.geteuid() == 0
+OTHER_UID = 54321
+
+needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root: gives a guest a uid of its own")
+
+
+@functools.cache
+def _code_dir() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="lowcloud-test-code-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+@functools.cache
+def code_of(name: str) -> tuple[Path, engine.CodeKind]:
+    """Compiled code of a test guest (`probe`, `core`) or of an example (`web-1`, …)."""
+    source = test_guests.path(name) if name in test_guests.NAMES else guests.path(name)
+    kind, code = engine.compile_binary(source.read_bytes())
+    path = _code_dir() / f"{name}.code"
+    path.write_bytes(code)
+    return path, kind
+
+
+def order(
+    directory: Path,
+    guest: str,
+    program: str,
+    *args: str,
+    listen: dict[str, Endpoint] | None = None,
+    connect_to: dict[str, Endpoint] | None = None,
+    env: dict[str, str] | None = None,
+    preopens: tuple[Preopen, ...] = (),
+    memory_bytes: int = 64 << 20,
+    cpus: tuple[int, ...] = (),
+    uid: int | None = None,
+) -> GuestOrder:
+    """`guest` is `<process>-<number>`; its output goes to `<guest>.log` in the directory."""
+    path, kind = code_of(program)
+    return GuestOrder(
+        guest=guest,
+        process=guest.rpartition("-")[0],
+        code_path=str(path),
+        code_kind=kind,
+        args=args,
+        env=env or {},
+        preopens=preopens,
+        listen=listen or {},
+        connect=connect_to or {},
+        memory_bytes=memory_bytes,
+        cpus=cpus,
+        output_path=str(output_path(directory, guest)),
+        uid=uid,
+    )
+
+
+def output_path(directory: Path, guest: str) -> Path:
+    return directory / f"{guest}.log"
+
+
+def output_of(directory: Path, guest: str) -> str:
+    return output_path(directory, guest).read_text()
+
+
+@contextlib.asynccontextmanager
+async def supervisor(state_dir: Path) -> AsyncIterator[SupervisorClient]:
+    """A supervisor of one's own. Afterwards it and every process below it must be gone."""
+    client = await connect(state_dir)
+    pid = client.supervisor_pid
+    try:
+        yield client
+    finally:
+        below = descendants(pid)
+        await client.shut_down()
+        await until(lambda: not any(is_alive(one) for one in [pid, *below]), "the supervisor's processes are gone")
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    children = [
+        int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+    ]
+    for child in children:
+        found += [child, *descendants(child)]
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str) -> None:
+    """Wait for something to become true, looking again every few milliseconds."""
+    import asyncio
+
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        result = condition()
+        if result if isinstance(result, bool) else await result:
+            return
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S:g} s: {what}"
+        await asyncio.sleep(0.005)
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def http_get(endpoint: Endpoint, path: str = "/", *, source: str | None = None) -> str:
+    """Body of one request on a connection of its own. Raises OSError."""
+    target = (endpoint.address, endpoint.port)
+    with socket.create_connection(target, 10, (source, 0) if source else None) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    return answer.partition(b"\r\n\r\n")[2].decode()
