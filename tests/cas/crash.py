@@ -1,0 +1,130 @@
+"""A store that is killed again and again, and what must hold after each time.
+
+The worker stores, streams, encodes as deltas, pins, and collects, in two threads, and says which blobs were
+acknowledged; it is killed with `kill -9` at a random moment. Also run by hand, for as often as one likes:
+
+    python -m tests.cas.crash 1000
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from cas import incoming, putting
+from cas.bodies import body_of_key
+from cas.collect import scan
+from cas.digest import Digest, digest_of
+from cas.incoming import PENDING_TTL_S
+from cas.store import Store
+from tests.cas.damage import values
+
+LONGEST_LIFE_S = 0.4
+
+
+def work(directory: Path, seed: int) -> None:
+    """Runs until it is killed."""
+    incoming.FLUSH_RECORDS = 1
+    putting.BUFFERED_BYTES = 100_000
+    putting.NAMED_BUFFERED_BYTES = 100_000
+    with Store.open(directory) as store:
+        print("ready", flush=True)
+        threading.Thread(target=_collect_for_ever, args=(store,), daemon=True).start()
+        source = random.Random(seed)
+        data = bytearray(source.randbytes(20_000))
+        while True:
+            choice = source.randrange(4)
+            if choice == 0:
+                data[source.randrange(len(data))] ^= 0xFF
+                _keep(store, bytes(data), name="series")
+            elif choice == 1:
+                _keep(store, source.randbytes(source.choice([10, 900, 5000, 70_000])), name=None)
+            elif choice == 2:
+                _keep_stream(store, [source.randbytes(60_000) for _ in range(source.randrange(2, 14))])
+            else:
+                store.put_many(source.randbytes(source.randrange(1, 3000)) for _ in range(50))
+
+
+def _collect_for_ever(store: Store) -> None:
+    while True:
+        store.collect([])
+
+
+def _keep(store: Store, data: bytes, name: str | None) -> None:
+    store.pin(digest_of(data), owner="kept")
+    print(store.put(data, name=name).digest, flush=True)
+
+
+def _keep_stream(store: Store, chunks: list[bytes]) -> None:
+    store.pin(digest_of(b"".join(chunks)), owner="kept")
+    print(store.put_stream(chunks).digest, flush=True)
+
+
+def crash_once(directory: Path, seed: int) -> list[Digest]:
+    """Let a worker live for a random time, kill it, and return what it had acknowledged."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "tests.cas.crash", "--work", str(directory), str(seed)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "ready\n"
+    died = threading.Event()
+    life = random.Random(seed).uniform(0, LONGEST_LIFE_S)
+
+    def kill() -> None:
+        os.kill(worker.pid, signal.SIGKILL)
+        died.set()
+
+    threading.Timer(life, kill).start()
+    lines = worker.stdout.read().splitlines(keepends=True)
+    worker.wait()
+    assert died.wait(30), "the worker ended by itself"
+    return [line.strip() for line in lines if line.endswith("\n")]
+
+
+def verify(directory: Path, kept: list[Digest]) -> None:
+    """Everything acknowledged is here, everything here is sound, and nothing is left that nobody can find."""
+    with Store.open(directory) as store:
+        assert store.check().damaged == ()
+        assert store.missing(kept) == []
+        usage = store.usage()
+        entries = [entry for _, entry in scan(store.access) if not isinstance(entry, str)]
+        assert len(entries) == usage.blobs
+        assert sum(entry.stored for entry in entries) == usage.stored_bytes
+        assert sum(entry.size for entry in entries) == usage.raw_bytes
+    with Store.open(directory, clock=lambda: time.time() + 2 * PENDING_TTL_S) as later:
+        later.collect([])
+        found = {body_of_key(key) for key, _ in values(later, "records")}
+        assert found == {entry.body for _, entry in scan(later.access) if not isinstance(entry, str)}
+        assert later.missing(kept) == []
+        assert values(later, "touched") == []
+
+
+def soak(times: int) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "store"
+        kept: list[Digest] = []
+        began = time.monotonic()
+        for number in range(times):
+            kept += crash_once(directory, number)
+            verify(directory, kept)
+            if number % 50 == 49:
+                # A store that only grows would make each check slower than the one before.
+                print(f"{number + 1} kills, {len(kept)} kept blobs, {time.monotonic() - began:.0f} s", flush=True)
+                directory, kept = directory.with_name(f"store-{number}"), []
+        print(f"{times} kills: every check clean, no acknowledged blob lost")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--work":
+        work(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        soak(int(sys.argv[1]))
