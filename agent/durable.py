@@ -52,8 +52,8 @@ def sync_directory(path: Path) -> None:
 
 
 def seal(magic: bytes, version: int, payload: bytes) -> bytes:
-    """`magic`, `version` (2 bytes, big endian), BLAKE3-256 of the payload (32 bytes), payload."""
-    return magic + version.to_bytes(_VERSION_BYTES, "big") + to_raw(digest_of(payload)) + payload
+    """`magic`, `version` (2 bytes, little-endian), BLAKE3-256 of the payload (32 bytes), payload."""
+    return magic + version.to_bytes(_VERSION_BYTES, "little") + to_raw(digest_of(payload)) + payload
 
 
 def unseal(path: Path, magic: bytes, version: int) -> bytes:
@@ -65,7 +65,7 @@ def unseal(path: Path, magic: bytes, version: int) -> bytes:
         raise FileDamaged(path, f"larger than {MAX_SEALED_BYTES} bytes")
     if len(data) < head or not data.startswith(magic):
         raise FileDamaged(path, "does not start as a file of its kind does")
-    found = int.from_bytes(data[len(magic) : len(magic) + _VERSION_BYTES], "big")
+    found = int.from_bytes(data[len(magic) : len(magic) + _VERSION_BYTES], "little")
     if found != version:
         raise FileDamaged(path, f"has format version {found}; this program reads {version}", hint="upgrade lowcloud")
     if to_raw(digest_of(data[head:])) != data[head - RAW_BYTES : head]:

@@ -27,7 +27,7 @@ from cas.digest import Digest
 
 MAGIC: Final = b"lcjournl"
 VERSION: Final = 1
-HEAD: Final = MAGIC + VERSION.to_bytes(4, "big")
+HEAD: Final = MAGIC + VERSION.to_bytes(4, "little")
 LENGTH_BYTES: Final = 4
 CHECK_BYTES: Final = 4
 FRAME_HEAD_BYTES: Final = LENGTH_BYTES + CHECK_BYTES
@@ -237,8 +237,8 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def _frame(body: bytes) -> bytes:
-    length = len(body).to_bytes(LENGTH_BYTES, "big")
-    return length + zlib.crc32(length).to_bytes(CHECK_BYTES, "big") + body
+    length = len(body).to_bytes(LENGTH_BYTES, "little")
+    return length + zlib.crc32(length).to_bytes(CHECK_BYTES, "little") + body
 
 
 def _read_length(file: BinaryIO, offset: int) -> int | None:
@@ -246,9 +246,9 @@ def _read_length(file: BinaryIO, offset: int) -> int | None:
     file.seek(offset)
     head = file.read(FRAME_HEAD_BYTES)
     length, check = head[:LENGTH_BYTES], head[LENGTH_BYTES:]
-    if len(head) < FRAME_HEAD_BYTES or zlib.crc32(length) != int.from_bytes(check, "big"):
+    if len(head) < FRAME_HEAD_BYTES or zlib.crc32(length) != int.from_bytes(check, "little"):
         return None
-    return int.from_bytes(length, "big")
+    return int.from_bytes(length, "little")
 
 
 def _read_frame(file: BinaryIO, offset: int, end: int) -> tuple[JournalEntry, int]:

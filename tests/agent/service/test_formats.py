@@ -54,9 +54,9 @@ def test_a_journal_file_is_these_bytes(tmp_path: Path) -> None:
     journal.close()
     assert (
         digest_of((tmp_path / "j").read_bytes())
-        == "b3:192a1ba91664a8fd6f581fc1bec23434fba91210eeddb64a5136d89799cc8d21"
+        == "b3:09792aa3fd4795d2ce01efd0a62e5afae680275ebdb261da2cdcf7ba5757305c"
     )
-    assert (tmp_path / "j").read_bytes()[:12] == b"lcjournl\x00\x00\x00\x01"
+    assert (tmp_path / "j").read_bytes()[:12] == b"lcjournl\x01\x00\x00\x00"
 
 
 def test_a_process_record_is_read_back_and_gone_when_it_is_empty(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_process_record_is_read_back_and_gone_when_it_is_empty(tmp_path: Path)
     assert state.load() == ({"web": record}, {})
     assert (
         digest_of((tmp_path / "processes" / "web").read_bytes())
-        == "b3:6fb996c84d83b19c1a920d6b5822c1a968941118ce08e36023dd21694e38156a"
+        == "b3:7b6585e99f3c80a5a08df04d598a33bb0eb25cf7e9fb86cafcb73658763be6f5"
     )
     state.save(Record(process="web"))
     assert state.load() == ({}, {})
@@ -76,7 +76,7 @@ def test_a_process_record_is_read_back_and_gone_when_it_is_empty(tmp_path: Path)
 def test_a_sealed_file_is_believed_only_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     sealed = seal(b"lcthing", 1, b"content")
-    assert sealed[:9] == b"lcthing\x00\x01"
+    assert sealed[:9] == b"lcthing\x01\x00"
     for wrong in (b"", sealed[:-1], sealed + b"x", b"l" + sealed, seal(b"lcthing", 2, b"content")):
         write_file(path, wrong)
         with pytest.raises(FileDamaged):

@@ -82,7 +82,7 @@ def test_a_flipped_bit_before_the_last_entry_is_never_taken_for_a_torn_tail(data
 
 
 def test_a_file_of_another_version_or_kind_is_refused(tmp_path: Path) -> None:
-    for number, head in enumerate((HEAD[:-1] + b"\x02", b"something else entirely")):
+    for number, head in enumerate((HEAD.replace(b"\x01", b"\x02"), b"something else entirely")):
         path = tmp_path / str(number)
         path.write_bytes(head)
         with pytest.raises(JournalUnreadable):
