@@ -1,6 +1,6 @@
 """Swap a web server again and again under load, and count what clients notice: it must be nothing.
 
-    python -m benchmarks.swap [--swaps 50] [--rate 300] [--json]
+    python -m benchmarks.swap [--swaps 50] [--rate 300]
 
 The load comes from a process of its own: new connections at a fixed rate, whether or not earlier ones have been
 answered (open loop), and clients that keep their connection for a while and send request after request. A failure is a

@@ -27,10 +27,7 @@ NOTHING = Program(("nothing",), {}, (), 1 << 20, False, False)
         (EMPTY_MODULE, "does not export _start"),
         (EMPTY_COMPONENT, "does not export wasi:cli/run"),
         (EMPTY_MODULE + b"\xff\xff\xff", "does not compile"),
-        (
-            EMPTY_MODULE + bytes.fromhex("010401600000 0208 01 03656e76 0161 0000".replace(" ", "")),
-            "does not offer: env",
-        ),
+        (EMPTY_MODULE + IMPORTS_ENV, "does not offer: env"),
     ],
 )
 def test_a_binary_that_cannot_run_here_is_refused_with_the_reason(binary: bytes, reason: str) -> None:
