@@ -50,6 +50,8 @@ int tcp_write(const struct stream *stream, const void *bytes, size_t length, siz
 bool tcp_flushed(const struct stream *stream);
 /* No more bytes will be sent; the other side reads the end of the stream after all that was sent before. */
 void tcp_finish_sending(const struct stream *stream);
+/* Only when `tcp_flushed`: with bytes still in the host's hands, wasmtime (50.0.1) waits here until the other side has
+ * taken them. */
 void tcp_close(struct stream *stream);
 
 /* Waits until one of the pollables is ready or the time is over; true when it is not over. */

@@ -57,7 +57,7 @@ static bool output_waits(const struct connection *connection) {
 
 /* What the loop waits for: room to write while something is to be written, otherwise bytes to read. */
 static handle interest(struct connection *connection) {
-    bool write = output_waits(connection) || connection->phase == FINISHING ||
+    bool write = output_waits(connection) || connection->phase == FINISHING || connection->phase == DEAD ||
                  (connection->phase == OPEN && connection->input_ended);
     if (write && !connection->writable) connection->writable = wasi_subscribe_output(connection->stream.output);
     if (!write && !connection->readable) connection->readable = wasi_subscribe_input(connection->stream.input);
@@ -80,10 +80,12 @@ static void receive(struct connection *connection) {
     bool wanted = connection->phase == OPEN;
     char *place = wanted ? connection->input + connection->input_length : connection->input;
     size_t room = wanted ? INPUT_BYTES - connection->input_length : INPUT_BYTES;
-    if (connection->input_ended || !room) return;
+    if (connection->input_ended || connection->phase == DEAD || !room) return;
     if (tcp_read(&connection->stream, place, room, &length) != NET_OK) connection->input_ended = true;
-    if (length && connection->phase != LINGERING) connection->deadline_ns = now_ns + IDLE_NS;
-    if (wanted) connection->input_length += length;
+    if (!wanted) return;
+    /* The time runs from a request's first byte: whoever sends it byte by byte gains nothing. */
+    if (length && (!connection->input_length || connection->skip)) connection->deadline_ns = now_ns + IDLE_NS;
+    connection->input_length += length;
 }
 
 static void answer(struct connection *connection, const struct protocol *protocol) {
@@ -130,6 +132,7 @@ static void expire(struct connection *connection) {
     if (now_ns < connection->deadline_ns) return;
     bool quiet = connection->phase == OPEN && !output_waits(connection);
     connection->phase = quiet ? FINISHING : DEAD;
+    connection->output_sent = connection->output_length = 0;
     connection->deadline_ns = now_ns + LINGER_NS;
 }
 
@@ -179,10 +182,12 @@ static void turn(struct connection **touched, size_t count, const struct protoco
     for (size_t i = 0; i < count; i++) settle(touched[i]);
 }
 
+/* Closes the dead, except those whose last bytes the host still holds: there, dropping the stream would wait for the
+ * other side, and with it the whole program. They wait in the list until it has taken them or is gone. */
 static void bury_the_dead(void) {
     size_t kept = 0, all = (size_t)connections_open;
     for (size_t i = 0; i < all; i++) {
-        if (connections[i]->phase == DEAD) close_connection(connections[i]);
+        if (connections[i]->phase == DEAD && tcp_flushed(&connections[i]->stream)) close_connection(connections[i]);
         else connections[kept++] = connections[i];
     }
 }

@@ -5,7 +5,8 @@
  * - a connection whose responses do not go out is not read from (the kernel's window then holds the sender back);
  * - a connection is closed by ending our direction first, then reading until the other side ends its own, because a
  *   socket that is closed with unread bytes is reset, and a reset destroys responses that are still under way;
- * - one that neither sends nor takes anything for `IDLE_NS` is closed the same way.
+ * - one that is idle for `IDLE_NS`, or takes longer than that to send one request, is closed the same way;
+ * - one that does not take its responses for so long is given up, and closed as soon as it takes a byte or is gone.
  */
 #ifndef LOWCLOUD_SERVE_H
 #define LOWCLOUD_SERVE_H
@@ -17,14 +18,16 @@ enum {
     OUTPUT_BYTES = 6144, /* responses that may wait for one connection */
     MAX_CONNECTIONS = 8192,
 };
+#ifndef IDLE_NS
 #define IDLE_NS (75ull * 1000000000)
+#endif
 #define LINGER_NS (5ull * 1000000000)
 
 enum phase {
     OPEN,      /* requests are read and answered */
     FINISHING, /* the last response is on its way; nothing more is answered */
     LINGERING, /* our direction has ended; what still arrives is thrown away */
-    DEAD,
+    DEAD,      /* to be closed as soon as that cannot block */
 };
 
 struct connection {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import resource
 import socket
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import build
 from tests.examples.guest import Guest, connected, free_port, receive_all, run
 
 Built = Callable[[str], Path]
@@ -22,7 +24,9 @@ Built = Callable[[str], Path]
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_AND_CLOSE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 BODY = b"hello from web 1.0\n"
+BODY_2 = b"hello from web 2.0\n"
 MANY = 1000
+SOURCE = build.HERE / "web.c"
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +242,57 @@ def test_connections_that_are_reset_harm_nobody(port: int) -> None:
             connection.sendall(GET * 200)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert exchange(port, GET)[2] == BODY
+
+
+@pytest.fixture(scope="module")
+def impatient_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A server that waits for a tenth of a second instead of 75 seconds."""
+    directory = tmp_path_factory.mktemp("impatient")
+    defines = ["VERSION=2", "IDLE_NS=100000000ull"]
+    build.build_component(SOURCE, directory / "web.wasm", defines=defines, cache=directory / "cache")
+    number = free_port()
+    with Guest(directory / "web.wasm", "--port", str(number)) as guest:
+        guest.wait_output("listens on")
+        yield number
+
+
+def test_a_connection_that_is_idle_is_ended_without_a_reset(impatient_port: int) -> None:
+    with connected(impatient_port) as connection:
+        connection.sendall(GET)
+        assert receive_all(connection).endswith(BODY_2)
+
+
+def test_who_sends_a_request_byte_by_byte_does_not_hold_the_connection(impatient_port: int) -> None:
+    with connected(impatient_port) as connection:
+        connection.settimeout(0.02)
+        sent = 0
+        while True:
+            connection.sendall(b"GET /" if not sent else b"x")
+            sent += 1
+            with contextlib.suppress(TimeoutError):
+                assert connection.recv(1) == b""
+                break
+            assert sent < 1000
+
+
+def test_who_takes_no_answer_holds_nobody_up_and_is_forgotten_when_gone(impatient_port: int) -> None:
+    with connected(impatient_port) as stubborn:
+        stubborn.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            while True:
+                stubborn.sendall(GET * 1000)
+        for _ in range(3):  # each takes longer than the server's patience
+            with connected(impatient_port) as connection:
+                connection.sendall(GET)
+                assert receive_all(connection).endswith(BODY_2)
+        stubborn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    while open_connections(impatient_port) > 1:
+        assert exchange(impatient_port, GET)[0] == 200
+
+
+def open_connections(port: int) -> int:
+    body = exchange(port, b"GET /stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")[2].decode()
+    return int(dict(line.split() for line in body.splitlines())["open"])
 
 
 @pytest.fixture
