@@ -35,7 +35,7 @@ MAX_MESSAGE_CHARS: Final = 1 << 16
 Kind = Literal["apply", "rollback", "revert"]
 
 
-class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """One link of the chain."""
 
     definition: Digest

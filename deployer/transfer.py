@@ -109,25 +109,34 @@ async def transfer(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[st
 
 
 async def _serve(site: Site, source: Source, host: str, wanted: tuple[Digest, ...]) -> BlobReceipt:
-    """Send until nothing is missing, from what is missing by then each time."""
+    """Send until nothing is missing, from what is missing by then each time. Bytes that were sent in vain count too."""
     client = await site.fleet.client(host)
-    total = BlobReceipt(0, 0, 0)
+    sent = _Meter()
+    arrived = BlobReceipt(0, 0, 0)
     for attempt in range(1, TRIES + 1):
         try:
             lack = await _ask(client, source, wanted)
             if not lack.missing:
                 break
-            receipt = await _send(site, source, client, lack)
-            total = BlobReceipt(*(getattr(total, field) + getattr(receipt, field) for field in _RECEIPT))
+            arrived = await _send(site, source, client, lack, sent)
             break
         except HostUnreachable:
             if attempt == TRIES:
                 raise
             await asyncio.sleep(WAIT_S * 2 ** (attempt - 1))
-    return total
+    return BlobReceipt(arrived.blobs, arrived.wire_bytes + sent.in_vain_bytes, arrived.raw_bytes)
 
 
-_RECEIPT: Final = ("blobs", "wire_bytes", "raw_bytes")
+class _Meter:
+    """What was handed to the network in tries that failed, and in the one under way."""
+
+    def __init__(self) -> None:
+        self.in_vain_bytes = 0
+        self.now_bytes = 0
+
+    def begin(self) -> None:
+        self.in_vain_bytes += self.now_bytes
+        self.now_bytes = 0
 
 
 async def _ask(client: AgentClient, source: Source, wanted: tuple[Digest, ...]) -> Lack:
@@ -148,12 +157,15 @@ def _questions(
         yield tuple(wanted[start : start + QUERY_BLOBS]), tuple(bases[start : start + QUERY_BLOBS])
 
 
-async def _send(site: Site, source: Source, client: AgentClient, lack: Lack) -> BlobReceipt:
+async def _send(site: Site, source: Source, client: AgentClient, lack: Lack, meter: _Meter) -> BlobReceipt:
     loop = asyncio.get_running_loop()
     total = await asyncio.to_thread(source.cost, lack)
     progress, host = site.progress, client.host_name
 
+    meter.begin()
+
     def tell(sent: int) -> None:
+        meter.now_bytes = sent
         loop.call_soon_threadsafe(progress.transfer, host, sent, max(total, sent))
 
     receipt = await client.send_blobs(source.frames(lack, tell))

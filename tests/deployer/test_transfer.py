@@ -1,0 +1,147 @@
+"""Blobs on their way to real hosts: only what is missing, on from where it stopped, and never without saying so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from agent.api import BlobReceipt
+from cas.digest import digest_of
+from deployer.errors import HostsUnreachable, TransferFailed
+from deployer.fleet import Fleet
+from deployer.site import Site
+from deployer.transfer import estimate, transfer
+from tests.deployer.ground import Ground
+from tests.deployer.test_apply import Watching
+
+MiB = 1 << 20
+
+
+def test_a_host_is_sent_only_what_it_lacks(ground: Ground) -> None:
+    first = [ground.blob(os.urandom(1000)) for _ in range(5)]
+    more = [*first, ground.blob(os.urandom(1000))]
+
+    async def both(site: Site) -> tuple[int, int, int, dict[str, int]]:
+        one = (await transfer(site, {"h1": first}))["h1"]
+        expected = await estimate(site, {"h1": more, "h2": more})
+        two = (await transfer(site, {"h1": more}))["h1"]
+        none = (await transfer(site, {"h1": more}))["h1"]
+        return one.blobs, two.blobs, none.wire_bytes, expected
+
+    sent_first, sent_then, sent_last, expected = asyncio.run(ground.on_site(both))
+    assert (sent_first, sent_then, sent_last) == (5, 1, 0)
+    assert expected["h2"] > 6000 > 1500 > expected["h1"] > 1000
+
+
+def test_the_estimate_is_what_is_sent_and_progress_ends_at_it(ground: Ground) -> None:
+    blobs = [ground.blob(os.urandom(3 * MiB)), ground.blob(b"text " * 10_000)]
+    watching = Watching()
+
+    async def act(site: Site) -> tuple[int, int]:
+        expected = await estimate(site, {"h1": blobs})
+        return expected["h1"], (await transfer(site, {"h1": blobs}))["h1"].wire_bytes
+
+    expected, sent = asyncio.run(ground.on_site(act, watching))
+    assert expected == sent
+    assert watching.sent["h1"] == (sent, sent)
+
+
+def test_a_blob_that_is_nowhere_is_named_and_other_hosts_are_served(ground: Ground) -> None:
+    here, nowhere = ground.blob(os.urandom(1000)), digest_of(os.urandom(8))
+
+    async def act(site: Site) -> None:
+        await transfer(site, {"h1": [nowhere], "h2": [here]})
+
+    with pytest.raises(TransferFailed) as caught:
+        asyncio.run(ground.on_site(act))
+    assert nowhere in caught.value.reasons["h1"]
+    assert set(caught.value.reasons) == {"h1"}
+
+    async def again(site: Site) -> int:
+        return (await transfer(site, {"h2": [here]}))["h2"].blobs
+
+    assert asyncio.run(ground.on_site(again)) == 0
+
+
+class CuttingProxy:
+    """Passes connections on to a host, and cuts the first few off after so many bytes towards it."""
+
+    def __init__(self, target: tuple[str, int], *, cut_after: int, cuts: int) -> None:
+        self._target = target
+        self._cut_after = cut_after
+        self._cuts_left = cuts
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @property
+    def cuts_left(self) -> int:
+        return self._cuts_left
+
+    def close(self) -> None:
+        self._listener.close()
+        for connection in self._open:
+            connection.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._open += [client, server]
+                threading.Thread(target=self._pass_on, args=(client, server, True), daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(server, client, False), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, to: socket.socket, counted: bool) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                passed += len(data)
+                if counted and self._cuts_left and passed > self._cut_after:
+                    self._cuts_left -= 1
+                    break
+                to.sendall(data)
+        for end in (source, to):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def cut(ground: Ground) -> Iterator[CuttingProxy]:
+    address, _, port = ground.agents["h1"].listen.rpartition(":")
+    proxy = CuttingProxy((address, int(port)), cut_after=2 * MiB, cuts=2)
+    yield proxy
+    proxy.close()
+
+
+def test_a_transfer_that_is_cut_off_goes_on_where_it_was(ground: Ground, cut: CuttingProxy) -> None:
+    blobs = [ground.blob(os.urandom(MiB)) for _ in range(5)]
+
+    async def act() -> BlobReceipt:
+        async with Fleet({"h1": cut.address}, ground.cloud.credentials) as fleet:
+            site = Site(ground.store, ground.ref, fleet, ground.by)
+            return (await transfer(site, {"h1": blobs}))["h1"]
+
+    receipt = asyncio.run(act())
+    assert cut.cuts_left == 0
+    assert 0 < receipt.blobs < len(blobs)
+    assert receipt.wire_bytes > receipt.raw_bytes + 2 * MiB
+
+
+def test_hosts_that_cannot_be_asked_are_named_by_an_estimate(ground: Ground) -> None:
+    async def act() -> None:
+        async with Fleet({"h1": "127.0.0.1:1"}, ground.cloud.credentials) as fleet:
+            await estimate(Site(ground.store, ground.ref, fleet, ground.by), {"h1": [digest_of(b"x")]})
+
+    with pytest.raises(HostsUnreachable, match="h1"):
+        asyncio.run(act())
