@@ -121,6 +121,12 @@ class Lifecycle:
         except RuntimeUnavailable as error:
             self.standing.settled = False
             raise _unreachable(error) from error
+        except Refused:
+            raise
+        except BaseException:
+            # A full disk, or a defect: what was half done is finished or undone like after a crash.
+            self.standing.settled = False
+            raise
         finally:
             if self._turn == call:
                 self._end_turn()

@@ -8,6 +8,7 @@ wrong becomes a `Refusal` with the status of its reason; only what nobody foresa
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -58,6 +59,7 @@ MAX_FOLLOWERS: Final = 64
 MAX_UPLOADS: Final = 16
 LEASE_OWNER: Final = "incoming"
 DEFAULT_TAIL_BYTES: Final = 64 << 10
+NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _PROCESS = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 _log = logging.getLogger(__name__)
@@ -318,7 +320,12 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal(Reason.NO_ROOM, str(error), hint)
         case StoreBusy():
             return Refusal(Reason.BUSY, str(error), hint)
-        case CasError() | JournalUnwritable():
+        case OSError() if error.errno in NO_SPACE:
+            return Refusal(Reason.NO_ROOM, f"this host's disk is full: {error}", "free space, then ask again")
+        case JournalUnwritable():
+            full = isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE
+            return Refusal(Reason.NO_ROOM if full else Reason.INTERNAL, str(error), hint)
+        case CasError():
             return Refusal(Reason.INTERNAL, str(error), hint)
         case _:
             return Refusal(Reason.INTERNAL, f"internal error: {type(error).__name__}: {error}", "see the agent's log")
