@@ -215,6 +215,8 @@ class Demo:
         self.out.line(
             f"   release {shorten(applied.release)}, {size(applied.bytes_sent)} sent, {applied.seconds:.2f} s"
         )
+        if applied.interrupted:  # an apply that is told to stop finishes its calls and says so
+            raise KeyboardInterrupt
         if applied.outcome is not Outcome.APPLIED:
             trouble = applied.trouble or "; ".join(f"{c.subject}@{c.host}: {c.message}" for c in applied.failed)
             raise DemoFailed(f"{what}: {applied.outcome}: {trouble}", hint="`--keep` leaves it for inspection")

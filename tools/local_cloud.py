@@ -6,11 +6,13 @@ agent; its messages go to `.lowcloud/hosts/NAME/agent.log`, its state lies besid
 never signalled.
 
 Ending goes through the agent's own authenticated shutdown, which ends the guests and their supervisor too. An agent
-that was killed has left its guests running on purpose; it is started once more, adopts them, and ends them.
+that was killed has left its guests running on purpose: it is started once more, adopts them, and ends them. Where it
+cannot start, its supervisor is told to.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -39,6 +41,7 @@ MAX_READY_LINE_BYTES: Final = 1 << 16
 MAX_RECORD_BYTES: Final = 4096
 LOG_TAIL_BYTES: Final = 2000
 RECORD_NAME: Final = "running.json"
+ERROR_PREFIX: Final = "lowcloud: "
 LOG_NAME: Final = "agent.log"
 CREDENTIALS_NAME: Final = "credentials"
 
@@ -92,8 +95,9 @@ def start_agents(cloud: Cloud, addresses: Mapping[str, str]) -> list[Started]:
             _wait_ready(cloud, host, process, deadline)
             started.append(Started(host, address, process.pid, new=True))
     except BaseException:
-        for _, _, process in launched:
+        for host, _, process in launched:
             _end_child(process)
+            _end_idle_supervisor(cloud.host_directory(host))
         raise
     return sorted(started, key=lambda one: list(addresses).index(one.host))
 
@@ -135,17 +139,21 @@ def _wait_ready(cloud: Cloud, host: str, process: subprocess.Popen[bytes], deadl
     if line.endswith(b"\n"):
         return
     log = cloud.host_directory(host) / LOG_NAME
-    ended = process.poll() is not None
-    what = f"ended with {process.returncode}" if ended else f"was not ready within {READY_TIMEOUT_S:.0f} s"
-    raise AgentNotStarted(f"the agent of {host} {what}: {_last_lines(log)}", hint=f"its messages are in {log}")
+    ended = not line or process.poll() is not None
+    what = (
+        f"ended with {process.wait(TERMINATE_TIMEOUT_S)}" if ended else f"was not ready within {READY_TIMEOUT_S:.0f} s"
+    )
+    raise AgentNotStarted(f"the agent of {host} {what}: {_last_words(log)}", hint=f"its messages are in {log}")
 
 
-def _last_lines(log: Path) -> str:
+def _last_words(log: Path) -> str:
+    """What an agent said last: its error, or at least its last line."""
     with log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
         lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    said = [line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)]
+    return (said or lines or ["it said nothing"])[-1]
 
 
 # --- what runs ------------------------------------------------------------------------------------------------------
@@ -189,8 +197,11 @@ def stop_agents(cloud: Cloud, hosts: Iterable[str], tell: Callable[[str], None])
             (directory / RECORD_NAME).unlink(missing_ok=True)
             continue
         if record is None:
-            record = _adopt(cloud, host)
-        _shut_down(cloud, record, tell)
+            record = _adopt(cloud, host, tell)
+        if record is not None:
+            _shut_down(cloud, record, tell)
+        if _left_guests(directory):
+            asyncio.run(_end_supervisor(directory))
         (directory / RECORD_NAME).unlink(missing_ok=True)
         stopped.append(host)
     return stopped
@@ -214,26 +225,37 @@ def _left_guests(directory: Path) -> bool:
         os.close(folder)
 
 
-def _adopt(cloud: Cloud, host: str) -> Record:
-    """Start the agent that left guests behind once more; it takes them over."""
+def _adopt(cloud: Cloud, host: str, tell: Callable[[str], None]) -> Record | None:
+    """Start the agent that left guests behind once more: it takes them over, ends them, and its journal says so. None
+    where it does not start."""
     directory = cloud.host_directory(host)
     try:
         address = msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=Record).address
-    except (OSError, msgspec.MsgspecError) as error:
-        raise AgentNotStarted(
-            f"{host} has left processes behind, and {RECORD_NAME} does not say how to reach it",
-            hint=f"`lowcloud agent --host {host} --listen ADDRESS --state {directory}` takes them over",
-        ) from error
-    start_agents(cloud, {host: address})
-    record = read_record(directory)
-    if record is None:
-        raise AgentNotStarted(f"the agent of {host} ended again", hint=f"its messages are in {directory / LOG_NAME}")
-    return record
+        start_agents(cloud, {host: address})
+    except (OSError, msgspec.MsgspecError, AgentNotStarted) as error:
+        tell(f"{host} left guests behind and does not start again ({error}); ending them without it")
+    return read_record(directory)
+
+
+def _end_idle_supervisor(directory: Path) -> None:
+    """An agent that did not start may have started its supervisor already. One that has guests is left alone."""
+    if _left_guests(directory):
+        asyncio.run(_end_supervisor(directory, only_idle=True))
+
+
+async def _end_supervisor(directory: Path, *, only_idle: bool = False) -> None:
+    from agent.runtime import RuntimeUnavailable
+    from agent.supervisor_client import connect
+
+    with contextlib.suppress(RuntimeUnavailable):
+        supervisor = await connect(directory)
+        if only_idle and await supervisor.guests():
+            await supervisor.close()
+        else:
+            await supervisor.shut_down()
 
 
 def _shut_down(cloud: Cloud, record: Record, tell: Callable[[str], None]) -> None:
-    import asyncio
-
     from agent.client import AgentError
 
     with _process_handle(record) as handle:

@@ -51,7 +51,8 @@ def test_the_help_of_a_verb_has_examples_that_it_would_accept(verb: str, capsys:
         assert example in text
         words = shlex.split(example.partition(f"lowcloud {verb}")[2], comments=True)
         until = next((at for at, word in enumerate(words) if word in ("|", ">")), None)
-        main.parser_of(verb, module).parse_args(words[:until])
+        prepare = getattr(module, "prepare", list)
+        main.parser_of(verb, module).parse_args(prepare(words[:until]))
 
 
 def test_an_unknown_verb_is_bad_usage_and_names_the_nearest() -> None:

@@ -156,8 +156,8 @@ def _verify(args: argparse.Namespace, out: Output) -> int:
                 "unreachable": sorted(answers.failures),
             }
         )
-    looked_at = f"{verified.releases} releases, {verified.entries} journal entries of {verified.hosts} hosts"
-    out.line(f"{looked_at}: {len(verified.findings) or 'nothing'} wrong")
+    looked_at = f"releases: {verified.releases}, hosts: {verified.hosts}, journal entries: {verified.entries}"
+    out.line(f"{looked_at}; {len(verified.findings) or 'nothing'} wrong")
     for finding in verified.findings:
         out.line(f"  {finding.where}: {printable(finding.what)}")
     silent = tell_failures(answers.failures, out)

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 if exit_code(applied) == errors.DONE:
                     ours = []
                 return exit_code(applied)
+            if applied.interrupted:
+                raise KeyboardInterrupt
             out.line("Ctrl-C ends it")
             _watch(cloud, out)
         finally:

@@ -1,0 +1,77 @@
+"""`lowcloud apply`."""
+
+from __future__ import annotations
+
+from tests.tools.shop import Shop
+
+
+def test_a_new_binary_takes_over_on_every_host(shop: Shop) -> None:
+    applied = shop.apply(web="web-2")
+    assert applied.keys() >= {"release", "calls", "failed", "seconds"}
+    assert (applied["outcome"], applied["calls"], applied["failed"]) == ("applied", 2, 0)
+    assert shop.answers() == {"hello from web 2.0\n"}
+    assert shop.json("history")[0]["release"] == applied["release"]
+
+
+def test_a_new_configuration_restarts_exactly_its_process(shop: Shop) -> None:
+    before = {row["name"]: row["pid"] for row in shop.json("ps")}
+    shop.apply(greeting="good day")
+    after = {row["name"]: row["pid"] for row in shop.json("ps")}
+    assert shop.answers() == {"good day from web 1.0\n"}
+    assert {name for name in after if after[name] != before[name]} == {"web@fra1", "web@ams1"}
+
+
+def test_applying_again_changes_nothing(shop: Shop) -> None:
+    again = shop.apply()
+    assert (again["outcome"], again["calls"]) == ("unchanged", 0)
+
+
+def test_nobody_to_ask_means_bad_usage_and_no_change(shop: Shop) -> None:
+    shop.use(greeting="good day")
+    result = shop.run("apply")
+    assert result.code == 2
+    assert "--yes" in result.err
+    assert shop.answers() == {"hello from web 1.0\n"}
+
+
+def test_a_plan_that_was_written_to_a_file_can_be_applied_once(shop: Shop) -> None:
+    shop.use(greeting="good day")
+    shop.succeed("plan", "-o", "the.plan")
+    shop.use(greeting="something else")
+    assert shop.json("apply", "the.plan", "--yes", "-m", "as reviewed")["outcome"] == "applied"
+    assert shop.answers() == {"good day from web 1.0\n"}
+    assert shop.json("history")[0]["message"] == "as reviewed"
+    again = shop.run("apply", "the.plan", "--yes", "--json")
+    assert again.code == 1
+    assert again.error["kind"] == "ApplyRaced"
+
+
+def test_a_version_that_does_not_become_ready_is_reverted_and_the_old_one_never_stops(shop: Shop) -> None:
+    (shop.root / "conf" / "web.toml").write_text("this is no configuration\n")
+    result = shop.run("apply", "--yes", "--json")
+    assert result.code == 4
+    assert result.json["outcome"] == "reverted"
+    assert result.json["failed"] >= 1
+    assert shop.answers() == {"hello from web 1.0\n"}
+    shown = shop.run("apply", "--yes")
+    assert shown.code == 4
+    assert "not a line of the form" in shown.out
+    shop.use(greeting="hello")
+    assert shop.run("status").code == 0
+
+
+def test_with_the_lock_file_no_file_is_read(shop: Shop) -> None:
+    shop.succeed("resolve")
+    shop.use(greeting="not in the lock")
+    assert shop.json("apply", "--locked", "--yes")["outcome"] == "unchanged"
+    assert shop.answers() == {"hello from web 1.0\n"}
+    (shop.root / "lowcloud.lock").unlink()
+    assert shop.run("apply", "--locked", "--yes").code == 2
+
+
+def test_an_invalid_definition_touches_nothing(shop: Shop) -> None:
+    other = shop.root / "other.toml"
+    other.write_text(shop.definition.read_text().replace('"hello"', '"x"') + "[surprise]\n")
+    result = shop.run("apply", other, "--yes")
+    assert result.code == 2
+    assert "other.toml:" in result.err

@@ -1,0 +1,61 @@
+"""`lowcloud host`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.tools.command import lowcloud, succeed
+from tests.tools.shop import Shop
+
+
+def test_it_shows_means_and_guarantees_of_every_host(shop: Shop) -> None:
+    facts = {row["host"]: row for row in shop.json("host", "show")}
+    assert facts.keys() == {"fra1", "ams1"}
+    assert facts["fra1"]["cores"] >= 1
+    assert facts["fra1"]["memory_bytes"] > 0
+    assert [volume["volume"] for volume in facts["fra1"]["volumes"]] == ["kv-data"]
+    guarantees = {row["name"]: row["given"] for row in facts["fra1"]["guarantees"]}
+    assert guarantees["memory"]
+    text = shop.succeed("host", "show", "fra1").out
+    assert "GUARANTEE" in text
+    assert "ams1" not in text
+
+
+def test_a_new_host_gets_one_file_and_opens_it_in_its_state_directory(cloud: Path, tmp_path: Path) -> None:
+    added = succeed("host", "add", "ber1", "--listen", "10.0.0.9:7400", "-o", "b", "--json", cwd=cloud).json
+    assert added == {"host": "ber1", "listen": "10.0.0.9:7400", "bundle": "b"}
+    assert (cloud / "b").stat().st_mode & 0o077 == 0
+    state = tmp_path / "state"
+    enrolled = succeed("host", "enroll", cloud / "b", "--state", state, "--json").json
+    assert (enrolled["host"], enrolled["listen"]) == ("ber1", "10.0.0.9:7400")
+    assert sorted(path.name for path in (state / "credentials").iterdir()) == ["ca.pem", "cert.pem", "key.pem"]
+
+
+def test_an_address_comes_from_the_definition_where_none_is_given(written: Shop) -> None:
+    added = written.json("host", "add", "fra1")
+    assert added["listen"] == f"127.0.1.1:{written.agent_port}"
+    result = written.run("host", "add", "ber1")
+    assert result.code == 2
+    assert "--listen" in result.err
+
+
+def test_a_bundle_is_never_written_over_another_file(cloud: Path) -> None:
+    (cloud / "fra1.bundle").write_text("mine")
+    assert lowcloud("host", "add", "fra1", "--listen", "10.0.0.1:1", cwd=cloud).code == 2
+    assert (cloud / "fra1.bundle").read_text() == "mine"
+
+
+def test_a_damaged_bundle_is_refused(cloud: Path, tmp_path: Path) -> None:
+    succeed("host", "add", "ber1", "--listen", "10.0.0.9:7400", cwd=cloud)
+    bundle = json.loads((cloud / "ber1.bundle").read_text())
+    bundle["settings"]["host"] = "another"
+    (cloud / "ber1.bundle").write_text(json.dumps(bundle))
+    result = lowcloud("host", "enroll", cloud / "ber1.bundle", "--state", tmp_path / "state")
+    assert result.code == 2
+    assert not (tmp_path / "state").exists()
+
+
+def test_names_and_addresses_that_cannot_be_are_bad_input(cloud: Path) -> None:
+    assert lowcloud("host", "add", "Not a name", "--listen", "10.0.0.1:1", cwd=cloud).code == 2
+    assert lowcloud("host", "add", "ber1", "--listen", "somewhere", cwd=cloud).code == 2
