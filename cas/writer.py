@@ -80,14 +80,15 @@ class Writer:
                 raise StoreUnreadable(f"the store {self._env.path} is closed")
             self._timeout_s = timeout_s
             self._waiting.append(job)
-            self._changed.notify()
+            # Not `notify`: where Ctrl-C cut an earlier call short, it wakes the waiter of then, and nobody wakes.
+            self._changed.notify_all()
         return job
 
     def close(self) -> None:
         """Finish the jobs that wait, then end."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
         self._lock.close()
 
