@@ -28,7 +28,7 @@ from deployer import plan as plans
 from deployer import release as releases
 from deployer.errors import ApplyRaced, DeployerError, HostsUnreachable, StagingFailed, WorldMoved
 from deployer.execute import Execution, swallow_cancellation, undisturbed
-from deployer.observe import Observed, observe
+from deployer.observe import Observed, assume, observe
 from deployer.outcome import Applied, HostEnd, Outcome, ends
 from deployer.plan import Plan, plan_digest
 from deployer.planners import Version, make_plan
@@ -40,6 +40,7 @@ from deployer.transfer import transfer
 
 RETURN_PLANNER = "minimal"
 """Hosts go back as quickly as they can."""
+MAX_REASON_CHARS = 2000
 
 
 async def apply(
@@ -169,18 +170,14 @@ def _should_return(plan: Plan, execution: Execution, kind: releases.Kind) -> boo
 
 
 async def _return(site: Site, plan: Plan, applied: Applied) -> Applied:
-    """Bring every host that was called back to the definition before."""
+    """Bring every host that was called back to the definition before, and look where they are then."""
     site.progress.phase("revert", len(plan.hosts()))
     try:
-        back = await _plan_back(site, plan, applied.release)
-        reason = _first_trouble(applied)
-        revert = await apply(
-            site,
-            back,
-            message=f"revert of {_name(applied.release)}: {reason}",
-            kind="revert",
-            restores=plan.from_release,
-        )
+        before = await asyncio.to_thread(_before, site, plan)
+        back = await _plan_back(site, plan, before, applied.release)
+        message = f"revert of {_name(applied.release)}: {_first_trouble(applied)}"[:MAX_REASON_CHARS]
+        revert = await apply(site, back, message=message, kind="revert", restores=plan.from_release)
+        observed = await observe(site.fleet, plan.hosts())
     except asyncio.CancelledError:
         swallow_cancellation()
         return msgspec.structs.replace(applied, interrupted=True, trouble="not reverted: interrupted")
@@ -188,18 +185,19 @@ async def _return(site: Site, plan: Plan, applied: Applied) -> Applied:
         return msgspec.structs.replace(
             applied, trouble=f"not reverted: {error}", superseded=isinstance(error, ApplyRaced)
         )
-    unknown = set(plan.hosts()) - set(back.expect)
-    whole = revert.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) and not unknown
+    should = assume(before.definition).state()
+    returned = {host for host, runs in observed.state().items() if runs == should.get(host, {})}
+    hosts = ends(plan, observed) | dict.fromkeys(returned, HostEnd.OLD)
+    whole = revert.outcome is Outcome.APPLIED and returned == set(plan.hosts())
     outcome = Outcome.REVERTED if whole else Outcome.PARTIAL
-    return msgspec.structs.replace(applied, outcome=outcome, revert=revert)
+    return msgspec.structs.replace(applied, outcome=outcome, hosts=hosts, revert=revert)
 
 
-async def _plan_back(site: Site, plan: Plan, failed_release: Digest | None) -> Plan:
+async def _plan_back(site: Site, plan: Plan, before: Version, failed_release: Digest | None) -> Plan:
     newest = await asyncio.to_thread(releases.head, site.store, site.ref)
     if newest is None or newest.digest != failed_release:
         raise ApplyRaced(f"{site.ref!r} was moved by another apply, which decides what runs now")
     failed = await asyncio.to_thread(current_version, site.store, newest)
-    before = await asyncio.to_thread(_before, site, plan)
     observed = await observe(site.fleet, plan.hosts())
     return make_plan(RETURN_PLANNER, failed, before, observed, from_release=newest.digest)
 

@@ -57,6 +57,7 @@ class Fleet:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await asyncio.gather(*self._clients.values(), return_exceptions=True)
         await self._stack.__aexit__(kind, error, trace)
 
     async def client(self, host: str) -> AgentClient:

@@ -33,7 +33,7 @@ class HostEnd(enum.StrEnum):
     NEW = "new"
     """All of the plan."""
     OLD = "old"
-    """What the plan found."""
+    """What the plan found; after a return, what should have run before."""
     BETWEEN = "between"
     """Some of its calls were carried out, or it runs something else."""
     UNWELL = "unwell"
@@ -80,7 +80,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     superseded: bool = False
     """Another operator's release took over meanwhile; the rest is theirs."""
     revert: Applied | None = None
-    """How the hosts were brought back, where that was tried."""
+    """How the hosts were brought back, where that was tried; `hosts` tells where they are after it."""
     trouble: str = ""
     """What kept a revert from being tried or finished, or why a process that was changed does not run."""
 

@@ -146,6 +146,7 @@ def test_a_host_that_fails_brings_back_those_that_had_moved(ground: Ground, port
     applied = asyncio.run(ground.apply(taken, "rolling"))
     assert applied.outcome is Outcome.REVERTED
     assert applied.exit_code == 4
+    assert applied.hosts == {"h1": HostEnd.OLD, "h2": HostEnd.OLD}
     assert [f"{call.kind} {call.subject}@{call.host}" for call in applied.failed] == ["start zzz@h2"]
     assert "nonsense" in applied.failed[0].output_tail + applied.failed[0].message
     assert "hello" in ground.get("h1", port)
@@ -245,6 +246,26 @@ def test_an_agent_that_dies_meanwhile_and_comes_back_is_asked_again(ground: Grou
     assert restarting
     assert applied.outcome is Outcome.APPLIED
     assert "stubborn" in ground.get("h2", port)
+
+
+def test_a_host_that_dies_meanwhile_is_told_as_unknown_and_the_others_go_back(ground: Ground, port: int) -> None:
+    definition = ground.definition(web=ground.web(port))
+    asyncio.run(ground.apply(definition))
+    plan = asyncio.run(ground.plan(replaced(definition, "web", env={"A": "1"}), "rolling"))
+
+    def kill(step: Step) -> None:
+        if step.host == "h1" and ground.agents["h2"].runs:
+            ground.agents["h2"].kill()
+
+    try:
+        applied = asyncio.run(ground.carry_out(plan, Watching("done", kill)))
+    finally:
+        ground.agents["h2"].start()
+    assert applied.outcome is Outcome.PARTIAL
+    assert applied.hosts == {"h1": HostEnd.OLD, "h2": HostEnd.UNKNOWN}
+    assert [(call.host, call.reason) for call in applied.failed] == [("h2", None)]
+    assert applied.revert is not None
+    assert drift(definition, asyncio.run(ground.observed())) == []
 
 
 # --- the world moves ------------------------------------------------------------------------------------------------
