@@ -113,6 +113,14 @@ def report(error: BaseException, stream: TextIO, *, as_json: bool = False) -> in
     return explained.exit_code
 
 
+def silence_warnings() -> None:
+    """What an interruption has left half done (a coroutine that was never awaited) is no news to a user."""
+    import warnings
+
+    if os.environ.get("LOWCLOUD_DEBUG") != "1":
+        warnings.simplefilter("ignore")
+
+
 def _write(explained: Explained, stream: TextIO, as_json: bool) -> None:
     from tools.output import printable
 

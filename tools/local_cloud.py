@@ -97,7 +97,8 @@ def start_agents(cloud: Cloud, addresses: Mapping[str, str]) -> list[Started]:
     except BaseException:
         for host, _, process in launched:
             _end_child(process)
-            _end_idle_supervisor(cloud.host_directory(host))
+            # It may have started its supervisor already, or be about to; one that has guests is left alone.
+            asyncio.run(_end_supervisor(cloud.host_directory(host), only_idle=True))
         raise
     return sorted(started, key=lambda one: list(addresses).index(one.host))
 
@@ -235,12 +236,6 @@ def _adopt(cloud: Cloud, host: str, tell: Callable[[str], None]) -> Record | Non
     except (OSError, msgspec.MsgspecError, AgentNotStarted) as error:
         tell(f"{host} left guests behind and does not start again ({error}); ending them without it")
     return read_record(directory)
-
-
-def _end_idle_supervisor(directory: Path) -> None:
-    """An agent that did not start may have started its supervisor already. One that has guests is left alone."""
-    if _left_guests(directory):
-        asyncio.run(_end_supervisor(directory, only_idle=True))
 
 
 async def _end_supervisor(directory: Path, *, only_idle: bool = False) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from tests.tools.command import command, environment, succeed
 
 def leftovers() -> list[str]:
     """Processes and directories of any demo on this machine."""
-    found = glob.glob("/tmp/lowcloud-demo-*")
+    found = [str(path) for path in Path(tempfile.gettempdir()).glob("lowcloud-demo-*")]
     for entry in Path("/proc").iterdir():
         try:
             words = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""

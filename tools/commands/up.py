@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tools import errors
 from tools.cloud import open_cloud
+from tools.ending import ending_on_signals, undisturbed
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from tools.deploying import exit_code, version_of_file
     from tools.local_cloud import loopback_hosts, start_agents, stop_agents
 
-    with open_cloud(args) as cloud:
+    with ending_on_signals(), open_cloud(args) as cloud:
         version = version_of_file(cloud, args.file, out, locked=args.locked)
         addresses = loopback_hosts(version.definition.host)
         if not addresses:
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         finally:
             if ours:
                 out.remark(f"ending {', '.join(ours)}")
-                stop_agents(cloud, ours, out.remark)
+                with undisturbed():
+                    stop_agents(cloud, ours, out.remark)
     return errors.DONE
 
 
