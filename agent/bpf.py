@@ -19,6 +19,7 @@ JUMP_ANY_BIT: Final = 0x45
 RETURN: Final = 0x06
 
 MAX_INSTRUCTIONS: Final = 4096
+OP_BYTES: Final = 8
 _MAX_JUMP: Final = 255
 
 
@@ -69,7 +70,6 @@ def assemble(ops: list[Op]) -> bytes:
 class Program:
     """A `struct sock_fprog` and the memory it points to: keep it alive until the call that takes it has returned."""
 
-    def __init__(self, ops: list[Op]) -> None:
-        code = assemble(ops)
+    def __init__(self, code: bytes) -> None:
         self._instructions = ctypes.create_string_buffer(code, len(code))
-        self.struct = struct.pack("HxxxxxxQ", len(ops), ctypes.addressof(self._instructions))
+        self.struct = struct.pack("HxxxxxxQ", len(code) // OP_BYTES, ctypes.addressof(self._instructions))

@@ -14,6 +14,7 @@ with a tiny component under each combination of flags before a host accepts any 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -219,6 +220,13 @@ class Engine:
         store.set_wasi_http()
         return Prepared(functools.partial(self._start_component, store, code))
 
+    def warm_up(self, component: bytes) -> None:
+        """Go once through what every guest will do, short of running, so that a fork of this process finds it done
+        (what is loaded lazily, what is cached). `component` is what `check_sockets` gave. Starts no thread."""
+        with contextlib.suppress(CodeUnusable):
+            code = wasmtime.component.Component.deserialize(self._engine, component)
+            self.prepare(code, Program(("warm-up",), {"A": "B"}, (), 1 << 20, True, True)).instantiate()
+
     def _start_component(self, store: wasmtime.Store, component: wasmtime.component.Component) -> Callable[[], int]:
         name = next((n for n in component.type.exports(self._engine) if n.startswith(_RUN_PREFIX)), None)
         instance = self._component_linker.instantiate(store, component)
@@ -245,12 +253,12 @@ class Prepared:
     """A program with its code loaded, about to run."""
 
     def __init__(self, instantiate: Callable[[], Callable[[], int]]) -> None:
-        self._instantiate = instantiate
+        self.instantiate = instantiate
 
     def run(self, on_running: Callable[[], None]) -> Ended:
         """Instantiate, say so through `on_running`, and run to the end. Never raises for what the guest does."""
         try:
-            run = self._instantiate()
+            run = self.instantiate()
         except wasmtime.ExitTrap as exit_:
             return Ended(exit_.code)
         except (wasmtime.WasmtimeError, wasmtime.Trap, CodeUnusable) as error:
@@ -305,14 +313,17 @@ def _allow_sockets(config: wasmtime.WasiConfig, *, tcp: bool, udp: bool) -> None
     ctypes.memset(address + differing[0] + 2, int(tcp), 1)
 
 
-def check_sockets() -> None:
+def check_sockets() -> bytes:
     """Open a TCP and a UDP socket from a component, under each combination of flags, and see that exactly what is
-    allowed works. Compiles (so it starts threads): run it in a process of its own. Raises EngineUnfit."""
+    allowed works. Compiles (so it starts threads): run it in a process of its own. Gives the compiled component, for
+    `Engine.warm_up`. Raises EngineUnfit."""
     engine = wasmtime.Engine(_config())
     linker = wasmtime.component.Linker(engine)
     linker.add_wasip2()
+    compiled = b""
     for protocol in ("tcp", "udp"):
         component = wasmtime.component.Component(engine, bytes(wasmtime.wat2wasm(socket_component(protocol))))
+        compiled = bytes(component.serialize())
         for tcp, udp in ((False, False), (True, False), (False, True), (True, True)):
             program = Program(("check",), {}, (), 1 << 20, tcp, udp)
             store = wasmtime.Store(engine)
@@ -324,3 +335,4 @@ def check_sockets() -> None:
                 raise EngineUnfit(
                     f"this wasmtime {state} a {protocol} socket where tcp={tcp} and udp={udp} are allowed"
                 )
+    return compiled

@@ -16,7 +16,10 @@ Format: `struct seccomp_data` and the `SECCOMP_*` constants of `linux/seccomp.h`
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
+import itertools
 from typing import Final, NamedTuple
 
 from agent import bpf, linux
@@ -167,6 +170,8 @@ _CHECKED: Final[dict[str, tuple[int, int]]] = {
     "prlimit64": (302, 261),
 }
 _SECCOMP: Final = (317, 277)
+_PID_TO_COME: Final = 0x7FEDCBA9
+"""Larger than any pid (PID_MAX_LIMIT is 2^22)."""
 
 
 class SandboxUnavailable(Exception):
@@ -350,15 +355,35 @@ def install_questions() -> int:
     """Install the first filter on this thread; the notification descriptor. Raises SandboxUnavailable, OSError."""
     arch = architecture()
     flags = _FLAG_NEW_LISTENER | _FLAG_WAIT_KILLABLE_RECV
-    return _install("system-call questions (Linux 5.19)", arch, question_filter(arch), flags)
+    return _install("system-call questions (Linux 5.19)", arch, _questions(), flags)
 
 
 def install_allow_list(pid: int, network: NetworkRights) -> None:
     """Install the second filter on this thread. Raises SandboxUnavailable, OSError."""
     arch = architecture()
-    _install("system-call allow-list", arch, allow_filter(arch, pid, network), 0)
+    code = _allow_template(network).replace(_PID_TO_COME.to_bytes(4, "little"), pid.to_bytes(4, "little"))
+    _install("system-call allow-list", arch, code, 0)
 
 
-def _install(what: str, arch: Architecture, ops: list[Op], flags: int) -> int:
-    program = bpf.Program(ops)
+def prepare() -> None:
+    """Assemble the filters beforehand, in the process that will fork the guests."""
+    with contextlib.suppress(SandboxUnavailable):
+        _questions()
+        for rights in itertools.product((False, True), repeat=3):
+            _allow_template(NetworkRights(*rights))
+
+
+@functools.cache
+def _questions() -> bytes:
+    return bpf.assemble(question_filter(architecture()))
+
+
+@functools.cache
+def _allow_template(network: NetworkRights) -> bytes:
+    """The second filter, with a number that is nobody's where the guest's pid belongs."""
+    return bpf.assemble(allow_filter(architecture(), _PID_TO_COME, network))
+
+
+def _install(what: str, arch: Architecture, code: bytes, flags: int) -> int:
+    program = bpf.Program(code)
     return linux.syscall(what, _SECCOMP[arch.column], _SET_MODE_FILTER, flags, program.struct)

@@ -19,7 +19,7 @@ import struct
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from agent import bpf
-from agent.bpf import Op, Program, give, if_equal, load
+from agent.bpf import Op, Program, assemble, give, if_equal, load
 
 SO_ATTACH_REUSEPORT_CBPF: Final = 51
 _NETWORK_HEADER: Final = 0xFFF00000
@@ -54,7 +54,7 @@ def selector_program(family: int, serving: int, steer: Steer | None = None) -> l
 
 def attach(member: socket.socket, ops: list[Op]) -> None:
     """Replace the group's program in one step, through any of its sockets. Raises OSError."""
-    program = Program(ops)
+    program = Program(assemble(ops))
     member.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program.struct)
 
 

@@ -21,8 +21,8 @@ from typing import NoReturn
 
 import msgspec
 
-from agent import linux
-from agent.engine import Engine, EngineError, check_sockets
+from agent import linux, seccomp
+from agent.engine import Engine, EngineError, EngineUnfit, check_sockets
 from agent.guest import run_guest
 from agent.runtime import GuestOrder
 from agent.supervisor_wire import MAX_MESSAGE_BYTES
@@ -33,11 +33,14 @@ def main(channel_descriptor: int) -> int:
     linux.die_with_parent(os.getppid(), signal.SIGKILL)
     linux.set_process_name("lowcloud-zygote")
     channel = socket.socket(fileno=channel_descriptor)
-    problem = self_test()
-    if problem:
-        channel.send(UNFIT + problem.encode()[: MAX_CHANNEL_BYTES - len(UNFIT)])
+    try:
+        component = self_test()
+    except EngineError as error:
+        channel.send(UNFIT + f"{error} ({error.hint})".encode()[: MAX_CHANNEL_BYTES - len(UNFIT)])
         return 1
     engine = Engine()
+    engine.warm_up(component)
+    seccomp.prepare()
     gc.collect()
     gc.freeze()
     channel.send(READY)
@@ -51,24 +54,27 @@ def main(channel_descriptor: int) -> int:
             os.close(descriptor)
 
 
-def self_test() -> str:
-    """Why this engine cannot be used; empty where it can."""
+def self_test() -> bytes:
+    """See in a child that the engine can be used; the component it was shown with, compiled. Raises EngineUnfit."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
+        status = 1
         try:
-            check_sockets()
+            said, status = check_sockets(), 0
         except BaseException as error:
-            hint = f" ({error.hint})" if isinstance(error, EngineError) and error.hint else ""
-            os.write(writing, f"{error}{hint}".encode()[:4000])
-            os._exit(1)
-        os._exit(0)
+            said = f"{error}".encode()
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(said)
+        os._exit(status)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        problem = pipe.read().decode(errors="replace")
+        said = pipe.read()
     _, status = os.waitpid(child, 0)
-    return problem or ("" if status == 0 else f"the engine's self-test ended with status {status}")
+    if status:
+        raise EngineUnfit(said.decode(errors="replace")[:4000] or f"the engine's self-test ended with status {status}")
+    return said
 
 
 def fork_guest(engine: Engine, channel: socket.socket, descriptors: list[int]) -> None:
