@@ -80,9 +80,9 @@ def _volumes(host: str, wanted: dict[str, int], state: HostState) -> Iterator[Dr
 def _values(spec: ProcessSpec) -> dict[str, str]:
     """A specification as texts by field; entries of a map and parts of a table are fields of their own."""
     values: dict[str, str] = {}
-    for info in msgspec.structs.fields(ProcessSpec):
-        if info.name != "name":
-            _flatten(definition_field(info.name), getattr(spec, info.name), values)
+    for name in ProcessSpec.__struct_fields__:
+        if name != "name":
+            _flatten(definition_field(name), getattr(spec, name), values)
     return values
 
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-import msgspec
-
 from agent.api import ProcessSpec, spec_digest
 from deployer.difference import FieldChange, differences
 from deployer.endpoints import EndpointError, ProcessTarget, parse_target
@@ -78,9 +76,7 @@ def definition_field(spec_field: str) -> str:
 def changed_fields(old: ProcessSpec, new: ProcessSpec) -> list[str]:
     """The fields, as the definition names them, in which two specifications of a process differ."""
     return [
-        definition_field(info.name)
-        for info in msgspec.structs.fields(ProcessSpec)
-        if getattr(old, info.name) != getattr(new, info.name)
+        definition_field(name) for name in ProcessSpec.__struct_fields__ if getattr(old, name) != getattr(new, name)
     ]
 
 
