@@ -35,14 +35,17 @@ MAKES_A_GUEST: Final = frozenset({Kind.START, Kind.REPLACE, Kind.CONFIGURE})
 Place = tuple[str, int, str]
 """Machine or address, port, protocol."""
 Edges = dict[int, set[int]]
+Room = tuple[int, int, int]
+"""Thousandths of cores, bytes of memory, bytes of disk."""
+DIMENSIONS: Final = 3
 
 
 class Fleet(NamedTuple):
     """What the order needs to know of the hosts."""
 
     observed: Observed
-    capacity: dict[str, tuple[int, int, int]]
-    """Thousandths of cores, bytes of memory, bytes of disk that processes of a host may be given."""
+    capacity: dict[str, Room]
+    """What processes of a host may be given."""
     address: dict[str, str]
 
 
@@ -144,34 +147,33 @@ class _Graph:
                         self._force(other, n)
 
     def _order_room(self) -> None:
-        """Where a host is too small for everything old and new at once, what frees comes before what takes."""
+        """Where a host is too small for everything old and new at once, what frees comes before what takes. What does
+        both, one thing against another, counts as taking if there is room for that, and is split if not."""
         for host, numbers in self._by_host.items():
-            growth = {n: self._growth(n) for n in numbers}
-            scarce = self._scarce(host, growth.values())
-            if not scarce:
+            capacity = self._fleet.capacity.get(host)
+            if capacity is None:
                 continue
-            barrier = self._barrier()
-            for n, by_dimension in growth.items():
-                grows = any(by_dimension[d] > 0 for d in scarce)
-                shrinks = any(by_dimension[d] < 0 for d in scarce)
-                if grows and shrinks:
-                    self._mixed.add(n)
-                elif grows:
-                    self._force(barrier, n)
-                elif shrinks:
+            used = self._used(host)
+            growth = {n: self._growth(n) for n in numbers}
+            most = _sum(used, *(_positive(change) for change in growth.values()))
+            scarce = [d for d in range(DIMENSIONS) if most[d] > capacity[d]]
+            takes = {n for n, change in growth.items() if any(change[d] > 0 for d in scarce)}
+            frees = {n for n, change in growth.items() if any(change[d] < 0 for d in scarce)}
+            freed = _sum(used, *(growth[n] for n in frees - takes))
+            taken = _sum(freed, *(_positive(growth[n]) for n in takes))
+            if any(taken[d] > capacity[d] and taken[d] > freed[d] for d in scarce):
+                self._mixed |= takes & frees
+            if frees - takes and takes:
+                barrier = self._barrier()
+                for n in frees - takes:
                     self._force(n, barrier)
+                for n in takes:
+                    self._force(barrier, n)
 
-    def _scarce(self, host: str, growth: Iterable[tuple[int, int, int]]) -> list[int]:
-        capacity = self._fleet.capacity.get(host)
-        if capacity is None:
-            return []
-        used = [0, 0, 0]
-        for running in self._fleet.observed.hosts[host].processes.values():
-            used = [a + b for a, b in zip(used, _size(running.spec), strict=True)]
-        used[2] += sum(self._fleet.observed.hosts[host].volumes.values())
-        for by_dimension in growth:
-            used = [a + max(b, 0) for a, b in zip(used, by_dimension, strict=True)]
-        return [d for d in range(3) if used[d] > capacity[d]]
+    def _used(self, host: str) -> Room:
+        state = self._fleet.observed.hosts[host]
+        cores, memory, disk = _sum(*(_size(running.spec) for running in state.processes.values()))
+        return cores, memory, disk + sum(state.volumes.values())
 
     def _order_restarted(self) -> None:
         stopped = {(s.host, s.subject): n for n, s in enumerate(self._steps) if s.kind is Kind.STOP}
@@ -227,7 +229,7 @@ class _Graph:
     def _can_be_split(self, number: int) -> bool:
         return self._steps[number].kind in (Kind.REPLACE, Kind.CONFIGURE)
 
-    def _growth(self, number: int) -> tuple[int, int, int]:
+    def _growth(self, number: int) -> Room:
         """What a step takes more than there was before, in each dimension."""
         step = self._steps[number]
         if step.kind is Kind.CREATE_VOLUME:
@@ -282,8 +284,16 @@ def _runs_now(step: Step, observed: Observed) -> ProcessSpec | None:
     return runs.spec if runs else None
 
 
-def _size(spec: ProcessSpec | None) -> tuple[int, int, int]:
+def _size(spec: ProcessSpec | None) -> Room:
     return (spec.cores_milli, spec.memory_bytes, spec.disk_bytes) if spec else (0, 0, 0)
+
+
+def _sum(*rooms: Room) -> Room:
+    return sum(r[0] for r in rooms), sum(r[1] for r in rooms), sum(r[2] for r in rooms)
+
+
+def _positive(room: Room) -> Room:
+    return max(room[0], 0), max(room[1], 0), max(room[2], 0)
 
 
 def _volumes(spec: ProcessSpec | None) -> Iterable[str]:
