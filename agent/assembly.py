@@ -6,7 +6,9 @@ import asyncio
 import importlib.metadata
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
+
+import msgspec
 
 from agent import host as host_facts
 from agent.api import Event, HostFacts, VolumeStatus
@@ -29,6 +31,9 @@ from agent.supervisor_client import connect
 from agent.volumes import Volumes
 from cas.digest import Digest
 from cas.store import Store
+
+SHARED_CORES_MILLI: Final = 1 << 40
+"""On a machine that several agents share no core is anybody's own, so asking for many is no reason to refuse."""
 
 
 class Agent:
@@ -80,6 +85,8 @@ class Agent:
         store = await asyncio.to_thread(Store.open, state_dir / "store")
         journal = await asyncio.to_thread(Journal.open, state_dir / "journal", host)
         room = limits or host_facts.machine_limits(state_dir)
+        if limits is None and not pin:
+            room = msgspec.structs.replace(room, cores_milli=SHARED_CORES_MILLI)
         agent = cls(host, state_dir, store, journal, room, pin, runtime or (lambda: connect(state_dir)))
         detail = "; ".join(part for part in (f"lowcloud {version() or 'of a checkout'}", journal.repaired) if part)
         await asyncio.to_thread(journal.append, Event.AGENT_STARTED, detail=detail)
@@ -101,7 +108,7 @@ class Agent:
         usage = self._store.usage()
         return HostFacts(
             host=self._host,
-            cores=self._limits.cores_milli // MILLI,
+            cores=self._cores(),
             memory_bytes=self._limits.memory_bytes,
             disk_bytes=self._limits.disk_bytes,
             disk_free_bytes=space.free_bytes,
@@ -114,6 +121,10 @@ class Agent:
             store_bytes=usage.stored_bytes,
             version=version(),
         )
+
+    def _cores(self) -> int:
+        cores_milli = self._limits.cores_milli
+        return len(host_facts.usable_cpus()) if cores_milli == SHARED_CORES_MILLI else cores_milli // MILLI
 
     def _volume(self, name: str, size_bytes: int) -> VolumeStatus:
         return VolumeStatus(

@@ -78,7 +78,8 @@ def run(
     """Be the agent of `host` until a signal or an operator ends it. Blocks.
 
     `listen`: `address:port` (port 0: any; the ready line says which). `limits`: what processes may be given in all, by
-    default what the machine has. `pin`: give processes CPUs of their own (wrong where several agents share a machine).
+    default what the machine has. `pin`: give processes CPUs of their own; where several agents share a machine, say no:
+    then cores are not held against what the machine has.
     Raises AgentCannotStart.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -102,7 +102,7 @@ async def host(
     state_dir: Path,
     runtime: MemoryRuntime | None = None,
     *,
-    limits: Limits = ROOM,
+    limits: Limits | None = ROOM,
     connect: Callable[[], Awaitable[Runtime]] | None = None,
 ) -> AsyncIterator[Cloud]:
     """An agent that takes calls, and a client of it; ends like an agent that was asked to."""

@@ -30,6 +30,7 @@ from agent.api import (
 )
 from agent.capacity import Limits
 from agent.client import AgentClient, CallRefused, HostUnreachable
+from agent.host import usable_cpus
 from cas.digest import digest_of
 from tests.agent.service.support import (
     HOST,
@@ -259,5 +260,18 @@ def test_a_host_that_does_not_answer_is_said_so() -> None:
             with pytest.raises(HostUnreachable) as caught:
                 await client.processes()
             assert caught.value.hint
+
+    run(work)
+
+
+def test_where_agents_share_a_machine_cores_are_nobodys_own() -> None:
+    async def work(tmp: Path) -> None:
+        (one,) = put(tmp / "state", wasm())
+        async with host(tmp / "state", limits=None) as cloud:
+            facts = await cloud.client.host()
+            assert facts.cores == len(usable_cpus())
+            many = web(one, cores_milli=(facts.cores + 1) * 1000)
+            assert (await cloud.ask(Start(many))).changed
+            assert [order.cpus for order in cloud.runtime.orders.values()] == [()]
 
     run(work)

@@ -153,3 +153,15 @@ def test_a_host_says_what_it_has() -> None:
             assert "memory" in {row.name for row in facts.guarantees}
 
     run(work)
+
+
+def test_a_sender_of_much_nonsense_learns_why_it_was_refused() -> None:
+    async def work(tmp: Path) -> None:
+        async with host(tmp / "state") as cloud:
+            for _ in range(2):
+                with pytest.raises(CallRefused) as caught:
+                    await cloud.client.send_blobs(bytes(1 << 20) for _ in range(16))
+                assert caught.value.refusal.reason is Reason.BAD_BLOB
+            assert (await cloud.client.host()).store_blobs == 0
+
+    run(work)
