@@ -9,7 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = ("base", "module", "maps", "model", "streams", "diff", "align", "cover", "match", "encode", "decode")
+SOURCES = (
+    "base",
+    "module",
+    "maps",
+    "model",
+    "streams",
+    "diff",
+    "align",
+    "cover",
+    "match",
+    "encode",
+    "decode",
+    "cover_codec",
+)
 NAME = "delta.wasm"
 
 FLAGS = (
@@ -17,7 +30,7 @@ FLAGS = (
     "wasm32-freestanding",
     "-mcpu=generic+bulk_memory+sign_ext+simd128",
     "-std=c17",
-    "-O3",
+    "-Os",
     "-flto",
     "-nostdlib",
     "-Wall",

@@ -602,11 +602,7 @@ static void decode_module(decoder *d, module *o) {
 }
 
 static void open_streams(decoder *d, const u8 *b, u32 n) {
-    reader r = {b, 0, n};
-    u32 sizes[STREAMS];
-    for (u32 i = 0; i < STREAMS; i++) sizes[i] = take_below(&r, (u64)n + 1);
-    for (u32 i = 0; i < STREAMS; i++) d->s[i] = (reader){take_bytes(&r, sizes[i]), 0, sizes[i]};
-    if (r.p != r.end) fail(E_STREAM);
+    split_streams(b, n, d->s, STREAMS);
     for (u32 c = 0; c < CLASSES; c++) d->run[c] = next_run(&d->s[S_GAP + c]);
     d->data_run = next_run(&d->s[S_DATA_GAP]);
 }

@@ -439,18 +439,6 @@ static void piece_between(encoder *e, const u8 *target, u32 from, u32 to) {
     put(&e->s[S_RAW], target + from, to - from);
 }
 
-static void join_streams(const encoder *e, bytes *out) {
-    u64 all = 0;
-    for (u32 i = 0; i < STREAMS; i++) all += e->s[i].n + 10;
-    if (all > 0xffffffff) fail(E_MEMORY);
-    RESERVE(*out, all);
-    for (u32 i = 0; i < STREAMS; i++) put_number(out, e->s[i].n);
-    for (u32 i = 0; i < STREAMS; i++) put(out, e->s[i].at, e->s[i].n);
-}
-
-static bytes joined;
-__attribute__((export_name("kernel_streams_size"))) u32 kernel_streams_size(void) { return joined.n; }
-
 /* Makes the streams; returns where they are. Traps where either side holds no module that is understood. `effort`: the
    cost up to which function bodies are compared thoroughly, in instructions. */
 __attribute__((export_name("kernel_encode"))) u32 kernel_encode(const u8 *base, u32 base_bytes, const u8 *target,
@@ -458,6 +446,7 @@ __attribute__((export_name("kernel_encode"))) u32 kernel_encode(const u8 *base, 
     encoder *e = allocate(sizeof(encoder));
     e->align.diff.max_cost = effort;
     ranges o = {0}, n = {0};
+    bytes joined = {0};
     find_modules(base, base_bytes, &o);
     find_modules(target, target_bytes, &n);
     if (!o.n || !n.n) fail(E_MODULE);
@@ -474,6 +463,6 @@ __attribute__((export_name("kernel_encode"))) u32 kernel_encode(const u8 *base, 
         at = n.at[i].end;
     }
     if (target_bytes > at) piece_between(e, target, at, target_bytes);
-    join_streams(e, &joined);
+    join_streams(e->s, STREAMS, FIRST_TEXT, &joined);
     return (u32)joined.at;
 }

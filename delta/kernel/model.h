@@ -5,13 +5,15 @@
 
 #include "maps.h"
 
-/* The streams of a patch, in the order in which they are written. */
+/* The streams of a patch, in the order in which they are written. The last three are bytes of the target as they are (code
+   in the base's numbering), which the last stage compresses with the base at hand; the others are numbers. */
 enum stream {
-    S_META, S_RAW, S_REF, S_OPS, S_COPY, S_DELETE, S_INSERT, S_LITERAL, S_COVER, S_DATA_LITERAL, S_DATA_GAP, S_DATA_VALUE,
-    S_NAME, S_FUNCTION_TYPE, S_SEGMENT,
+    S_META, S_REF, S_OPS, S_COPY, S_DELETE, S_INSERT, S_COVER, S_DATA_GAP, S_DATA_VALUE, S_NAME, S_FUNCTION_TYPE, S_SEGMENT,
     S_GAP, /* one per operand class: how many predictions in a row were right */
     S_VALUE = S_GAP + CLASSES, /* one per operand class: what was meant where one was wrong */
-    STREAMS = S_VALUE + CLASSES
+    S_LITERAL = S_VALUE + CLASSES, S_RAW, S_DATA_LITERAL,
+    STREAMS,
+    FIRST_TEXT = S_LITERAL
 };
 
 /* A value with a confidence. It is replaced when it has been wrong more often than right of late. */

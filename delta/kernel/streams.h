@@ -37,6 +37,10 @@ INLINE void put_number(bytes *s, u64 v) {
     s->n += write_uleb(s->at + s->n, v);
 }
 
+/* All streams in one row: their sizes, then their bytes. The ones from `first_text` on are text (see model.h). */
+void join_streams(const bytes *s, u32 n, u32 first_text, bytes *joined);
+void split_streams(const u8 *b, u32 size, reader *s, u32 n);
+
 /* How a section of the target travels. */
 enum section_mode { MODE_RAW, MODE_FUNCTION_TYPES, MODE_ELEMENTS, MODE_CODE, MODE_DATA, MODE_NAMES };
 enum { SECTION_MODE_SHIFT = 4, SECTION_PADDED = 1 << 8, SECTION_FORM_END = 1 << 9 };

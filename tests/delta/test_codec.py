@@ -61,7 +61,7 @@ def test_the_whole_base_is_used_at_every_size(size: int, effort: delta.Effort) -
     base = random.Random(size).randbytes(size)
     target = base[size // 2 :] + b"between" + base[: size // 2]
     patch = delta.encode(base, target, effort=effort)
-    assert delta.inspect(patch).codec == "zstd-prefix"
+    assert delta.inspect(patch).codec in ("zstd-prefix", "cover")
     assert len(patch) < HEADER_BYTES + 200 + size // 500
     assert delta.decode(base, patch, max_size=size + 7) == target
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import delta
-from delta import DeltaError, kernel_host, wasm, zstd
+from delta import DeltaError, kernel_host, last_stage, structured
 from delta.container import Codec, digest, pack
 from delta.kernel.build import build
 from tests.delta.modules import Function, ModulePlan, changed, component, random_plan, section, sleb, uleb
@@ -28,16 +28,18 @@ def kernel() -> None:
 
 
 def round_trip(base: bytes, target: bytes) -> bytes:
-    payload = wasm.encode(base, target, effort="fast")
+    payload = structured.encode(structured.WASM, base, target, effort="fast")
     assert payload is not None, "the pair was not coded by the wasm codec"
-    assert wasm.decode(base, payload, size=len(target)) == target
+    assert structured.decode(structured.WASM, base, payload, size=len(target)) == target
     return payload
 
 
 def streams_of(base: bytes, target: bytes) -> bytes:
-    payload = wasm.encode(base, target, effort="fast")
-    assert payload is not None
-    return zstd.decompress(base, payload[5:], size=struct.unpack_from("<I", payload, 1)[0])
+    return structured.encode_streams(structured.WASM, base, target, effort="fast")[0]
+
+
+def payload_of(base: bytes, streams: bytes) -> bytes:
+    return last_stage.pack(base, streams, len(streams) // 2, effort="fast", text_level=3)
 
 
 def large_plan() -> ModulePlan:
@@ -178,9 +180,7 @@ def test_damaged_streams_end_in_a_delta_error(fuzz_pair: tuple[bytes, bytes, byt
         at = data.draw(st.one_of(st.integers(0, 200), st.integers(0, len(damaged) - 1)))
         damaged[at] = data.draw(st.one_of(st.integers(0, 255), st.sampled_from([0, 127, 128, 255])))
     size = data.draw(st.sampled_from([len(target), 0, 10, len(target) * 2]))
-    frame = zstd.compress_with_prefix(base, bytes(damaged), effort="fast")
-    payload = struct.pack("<BI", wasm.STAGE_ZSTD, len(damaged)) + frame
-    patch = pack(Codec.WASM, digest(base), digest(target), size, payload)
+    patch = pack(Codec.WASM, digest(base), digest(target), size, payload_of(base, bytes(damaged)))
     with contextlib.suppress(DeltaError):
         assert delta.decode(base, patch, max_size=LIMIT) == target
 
@@ -194,32 +194,57 @@ def test_streams_for_another_base_end_in_a_delta_error(
     other = bytearray(base)
     for _ in range(data.draw(st.integers(1, 20))):
         other[data.draw(st.integers(8, len(other) - 1))] = data.draw(st.integers(0, 255))
-    frame = zstd.compress_with_prefix(bytes(other), streams, effort="fast")
-    payload = struct.pack("<BI", wasm.STAGE_ZSTD, len(streams)) + frame
-    patch = pack(Codec.WASM, digest(bytes(other)), digest(target), len(target), payload)
+    patch = pack(Codec.WASM, digest(bytes(other)), digest(target), len(target), payload_of(bytes(other), streams))
     with contextlib.suppress(DeltaError):
         assert delta.decode(bytes(other), patch, max_size=LIMIT) == target
 
 
+HEAD = struct.Struct("<BBIII")
+
+
+@pytest.mark.parametrize("codec", [Codec.WASM, Codec.COVER])
 @pytest.mark.parametrize(
-    "payload", [b"", b"\0", b"\0\0\0\0\0", b"\x07\0\0\0\0", b"\0\xff\xff\xff\xff", b"\0\x05\0\0\0junk"]
+    "payload",
+    [
+        b"",
+        b"\0",
+        HEAD.pack(0, 0, 0, 0, 0),
+        HEAD.pack(1, 1, 0, 0, 0),
+        HEAD.pack(2, 2, 5, 5, 3) + b"junk of frames",
+        HEAD.pack(1, 1, 5, 5, 3) + b"junk of streams",
+        HEAD.pack(7, 0, 0, 0, 0),
+        HEAD.pack(0, 0, 0xFFFFFFFF, 0xFFFFFFFF, 0),
+        HEAD.pack(0, 0, 5, 5, 0xFFFFFFFF),
+    ],
 )
-def test_a_payload_of_no_sense_is_a_delta_error(payload: bytes) -> None:
+def test_a_payload_of_no_sense_is_a_delta_error(codec: Codec, payload: bytes) -> None:
     base = large_plan().encode()
     with pytest.raises(DeltaError):
-        delta.decode(base, pack(Codec.WASM, digest(base), digest(b"x"), 1, payload), max_size=LIMIT)
+        delta.decode(base, pack(codec, digest(base), digest(b"x"), 1, payload), max_size=LIMIT)
+
+
+def test_bytes_after_a_packed_part_are_refused() -> None:
+    plan = large_plan()
+    base, target = plan.encode(), changed(random.Random(2), plan).encode()
+    payload = structured.encode(structured.WASM, base, target, effort="normal")
+    assert payload is not None
+    *head, numbers_bytes = HEAD.unpack_from(payload)
+    numbers, text = payload[HEAD.size :][:numbers_bytes], payload[HEAD.size + numbers_bytes :]
+    for longer in (HEAD.pack(*head, numbers_bytes + 1) + numbers + b"\0" + text, payload + b"\0"):
+        with pytest.raises(DeltaError):
+            delta.decode(base, pack(Codec.WASM, digest(base), digest(target), len(target), longer), max_size=LIMIT)
 
 
 def test_time_is_bounded(fuzz_pair: tuple[bytes, bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     base, target, streams = fuzz_pair
-    monkeypatch.setattr(wasm, "TIME_ALLOWANCE_S", -1e9)
+    monkeypatch.setattr(structured, "TIME_ALLOWANCE_S", -1e9)
     with pytest.raises(DeltaError, match="still running"):
-        wasm._decode_streams(base, streams, len(target))
+        structured.decode_streams(structured.WASM, base, streams, len(target))
 
 
 def test_memory_is_bounded(fuzz_pair: tuple[bytes, bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     base, _, streams = fuzz_pair
-    monkeypatch.setattr(wasm, "MEMORY_ALLOWANCE_BYTES", 3 << 20)
-    monkeypatch.setattr(wasm, "DECODE_MEMORY_FACTOR", 0)
+    monkeypatch.setattr(structured, "MEMORY_ALLOWANCE_BYTES", 3 << 20)
+    monkeypatch.setattr(structured, "DECODE_MEMORY_FACTOR", 0)
     with pytest.raises(DeltaError, match="more memory"):
-        wasm._decode_streams(base, streams, 1 << 24)
+        structured.decode_streams(structured.WASM, base, streams, 1 << 24)
