@@ -116,7 +116,11 @@ def test_a_stop_that_is_cut_short_is_finished(act: str) -> None:
         async with host(tmp / "state", runtime) as cloud:
             await until(lambda: not runtime.states)
             assert await until(lambda: not list((tmp / "state" / "processes").iterdir()))
-            assert await cloud.client.processes() == ()
+
+            async def nothing_left() -> bool:
+                return await cloud.client.processes() == ()
+
+            await until(nothing_left)
             assert (await cloud.events(Event.ENDED, Event.EXITED)) != []
 
     run(work)
