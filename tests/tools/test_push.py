@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from blake3 import blake3
 
 from tests.tools.command import environment, lowcloud, succeed
@@ -62,11 +61,11 @@ def test_what_cannot_be_read_does_not_stop_the_others(cloud: Path) -> None:
     assert as_json.error["message"] == "missing: No such file or directory"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
 def test_an_unreadable_file_is_a_clear_error(cloud: Path) -> None:
     (cloud / "secret").touch(mode=0)
-    result = lowcloud("push", "secret", cwd=cloud)
-    assert (result.code, result.err) == (1, "lowcloud: secret: Permission denied\n")
+    secret = "secret" if os.geteuid() else "/proc/sys/net/ipv4/route/flush"  # write-only, for root too
+    result = lowcloud("push", secret, cwd=cloud)
+    assert (result.code, result.err) == (1, f"lowcloud: {secret}: Permission denied\n")
 
 
 def test_a_name_goes_with_one_file(cloud: Path) -> None:
