@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import os
 import shutil
 import socket
 import statistics
@@ -397,7 +398,9 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _candidates() -> range:
-    return range(FIRST_PORT, FIRST_PORT + PORTS_TRIED)
+    """Where to look; each demo begins elsewhere, so that two at the same time do not choose the same."""
+    first = FIRST_PORT + os.getpid() % PORTS_TRIED
+    return range(first, first + PORTS_TRIED)
 
 
 def _is_free(ip: str, port: int) -> bool:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from tools.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from agent.api import Call, Outcome
     from agent.client import AgentError
     from deployer.cloud import Cloud
+    from deployer.fleet import Answers
     from deployer.schema import Definition
     from tools.output import Output
 
@@ -39,6 +41,17 @@ def known_addresses(cloud: Cloud) -> dict[str, str]:
             raise
         written = None
     return addresses_of(released, written)
+
+
+async def call_each(cloud: Cloud, hosts: Iterable[str], call: Call) -> Answers[Outcome]:
+    """The same call, which belongs to no plan, on each of these hosts."""
+    from agent.api import Envelope
+    from deployer import trust
+    from deployer.fleet import Fleet
+
+    envelope = Envelope(call, by=trust.common_name(cloud.credentials))
+    async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
+        return await fleet.each(hosts, lambda client: client.call(envelope))
 
 
 def split_instance(text: str) -> tuple[str, str]:

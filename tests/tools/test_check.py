@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from tests.tools.command import lowcloud, succeed
+from tests.tools.shop import Shop
 
 
 def test_every_blob_is_verified(cloud: Path) -> None:
@@ -30,6 +31,12 @@ def test_damage_is_named_and_pushing_the_file_again_repairs_it(cloud: Path) -> N
     succeed("check", cwd=cloud)
     succeed("pull", digest, "-o", "x", cwd=cloud)
     assert (cloud / "x").read_bytes() == data
+
+
+def test_the_store_of_a_host_is_verified_there(shop: Shop) -> None:
+    [row] = shop.json("check", "--host", "fra1")
+    assert (row["host"], row["damaged"]) == ("fra1", [])
+    assert row["blobs"] >= 3
 
 
 def flip_a_byte_of(data: bytes, store: Path) -> None:

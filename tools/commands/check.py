@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tools import errors
 from tools.cloud import open_cloud
@@ -11,21 +11,25 @@ from tools.output import size
 if TYPE_CHECKING:
     import argparse
 
+    from deployer.cloud import Cloud
     from tools.output import Output
 
 EXAMPLE = """
 lowcloud check
-lowcloud check --json
+lowcloud check --host fra1 --json
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    del parser  # no arguments of its own
+    parser.add_argument("--host", action="append", metavar="NAME", help="this host's store (may be repeated)")
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    with open_cloud(args) as cloud, out.progress("check", unit="blobs") as progress:
-        checked = cloud.store.check(progress=progress)
+    with open_cloud(args) as cloud:
+        if args.host:
+            return _check_hosts(cloud, args.host, out)
+        with out.progress("check", unit="blobs") as progress:
+            checked = cloud.store.check(progress=progress)
     if out.as_json:
         out.json({"blobs": checked.blobs, "bytes": checked.bytes, "damaged": checked.damaged})
     else:
@@ -36,3 +40,23 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if unrepaired:
         out.remark("push the same files again to repair them")
     return errors.FAILED if unrepaired else errors.DONE
+
+
+def _check_hosts(cloud: Cloud, hosts: list[str], out: Output) -> int:
+    import asyncio
+
+    from agent.api import Check
+    from tools.hosts import call_each, tell_failures
+
+    answers = asyncio.run(call_each(cloud, hosts, Check()))
+    rows: list[dict[str, Any]] = []
+    damaged = False
+    for host, found in answers.results.items():
+        rows.append({"host": host, "blobs": found.blobs, "bytes": found.bytes, "damaged": found.damaged})
+        out.line(f"{host}: {found.blobs} blobs verified, {size(found.bytes)}; {len(found.damaged)} damaged")
+        for digest in found.damaged:
+            damaged = True
+            out.line(f"  {digest}")
+    if out.as_json:
+        out.json(rows)
+    return errors.FAILED if tell_failures(answers.failures, out) or damaged else errors.DONE

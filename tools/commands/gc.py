@@ -15,9 +15,7 @@ from tools.output import size
 if TYPE_CHECKING:
     import argparse
 
-    from agent.api import Outcome
     from deployer.cloud import Cloud
-    from deployer.fleet import Answers
     from tools.output import Output
 
 EXAMPLE = """
@@ -76,9 +74,10 @@ def _collect_here(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
 def _collect_on_hosts(cloud: Cloud, hosts: list[str], keep: int, out: Output) -> int:
     import asyncio
 
-    from tools.hosts import tell_failures
+    from agent.api import Collect
+    from tools.hosts import call_each, tell_failures
 
-    answers = asyncio.run(_ask(cloud, hosts, keep))
+    answers = asyncio.run(call_each(cloud, hosts, Collect(keep)))
     rows: list[dict[str, Any]] = []
     for host, outcome in answers.results.items():
         rows.append({"host": host, "blobs": outcome.blobs, "bytes": outcome.bytes})
@@ -86,14 +85,3 @@ def _collect_on_hosts(cloud: Cloud, hosts: list[str], keep: int, out: Output) ->
     if out.as_json:
         out.json(rows)
     return errors.FAILED if tell_failures(answers.failures, out) else errors.DONE
-
-
-async def _ask(cloud: Cloud, hosts: list[str], keep: int) -> Answers[Outcome]:
-    from agent.api import Collect, Envelope
-    from deployer import trust
-    from deployer.fleet import Fleet
-    from tools.hosts import known_addresses
-
-    envelope = Envelope(Collect(keep), by=trust.common_name(cloud.credentials))
-    async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
-        return await fleet.each(hosts, lambda client: client.call(envelope))

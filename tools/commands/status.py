@@ -63,7 +63,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     ]
     if rows:
         out.table(("HOST", "PROCESS", "FIELD", "RUNS", "SHOULD"), rows)
-        out.line("`lowcloud apply` makes it so")
+        if any(row.field != "host" for row in found):
+            out.line("`lowcloud apply` makes it so")
     elif link:
         out.line("everything runs as it should")
     return errors.FAILED if found else errors.DONE
