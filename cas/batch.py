@@ -8,6 +8,7 @@ the store's totals, and tells a collection that is under way what it must not re
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 import lmdb
 
@@ -61,7 +62,7 @@ class Batch:
         self.txn = txn
         self.totals = Totals.read(env, txn)
         self._totals_before = (self.totals.next_body, self.totals.raw_bytes, self.totals.stored_bytes)
-        self._staged: dict[bytes, Entry] = {}
+        self._staged: dict[bytes, bytes] = {}
         self._pack: list[bytes] = []
         self._pack_body = 0
         self._pack_bytes = 0
@@ -72,11 +73,15 @@ class Batch:
 
     def entry(self, raw: bytes) -> Entry | None:
         """What the index says now, with this batch's changes. Raises BadEntry."""
-        staged = self._staged.get(raw)
-        if staged is not None:
-            return staged
-        sealed = self.txn.get(raw, db=self.env.blobs)
+        sealed = self._staged.get(raw) or self.txn.get(raw, db=self.env.blobs)
         return None if sealed is None else entries.decode(raw, sealed)
+
+    def lacks(self, raw: bytes) -> bool:
+        """Whether the index has nothing under this digest. What it has is protected: somebody wants it."""
+        if raw not in self._staged and self.txn.get(raw, db=self.env.blobs) is None:
+            return True
+        self.protect(raw)
+        return False
 
     def add(
         self,
@@ -100,9 +105,22 @@ class Batch:
         self.index(raw, entry)
         return entry
 
+    def add_small_plain(self, blobs: Iterable[tuple[bytes, bytes]]) -> None:
+        """As `add`, for many plain blobs of at most SMALL_BYTES: (digest, bytes) of blobs that the index lacks."""
+        size = 0
+        encode, staged, into_pack = entries.encode_packed_plain, self._staged, self._into_pack
+        for raw, data in blobs:
+            body, offset = into_pack(data)
+            staged[raw] = encode(raw, len(data), body, offset)
+            size += len(data)
+            if self.collecting:
+                self.touch(raw)
+        self.totals.raw_bytes += size
+        self.totals.stored_bytes += size
+
     def index(self, raw: bytes, entry: Entry) -> None:
         """Point a digest at a body that is there already."""
-        self._staged[raw] = entry
+        self._staged[raw] = entries.encode(raw, entry)
         self.totals.raw_bytes += entry.size
         self.totals.stored_bytes += entry.stored
         if self.collecting:
@@ -157,8 +175,9 @@ class Batch:
 
     def _write_index(self) -> None:
         blobs = self.env.blobs
-        for raw in sorted(self._staged):
-            self.txn.put(raw, entries.encode(raw, self._staged[raw]), db=blobs)
+        put = self.txn.put
+        for raw, sealed in sorted(self._staged.items()):
+            put(raw, sealed, db=blobs)
         self._staged.clear()
 
     def _into_pack(self, stored: bytes) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 from blake3 import blake3
 
+from cas.bodies import SMALL_BYTES
 from cas.entries import CHECK_BYTES, DELTA, PLAIN
 from cas.reading import MAX_DEPTH
 
@@ -27,6 +28,8 @@ CLEARLY_GOOD = 1 / 8
 WORTHWHILE = 0.8
 """A delta is kept only below this part of the whole encoding; every one costs each later read."""
 CHAIN_BYTES_FACTOR = 2
+_SAMPLE_BYTES = 128
+_NOISE_VALUES = 88
 CHAIN_BYTES_FLOOR = 1 << 20
 """What must be read for a delta may be so many times what would be read for the whole, and at least this."""
 
@@ -59,6 +62,15 @@ def suitable(candidate: Candidate, size: int) -> bool:
 def chain_allows(candidate: Candidate, patch_bytes: int, whole_bytes: int) -> bool:
     limit = max(CHAIN_BYTES_FLOOR, CHAIN_BYTES_FACTOR * whole_bytes)
     return candidate.depth < MAX_DEPTH and candidate.chain_bytes + patch_bytes <= limit
+
+
+def stays_plain(data: bytes) -> bool:
+    """Whether a blob is not worth an attempt at compressing it: a few hundred bytes, or a small one that looks like
+    noise. A sample of noise has about 101 distinct bytes, one of text or code less than 80."""
+    if len(data) <= PLAIN_BYTES:
+        return True
+    middle = len(data) // 2
+    return len(data) <= SMALL_BYTES and len(set(data[middle : middle + _SAMPLE_BYTES])) > _NOISE_VALUES
 
 
 def whole(raw: bytes, data: bytes) -> Encoded:

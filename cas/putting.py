@@ -16,6 +16,7 @@ from blake3 import blake3
 from cas import encoding, names, protection, reading
 from cas.access import Access
 from cas.batch import Batch, collection_running
+from cas.bodies import SMALL_BYTES
 from cas.digest import Digest, from_raw, to_raw
 from cas.encoding import Candidate, Encoded
 from cas.entries import ZSTD, BadEntry, Entry
@@ -29,7 +30,7 @@ NAMED_BUFFERED_BYTES = 64 << 20
 goes straight into records."""
 RECENT_VERSIONS = 4
 """How many blobs of a name are looked at as bases, with their own bases."""
-MANY_BLOBS = 4096
+MANY_BLOBS = 16384
 MANY_BYTES = 16 << 20
 """How much of `put_many` goes into one job."""
 SAMPLES = 16
@@ -286,27 +287,35 @@ def _groups(blobs: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 def _put_group(access: Access, hashed: list[tuple[bytes, bytes]], lease: Leased | None) -> list[Stored]:
     with access.env.reading() as txn:
-        blobs = access.env.blobs
-        here = {raw for raw in sorted(raw for raw, _ in hashed) if txn.get(raw, db=blobs) is not None}
+        get, blobs = txn.get, access.env.blobs
+        here = {raw for raw, _ in sorted(hashed) if get(raw, db=blobs) is not None}
     damaged = {raw: body_in_index(access, raw) for raw in here if not is_whole(access, raw)}
-    encoded = {raw: encoding.whole(raw, data) for raw, data in hashed if raw not in here or raw in damaged}
+    absent = {raw: data for raw, data in hashed if raw not in here or raw in damaged}
+    plain = {raw: data for raw, data in absent.items() if raw not in damaged and _is_small_plain(data)}
+    encoded = {raw: (len(data), encoding.whole(raw, data)) for raw, data in absent.items() if raw not in plain}
 
-    def change(batch: Batch) -> list[Stored]:
+    def change(batch: Batch) -> dict[bytes, int]:
+        """Stored bytes of each blob that is new."""
         if lease is not None:
             protection.lease(batch, (raw for raw, _ in hashed), *lease)
-        return [_put_one(batch, raw, len(data), encoded.get(raw), damaged.get(raw)) for raw, data in hashed]
+        if batch.collecting:
+            for raw in here:
+                batch.protect(raw)
+        new = {raw: data for raw, data in plain.items() if batch.lacks(raw)}
+        batch.add_small_plain(new.items())
+        stored_bytes = {raw: len(data) for raw, data in new.items()}
+        for raw, (size, form) in encoded.items():
+            if clear_damaged(batch, raw, damaged.get(raw)):
+                stored_bytes[raw] = _add(batch, raw, size, form)
+        return stored_bytes
 
-    return access.write(change, max(1, sum(len(item.stored) for item in encoded.values())))
+    room = sum(map(len, plain.values())) + sum(len(form.stored) for _, form in encoded.values())
+    new = access.write(change, max(1, room))
+    return [Stored(from_raw(raw), len(data), raw in new, new.pop(raw, 0)) for raw, data in hashed]
 
 
-def _put_one(batch: Batch, raw: bytes, size: int, encoded: Encoded | None, damaged_body: int | None) -> Stored:
-    stored_bytes = 0
-    new = encoded is not None and clear_damaged(batch, raw, damaged_body)
-    if encoded is not None and new:
-        stored_bytes = _add(batch, raw, size, encoded)
-    else:
-        batch.protect(raw)
-    return Stored(from_raw(raw), size, new, stored_bytes)
+def _is_small_plain(data: bytes) -> bool:
+    return len(data) <= SMALL_BYTES and encoding.stays_plain(data)
 
 
 # --- long streams ---------------------------------------------------------------------------------------------------

@@ -9,12 +9,10 @@ from blake3 import blake3
 
 from cas import entries, reading
 from cas.digest import Digest, from_raw, to_raw
-from cas.entries import BadEntry
 from cas.environment import Environment
 from cas.errors import BlobDamaged, BlobMissing
 
 GROUP_BLOBS = 512
-GROUP_BYTES = 8 << 20
 
 
 def read_many(env: Environment, digests: Iterable[Digest]) -> Iterator[tuple[Digest, bytes]]:
@@ -36,10 +34,7 @@ def _read_packed(env: Environment, raws: list[bytes]) -> list[bytes | None]:
             sealed = get(raw, db=blobs)
             if sealed is None:
                 raise BlobMissing(from_raw(raw))
-            try:
-                place = entries.decode_packed_plain(raw, sealed)
-            except BadEntry as error:
-                raise BlobDamaged(from_raw(raw), str(error)) from error
+            place = entries.locate_packed_plain(sealed)
             if place is None:
                 found.append(None)
                 continue
@@ -47,6 +42,7 @@ def _read_packed(env: Environment, raws: list[bytes]) -> list[bytes | None]:
             pack = get(key, db=records)
             data = b"" if pack is None else bytes(pack[start:end])
             if blake3(data).digest() != raw:
+                reading.get_entry(env, txn, raw)  # It may be the entry that is damaged.
                 raise BlobDamaged(from_raw(raw), "its bytes have changed on disk")
             found.append(data)
     return found
