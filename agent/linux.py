@@ -8,7 +8,10 @@ every architecture that has them at all (they were added after the tables were u
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import platform
 import socket
@@ -31,6 +34,7 @@ _LAST_CAPABILITY: Final = 63
 """No kernel has more; dropping one that does not exist is refused, and that is fine."""
 
 MAX_PASSED_FDS: Final = 8
+MAX_INTERRUPTIONS: Final = 1000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -107,6 +111,16 @@ def drop_capabilities() -> None:
     nothing = ctypes.create_string_buffer(bytes(24), 24)
     if _libc.capset(header, nothing) < 0:
         raise OSError(ctypes.get_errno(), "drop capabilities")
+
+
+def ioctl(descriptor: int, request: int, argument: bytes | bytearray) -> int:
+    """As `fcntl.ioctl`, which alone of Python's system calls is not made again when a signal interrupts it. A
+    `bytearray` is filled in. Raises OSError."""
+    for _ in range(MAX_INTERRUPTIONS):
+        with contextlib.suppress(InterruptedError):
+            answer = fcntl.ioctl(descriptor, request, argument)
+            return answer if isinstance(answer, int) else 0
+    raise InterruptedError(errno.EINTR, "ioctl interrupted again and again")
 
 
 def pidfd_getfd(pidfd: int, descriptor: int) -> int:

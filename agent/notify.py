@@ -141,7 +141,7 @@ class Notifications:
         """Take a question and answer it. False when the guest has none any more: it is gone."""
         received = bytearray(_NOTIFICATION.size)
         try:
-            fcntl.ioctl(self.descriptor, _RECEIVE, received)
+            linux.ioctl(self.descriptor, _RECEIVE, received)
         except OSError as error:
             # ENOENT: the caller was killed, or interrupted, before we came.
             return error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN)
@@ -161,8 +161,9 @@ class Notifications:
             self._guest.refusals.append(str(error))
         except OSError as error:
             value, failure = 0, error.errno or errno.EIO
+            self._guest.refusals.append(f"the supervisor could not do what it asked for: {error}")
         with contextlib.suppress(OSError):
-            fcntl.ioctl(self.descriptor, _SEND, _ANSWER.pack(question.id, value, -failure, 0))
+            linux.ioctl(self.descriptor, _SEND, _ANSWER.pack(question.id, value, -failure, 0))
         return True
 
     def close(self) -> None:
@@ -258,7 +259,7 @@ class Notifications:
             fresh = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             self._datagrams[os.fstat(fresh.fileno()).st_ino] = fresh
             added = _ADDED_FD.pack(question.id, _ADD_FD_AND_ANSWER, fresh.fileno(), 0, os.O_CLOEXEC)
-            fcntl.ioctl(self.descriptor, _ADD_FD, added)
+            linux.ioctl(self.descriptor, _ADD_FD, added)
             return
         except Refused as refused:
             failure = refused.number
@@ -267,7 +268,7 @@ class Notifications:
         except OSError as error:
             failure = error.errno or errno.EIO
         with contextlib.suppress(OSError):
-            fcntl.ioctl(self.descriptor, _SEND, _ANSWER.pack(question.id, 0, -failure, 0))
+            linux.ioctl(self.descriptor, _SEND, _ANSWER.pack(question.id, 0, -failure, 0))
 
     # --- the guest's process ----------------------------------------------------------------------------------------
 
@@ -281,7 +282,7 @@ class Notifications:
         memory = os.open(f"/proc/{question.thread}/mem", os.O_RDONLY | os.O_CLOEXEC)
         try:
             # The thread's number could belong to somebody else by now; the question tells, after the file is open.
-            fcntl.ioctl(self.descriptor, _ID_VALID, struct.pack("=Q", question.id))
+            linux.ioctl(self.descriptor, _ID_VALID, struct.pack("=Q", question.id))
             raw = os.pread(memory, size, pointer)
         except OverflowError:
             raise Refused(errno.EFAULT) from None
@@ -317,7 +318,7 @@ class Notifications:
     def _put(self, question: Question, mine: socket.socket, at: int) -> None:
         """Put a socket of ours at the guest's descriptor, in place of what is there."""
         added = _ADDED_FD.pack(question.id, _ADD_FD_AT, mine.fileno(), at & 0xFFFFFFFF, os.O_CLOEXEC)
-        fcntl.ioctl(self.descriptor, _ADD_FD, added)
+        linux.ioctl(self.descriptor, _ADD_FD, added)
 
     def _forget_closed_datagrams(self) -> None:
         if len(self._datagrams) < MAX_DATAGRAM_SOCKETS // 2:

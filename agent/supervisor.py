@@ -511,6 +511,8 @@ def _on_child(loop: Loop, reap: Callable[[], None]) -> None:
     """Call `reap` on the loop whenever a child has ended."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    # A child's end must not interrupt what is done for another guest.
+    signal.siginterrupt(signal.SIGCHLD, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
     def woken() -> None:
