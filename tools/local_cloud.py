@@ -86,6 +86,9 @@ def start_agents(cloud: Cloud, addresses: Mapping[str, str]) -> list[Started]:
     try:
         for host, address in addresses.items():
             record = read_record(cloud.host_directory(host))
+            if record is not None and record.address != address:
+                _end_agent(record)  # the definition has moved it; its guests stay for the next one
+                record = None
             if record is not None:
                 started.append(Started(host, record.address, record.pid, new=False))
             else:
@@ -110,7 +113,7 @@ def _launch(cloud: Cloud, host: str, address: str) -> subprocess.Popen[bytes]:
     command += ["--host", host, "--listen", address, "--state", str(directory), "--shared"]
     with (directory / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd="/", start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
         )
     record = Record(host, address, process.pid, _started_ticks(process.pid) or 0)
     (directory / RECORD_NAME).write_bytes(msgspec.json.encode(record))
@@ -126,25 +129,23 @@ def _issue_credentials(cloud: Cloud, host: str, address: str, to: Path) -> None:
 
 
 def _wait_ready(cloud: Cloud, host: str, process: subprocess.Popen[bytes], deadline: float) -> None:
-    """Read the one line that an agent prints when it is ready."""
+    """Read the one line that an agent prints when it is ready. Raises AgentNotStarted."""
     if process.stdout is None:
         raise AssertionError("started with a pipe")
+    log = cloud.host_directory(host) / LOG_NAME
     line = b""
     with process.stdout as pipe:
         while not line.endswith(b"\n") and len(line) < MAX_READY_LINE_BYTES:
             readable, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-            piece = os.read(pipe.fileno(), MAX_READY_LINE_BYTES) if readable else b""
+            if not readable:
+                what = f"was not ready within {READY_TIMEOUT_S:.0f} s"
+                raise AgentNotStarted(f"the agent of {host} {what}", hint=f"its messages are in {log}")
+            piece = os.read(pipe.fileno(), MAX_READY_LINE_BYTES)
             if not piece:
-                break
+                raise AgentNotStarted(
+                    f"the agent of {host} ended: {_last_words(log)}", hint=f"its messages are in {log}"
+                )
             line += piece
-    if line.endswith(b"\n"):
-        return
-    log = cloud.host_directory(host) / LOG_NAME
-    ended = not line or process.poll() is not None
-    what = (
-        f"ended with {process.wait(TERMINATE_TIMEOUT_S)}" if ended else f"was not ready within {READY_TIMEOUT_S:.0f} s"
-    )
-    raise AgentNotStarted(f"the agent of {host} {what}: {_last_words(log)}", hint=f"its messages are in {log}")
 
 
 def _last_words(log: Path) -> str:
@@ -262,6 +263,12 @@ def _shut_down(cloud: Cloud, record: Record, tell: Callable[[str], None]) -> Non
             if _wait_end(handle, SHUTDOWN_TIMEOUT_S):
                 return
             tell(f"{record.host} has not ended after {SHUTDOWN_TIMEOUT_S:.0f} s; ending it by signal")
+        _terminate_handle(handle)
+
+
+def _end_agent(record: Record) -> None:
+    """End an agent and leave its guests running."""
+    with _process_handle(record) as handle:
         _terminate_handle(handle)
 
 

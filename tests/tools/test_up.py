@@ -42,6 +42,20 @@ def test_what_runs_already_is_left_running_and_updated(shop: Shop) -> None:
     assert shop.answers() == {"good day from web 1.0\n"}
 
 
+def test_a_host_whose_address_changes_gets_its_agent_there_and_its_guests_go_on(written: Shop) -> None:
+    written.succeed("up", "--detach")
+    before = {row["name"]: row["pid"] for row in written.json("ps")}
+    moved = written.definition.read_text().replace(f"127.0.1.1:{written.agent_port}", f"127.0.3.1:{written.agent_port}")
+    written.definition.write_text(moved.replace('"host:', '"127.0.1.1:', 1).replace('["fra1", "ams1"]', '["fra1"]'))
+    try:
+        result = written.json("up", "--detach")
+        assert {agent["host"]: agent["new"] for agent in result["agents"]} == {"fra1": True, "ams1": False}
+        assert written.process("web@fra1")["pid"] == before["web@fra1"]
+    finally:
+        written.succeed("down")
+    assert not written.running()
+
+
 def test_an_agent_that_cannot_start_is_explained_and_the_others_are_ended(written: Shop) -> None:
     with socket.socket() as taken:
         taken.bind((HOSTS["ams1"], written.agent_port))
