@@ -139,6 +139,34 @@ def test_special_forms_survive_as_copies_and_as_new_code(body: bytes) -> None:
     round_trip(later.encode(), plan.encode())
 
 
+def golden_pair() -> tuple[bytes, bytes]:
+    """Small enough to read, with an exception or an insertion in most streams. Never changes: patches refer to it."""
+    address = b"\x41" + sleb(1 << 20)
+    body: list[bytes | int] = [b"\x20\0", 0, address, b"\x28\x02" + uleb(1 << 20), b"\x11\x01\0", b"\x1a"]
+    old = [Function([*body, b"\x41" + sleb(i)], 0, f"function{i}") for i in range(6)]
+    new = [Function([*body, b"\x41" + sleb(i + 7)], 0, f"function{i}") for i in range(6)]
+    new.insert(2, Function([b"\x41\x05", 3, address, b"\x1a"], 1, "inserted"))
+    new[5].code[3:3] = [b"\x42\x07", b"\x1a"]
+    table, moved = struct.pack("<8I", *range((1 << 20) + 4, (1 << 20) + 36, 4)), struct.pack("<I", 9)
+    base = ModulePlan(old, ["a"], [(1 << 20, table + b"text of the data")], [0, 1, 2, 3], [], True)
+    target = ModulePlan(new, ["a", "b"], [(1 << 20, moved + table + b"text of the dato")], [0, 1, 3, 4, 2], [], True)
+    return base.encode(), target.encode()
+
+
+GOLDEN_PAYLOAD = (
+    "010098000000490000006c000000001001cb45200dc242ab0b48f0abaf1d9bb3a77d073e0024f988f625f93c9182df57e69f"
+    "be2fde6d9c27d6b1c85fed5707702d253a44cc66268d59979ada678d6330a02cfb6c9cb0c644fa9a19688d2e2c2343d06fec"
+    "afb222cd2649f1f5c7c1ce28d761a1314dffbd94c00028b52ffd2049a5010004020801027f41051003418080c080301a0b42"
+    "071a6200000100110161090000006f0600141b21b737ec96cdaa41debee0deb1c2"
+)
+
+
+def test_a_golden_patch_decodes() -> None:
+    base, target = golden_pair()
+    assert digest(base).hex()[:16] == "b2807740c33a1a4f" and digest(target).hex()[:16] == "26bc66ae2435d767"
+    assert structured.decode(structured.WASM, base, bytes.fromhex(GOLDEN_PAYLOAD), size=len(target)) == target
+
+
 def test_what_is_not_a_module_falls_back() -> None:
     module = large_plan().encode()
     for broken in (
