@@ -12,7 +12,7 @@ is the digest of its envelope, and the journal records it with the plan and the 
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -40,7 +40,11 @@ Text = Annotated[str, Meta(max_length=65536)]
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
-    """Base of everything on the wire: immutable, and a field that the reader does not know is an error."""
+    """Base of everything on the wire: immutable, and a field that the reader does not know is an error.
+
+    Digests leave fields out that have their default, so a later version may add a field with a default, and every
+    specification and journal entry keeps its digest. For the same reason a default, once released, never changes.
+    """
 
 
 # --- what a process is ----------------------------------------------------------------------------------------------
@@ -108,9 +112,27 @@ def spec_digest(spec: ProcessSpec) -> Digest:
 
 def canonical(value: Struct) -> bytes:
     """The one encoding of a value that its digest is taken of: msgpack with sorted keys, every number in the type that
-    its field declares (a Python caller may have given the float field an int)."""
+    its field declares (a Python caller may have given the float field an int), and no field that has its default."""
     typed = msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=type(value))
-    return msgspec.msgpack.encode(typed, order="deterministic")
+    return msgspec.msgpack.encode(_without_defaults(typed), order="deterministic")
+
+
+def _without_defaults(value: Any) -> Any:
+    """msgspec's own `omit_defaults` goes by identity, so an equal value would be left out or not by how it came to
+    be."""
+    if isinstance(value, msgspec.Struct):
+        config = type(value).__struct_config__
+        kept: dict[str, Any] = {} if config.tag is None else {str(config.tag_field): config.tag}
+        for one in msgspec.structs.fields(type(value)):
+            held = getattr(value, one.name)
+            if held != (one.default if one.default_factory is msgspec.NODEFAULT else one.default_factory()):
+                kept[one.encode_name] = _without_defaults(held)
+        return kept
+    if isinstance(value, tuple):
+        return [_without_defaults(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_defaults(item) for key, item in value.items()}
+    return value
 
 
 # --- calls ----------------------------------------------------------------------------------------------------------
@@ -392,7 +414,7 @@ class JournalEntry(Struct, frozen=True):
 
 
 def entry_hash(entry: JournalEntry) -> Digest:
-    return digest_of(msgspec.msgpack.encode(msgspec.structs.replace(entry, hash=""), order="deterministic"))
+    return digest_of(canonical(msgspec.structs.replace(entry, hash="")))
 
 
 class BlobQuery(Struct, frozen=True):

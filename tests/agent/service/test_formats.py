@@ -16,6 +16,7 @@ from agent.api import (
     Stop,
     Update,
     call_digest,
+    canonical,
     entry_hash,
     spec_digest,
 )
@@ -34,17 +35,27 @@ SPEC = ProcessSpec(
 
 
 def test_digests_of_specifications_and_calls_are_these() -> None:
-    assert spec_digest(SPEC) == "b3:94b711b4d88f040241e3c1a1a998dd30235aef8aab0001535ab78113d9929cbc"
+    assert spec_digest(SPEC) == "b3:b78ba755953de4fa21d28928d1dfcb74c794169f7a816b872417fb9d11259b3a"
     assert spec_digest(msgspec.structs.replace(SPEC, update=Update(drain_s=30))) == spec_digest(SPEC)
     assert (
         call_digest(Envelope(call=Stop("web", expect=digest_of(b"spec"))))
-        == "b3:85e9cb3a7f1055dd4aea95191f97d0bfcac7371141343460c5a8e8ea9708bd65"
+        == "b3:232cdaf04ae1ad2086b2aff64099eaa03f59a21772b00f85825c260e2e2db262"
     )
+
+
+def test_a_field_that_a_later_version_adds_leaves_every_digest_as_it_is() -> None:
+    class Later(ProcessSpec, frozen=True):
+        added: tuple[int, ...] = ()
+
+    fields = {name: getattr(SPEC, name) for name in SPEC.__struct_fields__}
+    assert canonical(Later(**fields)) == canonical(SPEC)
+    assert canonical(Later(**fields, added=(1,))) != canonical(SPEC)
+    assert canonical(msgspec.msgpack.decode(msgspec.msgpack.encode(SPEC), type=ProcessSpec)) == canonical(SPEC)
 
 
 def test_the_hash_of_a_journal_entry_is_this() -> None:
     entry = JournalEntry(seq=0, at_unix_ns=1, previous=None, host="fra1", event=Event.AGENT_STARTED)
-    assert entry_hash(entry) == "b3:19107fc3d2d0b35aac54f38f37153b9c439478160e44873df5acbe302de0ece8"
+    assert entry_hash(entry) == "b3:a21404f0bb22296503677f45fd0876b22b54cadfddf690a8ec4354c4154e6511"
     assert entry_hash(msgspec.structs.replace(entry, hash="whatever")) == entry_hash(entry)
 
 
@@ -54,7 +65,7 @@ def test_a_journal_file_is_these_bytes(tmp_path: Path) -> None:
     journal.close()
     assert (
         digest_of((tmp_path / "j").read_bytes())
-        == "b3:09792aa3fd4795d2ce01efd0a62e5afae680275ebdb261da2cdcf7ba5757305c"
+        == "b3:e835d0a63cfdd28c74023dd8ed2804f054ead26bf3d789de1c52e78fa47d062a"
     )
     assert (tmp_path / "j").read_bytes()[:12] == b"lcjournl\x01\x00\x00\x00"
 
