@@ -19,7 +19,7 @@ from cas.batch import Batch, collection_running
 from cas.bodies import SMALL_BYTES
 from cas.digest import Digest, from_raw, to_raw
 from cas.encoding import Candidate, Encoded
-from cas.entries import ZSTD, BadEntry, Entry
+from cas.entries import PLAIN, ZSTD, BadEntry, Entry
 from cas.errors import BlobDamaged, BlobMissing, BlobTooLarge, CasError, DigestMismatch, StoreBusy
 from cas.incoming import IncomingBody, is_pending, settle
 from cas.interface import Stored
@@ -35,7 +35,7 @@ MANY_BYTES = 16 << 20
 """How much of `put_many` goes into one job."""
 SAMPLES = 16
 SAMPLE_BYTES = 64 << 10
-"""How much of a long stream's beginning decides whether it is compressed."""
+"""How much of a long stream's beginning, or of a group of small blobs, decides whether it is compressed."""
 _ATTEMPTS = 3
 
 Leased = tuple[str, float]
@@ -291,7 +291,8 @@ def _put_group(access: Access, hashed: list[tuple[bytes, bytes]], lease: Leased 
         here = {raw for raw, _ in sorted(hashed) if get(raw, db=blobs) is not None}
     damaged = {raw: body_in_index(access, raw) for raw in here if not is_whole(access, raw)}
     absent = {raw: data for raw, data in hashed if raw not in here or raw in damaged}
-    plain = {raw: data for raw, data in absent.items() if raw not in damaged and _is_small_plain(data)}
+    noise = _looks_like_noise([data for _, data in hashed[:: max(1, len(hashed) // SAMPLES)]])
+    plain = {raw: data for raw, data in absent.items() if raw not in damaged and _is_small_plain(data, noise)}
     encoded = {raw: (len(data), encoding.whole(raw, data)) for raw, data in absent.items() if raw not in plain}
 
     def change(batch: Batch) -> dict[bytes, int]:
@@ -314,8 +315,15 @@ def _put_group(access: Access, hashed: list[tuple[bytes, bytes]], lease: Leased 
     return [Stored(from_raw(raw), len(data), raw in new, new.pop(raw, 0)) for raw, data in hashed]
 
 
-def _is_small_plain(data: bytes) -> bool:
-    return len(data) <= SMALL_BYTES and encoding.stays_plain(data)
+def _is_small_plain(data: bytes, noise: bool) -> bool:
+    return len(data) <= SMALL_BYTES and (noise or encoding.stays_plain(data))
+
+
+def _looks_like_noise(some: list[bytes]) -> bool:
+    """Whether a few blobs of a group do not compress even together; then the others are not asked one by one."""
+    from cas import compression
+
+    return compression.smallest(b"".join(some)[: SAMPLES * SAMPLE_BYTES], level=compression.QUICK_LEVEL)[0] == PLAIN
 
 
 # --- long streams ---------------------------------------------------------------------------------------------------
