@@ -72,7 +72,9 @@ def _network() -> list[Guarantee]:
 
 
 def _own_user(uid: int) -> Guarantee:
-    return Guarantee("own user", False, f"all guests run as uid {uid}, without capabilities; a user each is not used yet")
+    return Guarantee(
+        "own user", False, f"all guests run as uid {uid}, without capabilities; none has a user of its own"
+    )
 
 
 def _system_calls() -> Guarantee:

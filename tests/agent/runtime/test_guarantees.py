@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from agent.guarantees import guarantees, kernel_version
 
 BROKEN_BY = {
