@@ -13,13 +13,12 @@ from itertools import chain, islice
 
 from blake3 import blake3
 
-from cas import encoding, names, protection, reading
+from cas import encoding, names, reading
 from cas.access import Access
 from cas.batch import Batch, collection_running
-from cas.bodies import SMALL_BYTES
 from cas.digest import Digest, from_raw, to_raw
 from cas.encoding import Candidate, Encoded
-from cas.entries import PLAIN, ZSTD, BadEntry, Entry
+from cas.entries import ZSTD, BadEntry, Entry
 from cas.errors import BlobDamaged, BlobMissing, BlobTooLarge, CasError, DigestMismatch, StoreBusy
 from cas.incoming import IncomingBody, is_pending, settle
 from cas.interface import Stored
@@ -30,16 +29,10 @@ NAMED_BUFFERED_BYTES = 64 << 20
 goes straight into records."""
 RECENT_VERSIONS = 4
 """How many blobs of a name are looked at as bases, with their own bases."""
-MANY_BLOBS = 16384
-MANY_BYTES = 16 << 20
-"""How much of `put_many` goes into one job."""
 SAMPLES = 16
 SAMPLE_BYTES = 64 << 10
-"""How much of a long stream's beginning, or of a group of small blobs, decides whether it is compressed."""
+"""How much of a long stream's beginning decides whether it is compressed."""
 _ATTEMPTS = 3
-
-Leased = tuple[str, float]
-"""Owner and expiry of a lease that is taken in the same transaction as the blob is stored."""
 
 
 def put(access: Access, data: bytes, *, name: str | None, expect: Digest | None) -> Stored:
@@ -60,15 +53,6 @@ def put(access: Access, data: bytes, *, name: str | None, expect: Digest | None)
         if stored is not None:
             return stored
     raise BlobMissing(from_raw(raw))
-
-
-def put_many(access: Access, blobs: Iterable[bytes], lease: Leased | None = None) -> list[Stored]:
-    """Many blobs in few transactions, each whole (no delta)."""
-    results: list[Stored] = []
-    for group in _groups(blobs):
-        hashed = [(blake3(data).digest(), data) for data in group]
-        results += _put_group(access, hashed, lease)
-    return results
 
 
 def put_stream(access: Access, chunks: Iterable[bytes], *, name: str | None, expect: Digest | None) -> Stored:
@@ -185,7 +169,7 @@ def store_encoded(access: Access, raw: bytes, size: int, encoded: Encoded, name:
         if new:
             if not _base_stands(batch, encoded):
                 return None
-            stored_bytes = _add(batch, raw, size, encoded)
+            stored_bytes = add_encoded(batch, raw, size, encoded)
         else:
             batch.protect(raw)
         if name is not None:
@@ -195,7 +179,7 @@ def store_encoded(access: Access, raw: bytes, size: int, encoded: Encoded, name:
     return access.write(change, len(encoded.stored))
 
 
-def _add(batch: Batch, raw: bytes, size: int, encoded: Encoded) -> int:
+def add_encoded(batch: Batch, raw: bytes, size: int, encoded: Encoded) -> int:
     entry = batch.add(
         raw,
         encoded.encoding,
@@ -267,63 +251,6 @@ def _bases(access: Access, name: str | None) -> list[Candidate]:
                 wanted = entry.base
     ordered = [found[raw] for raw in recent if raw in found]
     return ordered + [candidate for raw, candidate in found.items() if raw not in set(recent)]
-
-
-# --- many blobs -----------------------------------------------------------------------------------------------------
-
-
-def _groups(blobs: Iterable[bytes]) -> Iterator[list[bytes]]:
-    group: list[bytes] = []
-    size = 0
-    for data in blobs:
-        group.append(data)
-        size += len(data)
-        if len(group) == MANY_BLOBS or size >= MANY_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _put_group(access: Access, hashed: list[tuple[bytes, bytes]], lease: Leased | None) -> list[Stored]:
-    with access.env.reading() as txn:
-        get, blobs = txn.get, access.env.blobs
-        here = {raw for raw, _ in sorted(hashed) if get(raw, db=blobs) is not None}
-    damaged = {raw: body_in_index(access, raw) for raw in here if not is_whole(access, raw)}
-    absent = {raw: data for raw, data in hashed if raw not in here or raw in damaged}
-    noise = _looks_like_noise([data for _, data in hashed[:: max(1, len(hashed) // SAMPLES)]])
-    plain = {raw: data for raw, data in absent.items() if raw not in damaged and _is_small_plain(data, noise)}
-    encoded = {raw: (len(data), encoding.whole(raw, data)) for raw, data in absent.items() if raw not in plain}
-
-    def change(batch: Batch) -> dict[bytes, int]:
-        """Stored bytes of each blob that is new."""
-        if lease is not None:
-            protection.lease(batch, (raw for raw, _ in hashed), *lease)
-        if batch.collecting:
-            for raw in here:
-                batch.protect(raw)
-        new = {raw: data for raw, data in plain.items() if batch.lacks(raw)}
-        batch.add_small_plain(new.items())
-        stored_bytes = {raw: len(data) for raw, data in new.items()}
-        for raw, (size, form) in encoded.items():
-            if clear_damaged(batch, raw, damaged.get(raw)):
-                stored_bytes[raw] = _add(batch, raw, size, form)
-        return stored_bytes
-
-    room = sum(map(len, plain.values())) + sum(len(form.stored) for _, form in encoded.values())
-    new = access.write(change, max(1, room))
-    return [Stored(from_raw(raw), len(data), raw in new, new.pop(raw, 0)) for raw, data in hashed]
-
-
-def _is_small_plain(data: bytes, noise: bool) -> bool:
-    return len(data) <= SMALL_BYTES and (noise or encoding.stays_plain(data))
-
-
-def _looks_like_noise(some: list[bytes]) -> bool:
-    """Whether a few blobs of a group do not compress even together; then the others are not asked one by one."""
-    from cas import compression
-
-    return compression.smallest(b"".join(some)[: SAMPLES * SAMPLE_BYTES], level=compression.QUICK_LEVEL)[0] == PLAIN
 
 
 # --- long streams ---------------------------------------------------------------------------------------------------

@@ -183,10 +183,10 @@ class Store:
         return putting.put(self.access, data, name=name, expect=expect)
 
     def put_many(self, blobs: Iterable[bytes], *, lease_owner: str | None = None, ttl_s: float = 0.0) -> list[Stored]:
-        from cas import putting
+        from cas import putting_many
 
         lease = None if lease_owner is None else (lease_owner, self.access.clock() + ttl_s)
-        return putting.put_many(self.access, blobs, lease)
+        return putting_many.put_many(self.access, blobs, lease)
 
     def put_stream(self, chunks: Iterable[bytes], *, name: str | None = None, expect: Digest | None = None) -> Stored:
         from cas import putting

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 
 from cas import incoming, putting
@@ -26,7 +27,10 @@ from cas.incoming import PENDING_TTL_S
 from cas.store import Store
 from tests.cas.damage import values
 
-LONGEST_LIFE_S = 0.4
+MOST_LINES = 12
+LONGEST_PAUSE_S = 0.05
+"""A worker is killed after a random number of acknowledgements and a random pause: on a busy machine, too, it gets
+somewhere."""
 
 
 def work(directory: Path, seed: int) -> None:
@@ -76,15 +80,16 @@ def crash_once(directory: Path, seed: int) -> list[Digest]:
     )
     assert worker.stdout is not None
     assert worker.stdout.readline() == "ready\n"
+    source = random.Random(seed)
+    lines = list(islice(worker.stdout, source.randrange(MOST_LINES)))
     died = threading.Event()
-    life = random.Random(seed).uniform(0, LONGEST_LIFE_S)
 
     def kill() -> None:
         os.kill(worker.pid, signal.SIGKILL)
         died.set()
 
-    threading.Timer(life, kill).start()
-    lines = worker.stdout.read().splitlines(keepends=True)
+    threading.Timer(source.uniform(0, LONGEST_PAUSE_S), kill).start()
+    lines += worker.stdout.read().splitlines(keepends=True)
     worker.wait()
     assert died.wait(30), "the worker ended by itself"
     return [line.strip() for line in lines if line.endswith("\n")]
