@@ -113,12 +113,16 @@ def report(error: BaseException, stream: TextIO, *, as_json: bool = False) -> in
     return explained.exit_code
 
 
-def silence_warnings() -> None:
-    """What an interruption has left half done (a coroutine that was never awaited) is no news to a user."""
-    import warnings
+def silence_remains(error: BaseException) -> None:
+    """What an interruption has left half made (a coroutine that was never awaited, an event loop without its parts)
+    complains while it is cleared away; to a user that is no news."""
+    interrupted = isinstance(_cause(error), KeyboardInterrupt | SystemExit)
+    if interrupted and os.environ.get("LOWCLOUD_DEBUG") != "1":
+        import sys
+        import warnings
 
-    if os.environ.get("LOWCLOUD_DEBUG") != "1":
         warnings.simplefilter("ignore")
+        sys.unraisablehook = lambda _: None
 
 
 def _write(explained: Explained, stream: TextIO, as_json: bool) -> None:

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         from tools import errors
 
-        errors.silence_warnings()
+        errors.silence_remains(error)
         code = errors.report(error, sys.stderr, as_json="--json" in words)
         if code == errors.PIPE_CLOSED:
             _discard_stdout()
