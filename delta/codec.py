@@ -18,9 +18,15 @@ from delta.zstd import Effort
 SMALLEST_COVER_BYTES = 4096
 """Below, zstd with the base as prefix is as small, and starting the kernel would take longer than everything else."""
 
-CLEARLY_WINS = 2
-"""A payload this many times smaller than what zstd makes at level 3 needs no comparison with a thorough level: on real
-pairs the thorough one of `normal` is at most 1.2 times smaller than the quick one."""
+THOROUGH_AT_MOST = 2
+"""How many times smaller than zstd's level 3 its thorough level may come out; on real pairs at most 1.2. A payload that
+is that much smaller than the quick frame needs no comparison with the thorough one."""
+
+COVER_AT_MOST = 3
+"""The same for `cover` against the quick frame with the base as prefix; on real pairs at most 2.1."""
+
+NEARLY_SAME_BYTES = 32 << 10
+"""With so small a payload the files are nearly the same, and which codec is smallest is open."""
 
 
 def encode(base: bytes, target: bytes, *, effort: Effort = "normal") -> bytes:
@@ -57,41 +63,38 @@ def decode(base: bytes, patch: bytes, *, max_size: int) -> bytes:
 
 
 def _candidates(base: bytes, target: bytes, effort: Effort) -> Iterator[tuple[Codec, bytes]]:
-    """Payloads to choose from. Codecs that have clearly lost against a quick look at them are not run thoroughly."""
+    """Payloads to choose from. What has clearly lost against a quick look at it is not run thoroughly."""
     yield Codec.STORED, target
     if not target:
         return
-    best = len(target)
-    for codec, payload in _quick_candidates(base, target, effort):
+    plain = zstd.compress_plain(target, effort="fast")
+    yield Codec.ZSTD, plain
+    prefix = zstd.compress_with_prefix(base, target, effort="fast") if base else plain
+    if base:
+        yield Codec.ZSTD_PREFIX, prefix
+    if effort == "fast":
+        return
+    quick, best = min(len(plain), len(prefix)), len(target)
+    for codec, method in _methods(base, target):
+        if effort == "best" or best < NEARLY_SAME_BYTES or best * COVER_AT_MOST > quick:
+            payload = structured.encode(method, base, target, effort=effort)
+            if payload is not None:
+                best = min(best, len(payload))
+                yield codec, payload
+    if base and (effort == "best" or best * THOROUGH_AT_MOST > len(prefix)):
+        payload = zstd.compress_with_prefix(base, target, effort=effort)
         best = min(best, len(payload))
-        yield codec, payload
-    if effort == "fast":
-        return
-    for codec, prefix in ((Codec.ZSTD_PREFIX, base), (Codec.ZSTD, b"")):
-        if codec is Codec.ZSTD_PREFIX and not base:
-            continue
-        quick = len(zstd.compress_with_prefix(prefix, target, effort="fast"))
-        if effort == "best" or best * CLEARLY_WINS > quick:
-            payload = zstd.compress_with_prefix(prefix, target, effort=effort)
-            best = min(best, len(payload))
-            yield codec, payload
-
-
-def _quick_candidates(base: bytes, target: bytes, effort: Effort) -> Iterator[tuple[Codec, bytes]]:
-    if effort == "fast":
+        yield Codec.ZSTD_PREFIX, payload
+    if effort == "best" or best * THOROUGH_AT_MOST > len(plain):
         yield Codec.ZSTD, zstd.compress_plain(target, effort=effort)
-        if base:
-            yield Codec.ZSTD_PREFIX, zstd.compress_with_prefix(base, target, effort=effort)
-        return
-    worth_it = min(len(base), len(target)) >= SMALLEST_COVER_BYTES
-    cover = structured.encode(structured.COVER, base, target, effort=effort) if worth_it else None
-    if cover is not None:
-        yield Codec.COVER, cover
-    wasm = (
-        structured.encode(structured.WASM, base, target, effort=effort) if structured.are_wasm(base, target) else None
-    )
-    if wasm is not None:
-        yield Codec.WASM, wasm
+
+
+def _methods(base: bytes, target: bytes) -> Iterator[tuple[Codec, structured.Method]]:
+    """The kernel's codecs that fit, the most promising one first."""
+    if structured.are_wasm(base, target):
+        yield Codec.WASM, structured.WASM
+    if min(len(base), len(target)) >= SMALLEST_COVER_BYTES:
+        yield Codec.COVER, structured.COVER
 
 
 def _rebuild(base: bytes, patch: Patch) -> bytes:

@@ -26,6 +26,12 @@ from delta.zstd import Effort
 
 _HEAD = struct.Struct("<BBIII")
 
+STRONG_LEVEL, QUICK_LEVEL = 19, 12
+STRONG_LEVEL_BYTES = 48 << 20
+PART_WEIGHT = 8
+LZMA_MOST_BYTES = 8 << 20
+"""A larger part takes LZMA longer than it is worth, except at effort `best`."""
+
 LZMA_DICTIONARY_BYTES = 16 << 20
 LZMA_SHAPE = {"lc": 3, "lp": 0, "pb": 0, "dict_size": LZMA_DICTIONARY_BYTES}
 
@@ -67,10 +73,16 @@ def _smallest(base: bytes, part: bytes, effort: Effort, text_level: int) -> tupl
 
 def _packings(base: bytes, part: bytes, effort: Effort, text_level: int) -> Iterator[tuple[Packing, bytes]]:
     yield Packing.ZSTD, zstd.compress_plain(part, effort=effort)
-    if part and effort != "fast":
+    if part and (effort == "best" or (effort == "normal" and len(part) <= LZMA_MOST_BYTES)):
         yield Packing.LZMA, _lzma(part)
     if part and base:
-        yield Packing.ZSTD_PREFIX, zstd.compress_with_prefix(base, part, effort=effort, level=text_level)
+        level = text_level if effort == "best" else min(text_level, _affordable_level(len(base), len(part)))
+        yield Packing.ZSTD_PREFIX, zstd.compress_with_prefix(base, part, effort=effort, level=level)
+
+
+def _affordable_level(base_bytes: int, part_bytes: int) -> int:
+    """The strongest level reads a base at 5 MB/s and a part far more slowly."""
+    return STRONG_LEVEL if base_bytes + PART_WEIGHT * part_bytes <= STRONG_LEVEL_BYTES else QUICK_LEVEL
 
 
 def _unpacked(base: bytes, packed: bytes | memoryview, how: int, size: int) -> bytes:

@@ -2,6 +2,7 @@
 
 enum {
     SEED = 12,
+    MOST_BITS = 25,
     CHAIN = 64,         /* seeds looked at per position */
     SAME_SHIFT = 8,     /* how long a match must be to go on where the last one stopped, */
     NEAR_SHIFT = 16,    /* near there, */
@@ -35,7 +36,7 @@ static int inside_a_run(const u8 *o, u32 on, u32 i) {
 
 static void index_seeds(seeds *s, const u8 *o, u32 on) {
     s->bits = 12;
-    while (s->bits < 22 && 1u << s->bits < on) s->bits++;
+    while (s->bits < MOST_BITS && 1u << s->bits < on) s->bits++;
     s->head = allocate(4ull << s->bits);
     s->next = allocate((u64)on * 4);
     __builtin_memset(s->head, 0xff, 4u << s->bits);
