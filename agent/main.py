@@ -128,8 +128,9 @@ async def _serve(
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LINK_S):
                     await agent.processes.linked.wait()
+            _end_on_signals(agent)  # before anyone is told that it runs, and may end it
             print(msgspec.json.encode(Ready(host, bound, os.getpid())).decode(), flush=True)
-            await _until_ended(agent)
+            await agent.ended.wait()
     finally:
         await agent.close()
 
@@ -151,11 +152,10 @@ async def listening(agent: Agent, context: ssl.SSLContext, address: str, port: i
         await runner.cleanup()
 
 
-async def _until_ended(agent: Agent) -> None:
+def _end_on_signals(agent: Agent) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.ended.set)
-    await agent.ended.wait()
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -60,7 +60,7 @@ def test_without_enrolment_it_says_what_is_missing(tmp_path: Path) -> None:
     assert "credentials" in named.err
 
 
-def test_a_signal_ends_it_in_order(written: Shop, tmp_path: Path) -> None:
+def test_a_signal_ends_it_in_order_from_its_ready_line_on(written: Shop, tmp_path: Path) -> None:
     written.succeed("host", "add", "ams1", "-o", "bundle")
     state = tmp_path / "state"
     succeed("host", "enroll", written.root / "bundle", "--state", state)
