@@ -88,25 +88,33 @@ class Sandbox:
     def call(self, name: str, *arguments: int) -> int:
         """Call an export that takes and returns unsigned 32-bit numbers. Raises DeltaError when it gives up, when it
         asks for too much memory, and when it is still running after `time_s`."""
-        import wasmtime
-
-        function = self._exports[name]
-        assert isinstance(function, wasmtime.Func)
         if self._time_s <= 0:
             self._stop()
         timer = threading.Timer(max(self._time_s, 0), self._stop)
         timer.daemon = True
         timer.start()
         try:
-            return int(function(self._store, *(_signed(argument) for argument in arguments))) & 0xFFFFFFFF
-        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
-            raise DeltaError(f"the delta kernel gave up: {self._reason()}") from error
+            return self._call(name, *arguments)
         finally:
             timer.cancel()
 
+    def ask(self, name: str) -> int:
+        """Call an export that only names a number."""
+        return self._call(name)
+
+    def _call(self, name: str, *arguments: int) -> int:
+        import wasmtime
+
+        function = self._exports[name]
+        assert isinstance(function, wasmtime.Func)
+        try:
+            return int(function(self._store, *(_signed(argument) for argument in arguments))) & 0xFFFFFFFF
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            raise DeltaError(f"the delta kernel gave up: {self._reason()}") from error
+
     def put(self, data: bytes) -> int:
         """Copy `data` into the sandbox; returns its address. 16 zero bytes follow it."""
-        address = self.call("kernel_allocate", len(data) + 16)
+        address = self._call("kernel_allocate", len(data) + 16)
         ctypes.memmove(self._at(address, len(data)), data, len(data))
         return address
 

@@ -88,7 +88,7 @@ def encode_streams(method: Method, base: bytes, target: bytes, *, effort: Effort
     )
     base_at, target_at = sandbox.put(base), sandbox.put(target)
     at = sandbox.call(method.encoder, base_at, len(base), target_at, len(target), COMPARISON_COST[effort])
-    return sandbox.get(at, sandbox.call("kernel_streams_bytes")), sandbox.call("kernel_text_at")
+    return sandbox.get(at, sandbox.ask("kernel_streams_bytes")), sandbox.ask("kernel_text_at")
 
 
 def decode_streams(method: Method, base: bytes, streams: bytes, size: int) -> bytes:
