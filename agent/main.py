@@ -5,10 +5,10 @@ The state directory (mode 0700; nobody else may write here):
     lock               held while an agent runs, so that two never share a state
     credentials/       ca.pem, cert.pem, key.pem of this host
     store/             the blobs
-    processes/NAME     what is to run (`agent.state`)
-    journal            what ran (`agent.journal`)
-    volumes/NAME/      what outlives processes (`agent.volumes`)
-    code/              compiled code (`agent.code_cache`); may be deleted
+    processes/NAME     what is to run (`agent.daemon.state`)
+    journal            what ran (`agent.daemon.journal`)
+    volumes/NAME/      what outlives processes (`agent.daemon.volumes`)
+    code/              compiled code (`agent.daemon.code_cache`); may be deleted
     guests/GUEST/      files of one guest; may be deleted while it does not run
     output/NAME/       what guests printed
     work/              unfinished compilations; emptied at start
@@ -36,10 +36,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from agent.capacity import Limits
+from agent.daemon.capacity import Limits
 
 if TYPE_CHECKING:
-    from agent.assembly import Agent
+    from agent.daemon.assembly import Agent
 
 STOP_WITHIN_S: Final = 5.0
 """What requests that are under way get when the agent ends."""
@@ -111,7 +111,7 @@ async def _serve(
     host: str, listen: str, state_dir: Path, credentials_dir: Path, limits: Limits | None, pin: bool
 ) -> None:
     from agent import tls
-    from agent.assembly import Agent
+    from agent.daemon.assembly import Agent
 
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="disk"))
     address, port = parse_listen(listen)

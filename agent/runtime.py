@@ -10,7 +10,7 @@ Three kinds of process run on a host:
 
 The agent reaches the supervisor over a Unix socket in its state directory. If the agent is gone, guests go on serving,
 their output is kept, their exit statuses wait. This module declares the messages' content and the calls; the
-implementation is `agent.supervisor_client`.
+implementation is `agent.supervisor.client`.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agent import engine
 from agent.api import Endpoint, Ready
 from agent.runtime import GuestOrder, Runtime
-from agent.supervisor_client import connect
+from agent.sandbox import engine
+from agent.supervisor.client import connect
 from tools import guests
 
 FIRST_PORT = 18500
@@ -94,7 +94,7 @@ def private_kib(pid: int) -> int:
 def time_cold_starts(code: Path) -> list[float]:
     """A fresh interpreter each: imports, engine, code, and an empty run of it."""
     program = f"""
-from agent.engine import Engine, Program
+from agent.sandbox.engine import Engine, Program
 engine = Engine()
 program = Program(("web", "--help"), {{}}, (), 1 << 26, False, False)
 engine.prepare(engine.load({str(code)!r}, "component"), program).run(lambda: None)

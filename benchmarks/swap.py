@@ -24,10 +24,10 @@ from typing import Any
 
 import msgspec
 
-from agent import engine
 from agent.api import Endpoint, Ready
 from agent.runtime import GuestOrder, Runtime
-from agent.supervisor_client import connect
+from agent.sandbox import engine
+from agent.supervisor.client import connect
 from tools import guests
 
 KEPT_CONNECTIONS = 8

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from agent.engine import CodeKind, compile_binary
+from agent.sandbox.engine import CodeKind, compile_binary
 
 DEADLINE_S = 30.0
 

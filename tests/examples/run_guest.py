@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 
-from agent.engine import CodeKind, Directory, Engine, Program
+from agent.sandbox.engine import CodeKind, Directory, Engine, Program
 
 MEMORY_BYTES = 64 << 20
 

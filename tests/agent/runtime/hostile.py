@@ -20,9 +20,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from agent import guest, linux
 from agent.runtime import GuestOrder
-from agent.supervisor_wire import Born, Running
+from agent.sandbox import guest, linux
+from agent.supervisor.wire import Born, Running
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

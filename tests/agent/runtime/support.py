@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import engine
 from agent.api import Endpoint
 from agent.runtime import GuestOrder, Preopen
-from agent.supervisor_client import SupervisorClient, connect
+from agent.sandbox import engine
+from agent.supervisor.client import SupervisorClient, connect
 from tests import guests as test_guests
 from tools import guests
 

@@ -7,8 +7,8 @@ import multiprocessing
 
 import pytest
 
-from agent import engine
-from agent.engine import BinaryInvalid, CodeUnusable, Engine, EngineError, EngineUnfit, Program
+from agent.sandbox import engine
+from agent.sandbox.engine import BinaryInvalid, CodeUnusable, Engine, EngineError, EngineUnfit, Program
 from tests.agent.runtime.support import code_of
 
 EMPTY_MODULE = b"\0asm\x01\0\0\0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.guarantees import guarantees, kernel_version
+from agent.daemon.guarantees import guarantees, kernel_version
 
 BROKEN_BY = {
     "memory": "test_sandbox: the whole process has a ceiling; test_guests: the program's memory has a limit",

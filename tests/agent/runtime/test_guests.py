@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent import supervisor_wire
 from agent.api import Endpoint, Ready
 from agent.runtime import GuestExited, GuestFailed, Preopen, RuntimeUnavailable
-from agent.supervisor_client import SupervisorClient, connect
+from agent.supervisor import wire as supervisor_wire
+from agent.supervisor.client import SupervisorClient, connect
 from tests.agent.runtime.support import (
     OTHER_UID,
     descendants,
@@ -198,7 +198,7 @@ def test_code_that_is_none_is_refused_with_the_reason(tmp_path: Path) -> None:
 AGENT_THAT_IS_KILLED = """
 import asyncio, os, pathlib, msgspec
 from agent.runtime import GuestOrder
-from agent.supervisor_client import connect
+from agent.supervisor.client import connect
 
 async def main():
     client = await connect(pathlib.Path({directory!r}))

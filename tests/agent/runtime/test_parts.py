@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent import bpf, seccomp
 from agent.api import Endpoint
-from agent.event_loop import Loop, Signal, Task, Wait
-from agent.guest import address_text, variable_of
-from agent.notify import Refused, SocketAddress, declared_listener, is_declared_connection, parse_address
-from agent.output_pipe import OutputFile
-from agent.readiness import judge_status, probe_address, request_for
 from agent.runtime import GuestFailed
-from agent.supervisor_wire import MAX_MESSAGE_BYTES, FrameReader, Hello, frame
+from agent.sandbox import bpf, seccomp
+from agent.sandbox.guest import address_text, variable_of
+from agent.supervisor.event_loop import Loop, Signal, Task, Wait
+from agent.supervisor.notify import Refused, SocketAddress, declared_listener, is_declared_connection, parse_address
+from agent.supervisor.output_pipe import OutputFile
+from agent.supervisor.readiness import judge_status, probe_address, request_for
+from agent.supervisor.wire import MAX_MESSAGE_BYTES, FrameReader, Hello, frame
 
 # --- event loop -----------------------------------------------------------------------------------------------------
 

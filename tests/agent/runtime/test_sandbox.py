@@ -17,13 +17,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent import landlock, linux
 from agent.api import Endpoint
-from agent.endpoints import Endpoints
-from agent.event_loop import Loop
-from agent.guest_record import Guest
-from agent.notify import Notifications
 from agent.runtime import GuestOrder, Preopen
+from agent.sandbox import landlock, linux
+from agent.supervisor.endpoints import Endpoints
+from agent.supervisor.event_loop import Loop
+from agent.supervisor.guest_record import Guest
+from agent.supervisor.notify import Notifications
 from tests.agent.runtime.support import DEADLINE_S, OTHER_UID, free_port, needs_root
 
 ROOT = Path(__file__).parent.parent.parent.parent

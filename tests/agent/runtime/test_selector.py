@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.bpf import Op, assemble, give, if_equal, load
-from agent.selector import Order, Steer, attach, selector_program
+from agent.sandbox.bpf import Op, assemble, give, if_equal, load
+from agent.supervisor.selector import Order, Steer, attach, selector_program
 
 STEPS = st.lists(st.tuples(st.sampled_from(["join", "leave"]), st.integers(0, 7)), min_size=1, max_size=10)
 

@@ -28,9 +28,9 @@ from agent.api import (
     Update,
     spec_digest,
 )
-from agent.assembly import Agent
-from agent.capacity import Limits
 from agent.client import AgentClient
+from agent.daemon.assembly import Agent
+from agent.daemon.capacity import Limits
 from agent.main import listening
 from agent.runtime import Runtime
 from cas.digest import Digest

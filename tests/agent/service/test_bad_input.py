@@ -28,9 +28,9 @@ from agent.api import (
     Start,
     Stop,
 )
-from agent.capacity import Limits
 from agent.client import AgentClient, CallRefused, HostUnreachable
-from agent.host import usable_cpus
+from agent.daemon.capacity import Limits
+from agent.daemon.host import usable_cpus
 from cas.digest import digest_of
 from tests.agent.service.support import (
     HOST,

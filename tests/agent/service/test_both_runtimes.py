@@ -28,7 +28,7 @@ from agent.api import (
 )
 from agent.client import CallRefused
 from agent.runtime import GuestState
-from agent.supervisor_client import connect
+from agent.supervisor.client import connect
 from cas.digest import Digest
 from tests.agent.service.daemon import free_port, needs_guests
 from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, run, until, wasm, web

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from agent.api import ProcessSpec, Reason
-from agent.code_cache import CodeCache
-from agent.compiler import CompileFailed, compile_file
-from agent.refusal import Refused
-from agent.staging import Staging
+from agent.daemon.code_cache import CodeCache
+from agent.daemon.compiler import CompileFailed, compile_file
+from agent.daemon.refusal import Refused
+from agent.daemon.staging import Staging
 from cas.digest import Digest, digest_of
 from cas.store import Store
 from tests.agent.service.support import run, wasm, web

@@ -173,7 +173,7 @@ def test_after_the_supervisor_is_killed_the_processes_come_back() -> None:
                 async with host.client() as client:
                     await client.call(Envelope(call=Start(web(one, port))))
                 before = await host.status()
-                for pid in processes_of(tmp / "state", b"agent.supervisor"):
+                for pid in processes_of(tmp / "state", b"agent.supervisor.main"):
                     os.kill(pid, signal.SIGKILL)
 
                 async def anew() -> bool:

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import host
 from agent.api import Endpoint, Event, JournalEntry, ProcessSpec
-from agent.backoff import FIRST_S, GOOD_RUN_S, MOST_S, Backoff, starts_again
-from agent.builder import environment
-from agent.capacity import Limits, conflict, overlap, shortage
-from agent.guest_files import plan_files
-from agent.placement import MILLI, assign
-from agent.refusal import Refused
-from agent.retention import blobs_of_last_releases
+from agent.daemon import host
+from agent.daemon.backoff import FIRST_S, GOOD_RUN_S, MOST_S, Backoff, starts_again
+from agent.daemon.builder import environment
+from agent.daemon.capacity import Limits, conflict, overlap, shortage
+from agent.daemon.guest_files import plan_files
+from agent.daemon.placement import MILLI, assign
+from agent.daemon.refusal import Refused
+from agent.daemon.retention import blobs_of_last_releases
 from agent.runtime import Preopen
 from cas.digest import digest_of
 from tests.agent.service.support import changed, web

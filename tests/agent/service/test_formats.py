@@ -20,9 +20,9 @@ from agent.api import (
     entry_hash,
     spec_digest,
 )
-from agent.durable import FileDamaged, seal, unseal, write_file
-from agent.journal import Journal
-from agent.state import Record, State, Version
+from agent.daemon.durable import FileDamaged, seal, unseal, write_file
+from agent.daemon.journal import Journal
+from agent.daemon.state import Record, State, Version
 from cas.digest import digest_of
 
 SPEC = ProcessSpec(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.api import Event, JournalEntry, entry_hash
-from agent.journal import HEAD, Journal, JournalUnreadable, JournalUnwritable
+from agent.daemon.journal import HEAD, Journal, JournalUnreadable, JournalUnwritable
 
 
 def written(path: Path, count: int) -> list[JournalEntry]:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.api import Call, Event, JournalEntry, ProcessState, Replace, Restart, Start, Stop, Update, spec_digest
-from agent.recovery import recover
+from agent.daemon.recovery import recover
+from agent.daemon.state import Finished, Pending, Record, Retiring, Version
 from agent.runtime import GuestState
-from agent.state import Finished, Pending, Record, Retiring, Version
 from cas.digest import digest_of
 from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, run, until, wasm, web
 

@@ -1,0 +1,151 @@
+"""The parts of an agent, put together for one state directory."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from agent.api import Event, HostFacts, VolumeStatus
+from agent.daemon import host as host_facts
+from agent.daemon.builder import GuestBuilder
+from agent.daemon.capacity import Limits
+from agent.daemon.code_cache import CodeCache
+from agent.daemon.guarantees import guarantees
+from agent.daemon.guests import Guests
+from agent.daemon.handlers import Handlers
+from agent.daemon.journal import Journal
+from agent.daemon.output import OutputFiles
+from agent.daemon.placement import MILLI
+from agent.daemon.processes import Processes
+from agent.daemon.server import Service
+from agent.daemon.staging import Staging
+from agent.daemon.state import State
+from agent.daemon.volumes import Volumes
+from agent.runtime import Runtime
+from agent.sandbox.engine import fingerprint
+from agent.supervisor.client import connect
+from cas.digest import Digest
+from cas.store import Store
+
+SHARED_CORES_MILLI: Final = 1 << 40
+"""On a machine that several agents share no core is anybody's own, so asking for many is no reason to refuse."""
+
+
+class Agent:
+    """One host's agent without its socket. Make it with `Agent.open`."""
+
+    def __init__(
+        self,
+        host: str,
+        state_dir: Path,
+        store: Store,
+        journal: Journal,
+        limits: Limits,
+        pin: bool,
+        runtime: Callable[[], Awaitable[Runtime]],
+    ) -> None:
+        self.ended = asyncio.Event()
+        """Set when the agent is to end."""
+        self._host = host
+        self._state_dir = state_dir
+        self._store = store
+        self._limits = limits
+        self._end_guests_for: str | None = None
+        self.journal = journal
+        self._volumes = Volumes(state_dir / "volumes")
+        output = OutputFiles(state_dir / "output")
+        cache = CodeCache(state_dir / "code", fingerprint())
+        staging = Staging(store, cache, state_dir / "work", lambda: self._binaries())
+        self._builder = GuestBuilder(
+            state_dir / "guests", staging, self._volumes, output, lambda process: self.processes.cpus_of(process)
+        )
+        guests = Guests(self._builder, journal)
+        cpus = host_facts.usable_cpus() if pin else ()
+        self.processes = Processes(State(state_dir / "processes"), guests, self._volumes, limits, cpus, runtime)
+        handlers = Handlers(self.processes, guests, staging, self._volumes, journal, store, cache)
+        self.service = Service(handlers, self.processes, journal, output, store, self.facts, self._end, self.ended)
+
+    @classmethod
+    async def open(
+        cls,
+        host: str,
+        state_dir: Path,
+        *,
+        limits: Limits | None = None,
+        pin: bool = True,
+        runtime: Callable[[], Awaitable[Runtime]] | None = None,
+    ) -> Self:
+        """Open everything in the state directory and begin to bring the host to what its records say. `runtime` makes
+        the link to the supervisor; a test may bring its own."""
+        store = await asyncio.to_thread(Store.open, state_dir / "store")
+        journal = await asyncio.to_thread(Journal.open, state_dir / "journal", host)
+        room = limits or host_facts.machine_limits(state_dir)
+        if limits is None and not pin:
+            room = msgspec.structs.replace(room, cores_milli=SHARED_CORES_MILLI)
+        agent = cls(host, state_dir, store, journal, room, pin, runtime or (lambda: connect(state_dir)))
+        detail = "; ".join(part for part in (f"lowcloud {version() or 'of a checkout'}", journal.repaired) if part)
+        await asyncio.to_thread(journal.append, Event.AGENT_STARTED, detail=detail)
+        await agent.processes.open()
+        await asyncio.to_thread(agent._builder.sweep, agent.processes.guests_held())
+        return agent
+
+    async def close(self) -> None:
+        """End the agent; its guests too, where an operator asked for that."""
+        if self._end_guests_for is not None:
+            await self.processes.shut_down_guests(self._end_guests_for)
+        await self.processes.close()
+        await asyncio.to_thread(self.journal.close)
+        await asyncio.to_thread(self._store.close)
+
+    def facts(self) -> HostFacts:
+        """What this host is and has. Reads the disk: call it in a thread."""
+        space = host_facts.disk(self._state_dir)
+        usage = self._store.usage()
+        return HostFacts(
+            host=self._host,
+            cores=self._cores(),
+            memory_bytes=self._limits.memory_bytes,
+            disk_bytes=self._limits.disk_bytes,
+            disk_free_bytes=space.free_bytes,
+            addresses=host_facts.addresses(),
+            kernel=host_facts.kernel(),
+            engine=fingerprint(),
+            guarantees=guarantees(),
+            volumes=tuple(self._volume(name, size) for name, size in sorted(self._volumes.sizes.items())),
+            store_blobs=usage.blobs,
+            store_bytes=usage.stored_bytes,
+            version=version(),
+        )
+
+    def _cores(self) -> int:
+        cores_milli = self._limits.cores_milli
+        return len(host_facts.usable_cpus()) if cores_milli == SHARED_CORES_MILLI else cores_milli // MILLI
+
+    def _volume(self, name: str, size_bytes: int) -> VolumeStatus:
+        return VolumeStatus(
+            volume=name,
+            size_bytes=size_bytes,
+            used_bytes=self._volumes.used_bytes(name),
+            held_by=self.processes.holder_of(name),
+        )
+
+    def _binaries(self) -> set[Digest]:
+        return {spec.binary for spec in self.processes.specs_held()}
+
+    def _end(self, guests: bool, by: str) -> None:
+        if guests:
+            self._end_guests_for = by
+        self.ended.set()
+
+
+def version() -> str:
+    """Of the installed package; "" where it runs without being installed."""
+    try:
+        return importlib.metadata.version("lowcloud")
+    except importlib.metadata.PackageNotFoundError:
+        return ""

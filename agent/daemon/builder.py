@@ -1,0 +1,116 @@
+"""Turning a version into an order to run it: code, files, environment, output, CPUs.
+
+A guest's own directory `<state>/guests/GUEST/` holds its configuration files and its scratch space, and goes when the
+guest is forgotten. Its environment is what the specification says, and the addresses of its connections and listeners:
+`LOWCLOUD_CONNECT_<NAME>` and `LOWCLOUD_LISTEN_<NAME>`, each `address:port`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+from agent.api import Endpoint, ProcessSpec, Reason
+from agent.daemon.guest_files import SCRATCH_DIRECTORY, plan_files
+from agent.daemon.guests import guest_of
+from agent.daemon.output import OutputFiles
+from agent.daemon.refusal import Refused
+from agent.daemon.staging import Staging
+from agent.daemon.state import Version
+from agent.daemon.volumes import Volumes
+from agent.runtime import GuestId, GuestOrder
+
+TAIL_BYTES: Final = 8 << 10
+"""Of the output of a guest that did not become ready, so much is part of the answer."""
+
+
+class GuestBuilder:
+    """The `Builder` of a host. `cpus` tells where a process may run."""
+
+    def __init__(
+        self,
+        directory: Path,
+        staging: Staging,
+        volumes: Volumes,
+        output: OutputFiles,
+        cpus: Callable[[str], tuple[int, ...]],
+    ) -> None:
+        self._directory = directory
+        self._staging = staging
+        self._volumes = volumes
+        self._output = output
+        self._cpus = cpus
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def order(self, version: Version) -> GuestOrder:
+        """Raises Refused where something that the guest needs is not on this host."""
+        spec, guest = version.spec, guest_of(version)
+        plan = plan_files(spec)
+        absent = sorted(set(spec.volume.values()) - set(self._volumes.sizes))
+        if absent:
+            raise Refused(
+                Reason.NOT_FOUND,
+                f"{spec.name} needs the volume {', '.join(absent)}, which is not on this host",
+                hint="create the volume first; `lowcloud apply` does",
+            )
+        code = await self._staging.code(spec.binary)
+        own = self._directory / guest
+        try:
+            await asyncio.to_thread(_make_directories, own, [*plan.roots.values()], plan.files)
+            for relative, digest in plan.files.items():
+                await self._staging.write_config(digest, own / relative)
+        except BaseException:
+            await self.clear(guest)
+            raise
+        await asyncio.to_thread(self._output.prune, spec.name)
+        return GuestOrder(
+            guest=guest,
+            process=spec.name,
+            code_path=str(code.path),
+            code_kind=code.kind,
+            args=spec.args,
+            env=environment(spec),
+            preopens=plan.preopens(own, {name: self._volumes.path(name) for name in spec.volume.values()}),
+            listen=dict(spec.listen),
+            connect=dict(spec.connect),
+            memory_bytes=spec.memory_bytes,
+            cpus=self._cpus(spec.name),
+            output_path=str(self._output.path(spec.name, guest)),
+        )
+
+    async def clear(self, guest: GuestId) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._directory / guest, True)
+
+    async def output_tail(self, version: Version) -> str:
+        data = await asyncio.to_thread(self._output.tail, version.spec.name, TAIL_BYTES, guest=version.guest)
+        return data.decode(errors="replace")
+
+    def sweep(self, known: Collection[GuestId]) -> None:
+        """Remove the directories of guests that no record knows."""
+        for path in self._directory.iterdir():
+            if path.name not in known:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def environment(spec: ProcessSpec) -> dict[str, str]:
+    """All that the guest's program finds in its environment."""
+    found = dict(spec.env)
+    for kind, endpoints in (("CONNECT", spec.connect), ("LISTEN", spec.listen)):
+        for name, endpoint in endpoints.items():
+            found[f"LOWCLOUD_{kind}_{name.upper().replace('-', '_')}"] = address_of(endpoint)
+    return found
+
+
+def address_of(endpoint: Endpoint) -> str:
+    """`address:port`, an IPv6 address in brackets."""
+    return str(endpoint).rpartition("/")[0]
+
+
+def _make_directories(own: Path, roots: list[str], files: Collection[str]) -> None:
+    own.mkdir(mode=0o700)
+    (own / SCRATCH_DIRECTORY).mkdir(mode=0o700)
+    for relative in {*roots, *(str(Path(file).parent) for file in files)}:
+        (own / relative).mkdir(mode=0o700, parents=True, exist_ok=True)

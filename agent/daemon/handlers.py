@@ -1,0 +1,359 @@
+"""What each call does: check, announce in the journal, act. One method per call.
+
+Order inside a call on a process, under that process's turn: is what is asked for there already (then nothing is done)?
+Does `expect` hold? Is the specification sound, is there room, are its blobs here and compiled? Only then the call is
+announced in the journal, and only then anything changes. So a refusal for any of these leaves no trace and changes
+nothing; a call that was announced and fails is followed by a `call-failed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from agent.api import (
+    Check,
+    Collect,
+    Configure,
+    CreateVolume,
+    DeleteVolume,
+    Envelope,
+    Event,
+    Outcome,
+    ProcessSpec,
+    Reason,
+    Replace,
+    Resize,
+    Restart,
+    Stage,
+    Start,
+    Stop,
+    call_digest,
+    spec_digest,
+)
+from agent.daemon.code_cache import CodeCache
+from agent.daemon.guests import Guests
+from agent.daemon.journal import Facts, Journal
+from agent.daemon.lifecycle import Lifecycle
+from agent.daemon.processes import Processes
+from agent.daemon.refusal import Refused
+from agent.daemon.retention import STOP, blobs_of_last_releases
+from agent.daemon.spec_check import check_spec
+from agent.daemon.staging import Staging, blobs_of
+from agent.daemon.state import Version
+from agent.daemon.volumes import Volumes
+from cas.digest import Digest, short
+from cas.interface import BlobStore
+
+UNCHANGED: Final = Outcome(changed=False, detail="what was asked for is there already")
+STAGED_FOR_S: Final = 3600.0
+"""How long what a call brings up is protected from collection before its record protects it."""
+RESIZABLE: Final = ("cores_milli", "restart", "ready", "update")
+
+
+class Wish(NamedTuple):
+    """In whose name something is done."""
+
+    release: Digest | None
+    plan: Digest | None
+    call: Digest
+    by: str
+
+    def version(self, spec: ProcessSpec) -> Version:
+        return Version(spec=spec, release=self.release, plan=self.plan, call=self.call, by=self.by)
+
+
+Act = Callable[[Lifecycle, Wish], Coroutine[Any, Any, Outcome]]
+
+
+class Handlers:
+    """The calls of one host."""
+
+    def __init__(
+        self,
+        processes: Processes,
+        guests: Guests,
+        staging: Staging,
+        volumes: Volumes,
+        journal: Journal,
+        store: BlobStore,
+        cache: CodeCache,
+    ) -> None:
+        self._processes = processes
+        self._guests = guests
+        self._staging = staging
+        self._volumes = volumes
+        self._journal = journal
+        self._store = store
+        self._cache = cache
+        self._volume_turn = asyncio.Lock()
+        self._store_turn = asyncio.Lock()
+        """Collecting and checking read the whole store: one at a time."""
+
+    async def call(self, envelope: Envelope, *, by: str) -> Outcome:
+        """Carry a call out in the name of `by`. Raises Refused."""
+        match envelope.call:
+            case Stage() as call:
+                return await self._stage(call)
+            case Start() as call:
+                return await self._start(call, envelope, by)
+            case Stop() as call:
+                return await self._stop(call, envelope, by)
+            case Replace() as call:
+                return await self._replace(call, envelope, by)
+            case Configure() as call:
+                return await self._configure(call, envelope, by)
+            case Resize() as call:
+                return await self._resize(call, envelope, by)
+            case Restart() as call:
+                return await self._restart(call, envelope, by)
+            case CreateVolume() as call:
+                return await self._create_volume(call, envelope, by)
+            case DeleteVolume() as call:
+                return await self._delete_volume(call, envelope, by)
+            case Collect() as call:
+                return await self._collect(call, envelope, by)
+            case Check():
+                return await self._check()
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    async def _on_process(self, process: str, envelope: Envelope, by: str, act: Act) -> Outcome:
+        lifecycle = self._processes.get(process)
+        if lifecycle is None:
+            raise Refused(Reason.NOT_FOUND, f"no process {process} on this host", hint="`lowcloud ps` shows what is")
+        return await self._carry_out(lifecycle, envelope, by, act)
+
+    async def _carry_out(self, lifecycle: Lifecycle, envelope: Envelope, by: str, act: Act) -> Outcome:
+        wish = Wish(envelope.release, envelope.plan, call_digest(envelope), by)
+        try:
+            return await lifecycle.carry_out(wish.call, lambda: act(lifecycle, wish))
+        finally:
+            self._processes.drop_if_gone(lifecycle.record.process)
+
+    async def _start(self, call: Start, envelope: Envelope, by: str) -> Outcome:
+        async def act(lifecycle: Lifecycle, wish: Wish) -> Outcome:
+            current = lifecycle.record.current
+            if current is None:
+                outcome = await self._take_over(lifecycle, "start", wish.version(call.spec))
+                await self._processes.end_strays()
+                return outcome
+            if current.digest == spec_digest(call.spec):
+                return UNCHANGED
+            raise Refused(
+                Reason.UNEXPECTED_STATE,
+                f"{call.spec.name} is on this host already, as {short(current.digest)}",
+                hint="replace it instead; `lowcloud plan` does where it sees what runs",
+            )
+
+        check_spec(call.spec)
+        return await self._carry_out(self._processes.get_or_make(call.spec.name), envelope, by, act)
+
+    async def _replace(self, call: Replace, envelope: Envelope, by: str) -> Outcome:
+        async def act(lifecycle: Lifecycle, wish: Wish) -> Outcome:
+            if _current(lifecycle).digest == spec_digest(call.spec):
+                return UNCHANGED
+            _expect(lifecycle, call.expect)
+            return await self._take_over(lifecycle, "replace", wish.version(call.spec))
+
+        check_spec(call.spec)
+        return await self._on_process(call.spec.name, envelope, by, act)
+
+    async def _configure(self, call: Configure, envelope: Envelope, by: str) -> Outcome:
+        async def act(lifecycle: Lifecycle, wish: Wish) -> Outcome:
+            current = _current(lifecycle)
+            if current.spec.config == call.config:
+                return UNCHANGED
+            _expect(lifecycle, call.expect)
+            spec = msgspec.structs.replace(current.spec, config=call.config)
+            check_spec(spec)
+            return await self._take_over(lifecycle, "configure", wish.version(spec))
+
+        return await self._on_process(call.process, envelope, by, act)
+
+    async def _restart(self, call: Restart, envelope: Envelope, by: str) -> Outcome:
+        async def act(lifecycle: Lifecycle, wish: Wish) -> Outcome:
+            current = _current(lifecycle)
+            if lifecycle.record.nonce == call.nonce:
+                return UNCHANGED
+            _expect(lifecycle, call.expect)
+            version = msgspec.structs.replace(
+                wish.version(current.spec),
+                release=wish.release or current.release,
+                plan=wish.plan or current.plan,
+            )
+            return await self._take_over(lifecycle, "restart", version, nonce=call.nonce)
+
+        return await self._on_process(call.process, envelope, by, act)
+
+    async def _resize(self, call: Resize, envelope: Envelope, by: str) -> Outcome:
+        async def act(lifecycle: Lifecycle, wish: Wish) -> Outcome:
+            current = _current(lifecycle)
+            if current.digest == spec_digest(call.spec):
+                return UNCHANGED
+            _expect(lifecycle, call.expect)
+            differing = [
+                field
+                for field in ProcessSpec.__struct_fields__
+                if field not in RESIZABLE and getattr(current.spec, field) != getattr(call.spec, field)
+            ]
+            if differing:
+                raise Refused(
+                    Reason.BAD_REQUEST,
+                    f"{call.spec.name} cannot be resized: {', '.join(differing)} would change too",
+                    hint="use replace: a new guest is needed for that",
+                )
+            with self._processes.room_for(call.spec):
+                await self._guests.announce(Event.CALL, wish.version(call.spec), detail="resize")
+                await lifecycle.resize(call.spec, release=wish.release, plan=wish.plan)
+                await self._processes.place()
+            return Outcome(changed=True)
+
+        check_spec(call.spec)
+        return await self._on_process(call.spec.name, envelope, by, act)
+
+    async def _stop(self, call: Stop, envelope: Envelope, by: str) -> Outcome:
+        async def act(lifecycle: Lifecycle, wish: Wish) -> Outcome:
+            current = lifecycle.record.current
+            if current is None:
+                return UNCHANGED
+            _expect(lifecycle, call.expect)
+            stopped = msgspec.structs.replace(wish.version(current.spec), guest=current.guest)
+            await self._guests.announce(Event.CALL, stopped, detail=STOP)
+            steps = await lifecycle.stop()
+            return Outcome(changed=True, steps=steps)
+
+        lifecycle = self._processes.get(call.process)
+        if lifecycle is None:
+            return UNCHANGED
+        outcome = await self._carry_out(lifecycle, envelope, by, act)
+        await self._processes.place()
+        return outcome
+
+    async def _take_over(self, lifecycle: Lifecycle, what: str, version: Version, *, nonce: str = "") -> Outcome:
+        """Check what can be checked beforehand, announce, and swap."""
+        with self._processes.room_for(version.spec):
+            await self._staging.stage([version.spec], hold_s=STAGED_FOR_S)
+            await self._guests.announce(Event.CALL, version, detail=what)
+            await self._processes.place()
+            try:
+                steps = await lifecycle.take_over(version, nonce=nonce)
+            except Refused as refused:
+                await self._guests.note(Event.CALL_FAILED, version, detail=f"{what}: {refused}")
+                raise
+        return Outcome(changed=True, steps=steps)
+
+    # --- blobs -------------------------------------------------------------------------------------------------------
+
+    async def _stage(self, call: Stage) -> Outcome:
+        for spec in call.specs:
+            check_spec(spec)
+        specs = {spec.name: spec for spec in call.specs}
+        if len(specs) < len(call.specs):
+            raise Refused(Reason.BAD_REQUEST, "two specifications to stage have the same name")
+        hint = "choose another host, or ask for less; `lowcloud host show` says what it has"
+        self._processes.check_room(specs, hint=hint, volumes_bytes=0)
+        compiled = self._staging.compiled
+        await self._staging.stage(call.specs, hold_s=call.hold_s)
+        fresh = self._staging.compiled - compiled
+        return Outcome(changed=fresh > 0, detail=f"{fresh} programs compiled")
+
+    async def _collect(self, call: Collect, envelope: Envelope, by: str) -> Outcome:
+        async with self._turn_on_store():
+            await asyncio.to_thread(
+                self._journal.append, Event.CALL, call=call_digest(envelope), by=by, detail=f"collect, keep {call.keep}"
+            )
+            held = {digest for spec in self._processes.specs_held() for digest in blobs_of(spec)}
+            kept = await asyncio.to_thread(blobs_of_last_releases, self._journal.entries(), call.keep)
+            collected = await asyncio.to_thread(self._store.collect, held | kept)
+            code_bytes = await asyncio.to_thread(self._cache.prune, held | kept, to_bytes=0)
+            detail = f"{collected.blobs} blobs, {collected.bytes} bytes, and {code_bytes} bytes of compiled code"
+            await asyncio.to_thread(self._journal.append, Event.COLLECTED, by=by, detail=detail)
+        return Outcome(
+            changed=bool(collected.blobs or code_bytes),
+            blobs=collected.blobs,
+            bytes=collected.bytes,
+            detail=detail,
+            damaged=tuple(damage.digest for damage in collected.failed),
+        )
+
+    async def _check(self) -> Outcome:
+        async with self._turn_on_store():
+            checked = await asyncio.to_thread(self._store.check)
+        damaged = tuple(damage.digest for damage in checked.damaged)
+        return Outcome(changed=False, blobs=checked.blobs, bytes=checked.bytes, damaged=damaged)
+
+    @asynccontextmanager
+    async def _turn_on_store(self) -> AsyncIterator[None]:
+        if self._store_turn.locked():
+            raise Refused(Reason.BUSY, "this host's store is being collected or checked", hint="ask again later")
+        async with self._store_turn:
+            yield
+
+    # --- volumes -----------------------------------------------------------------------------------------------------
+
+    async def _create_volume(self, call: CreateVolume, envelope: Envelope, by: str) -> Outcome:
+        async with self._volume_turn:
+            has = self._volumes.sizes.get(call.volume)
+            if has == call.size_bytes:
+                return UNCHANGED
+            if has is not None and has > call.size_bytes:
+                raise Refused(
+                    Reason.UNEXPECTED_STATE,
+                    f"the volume {call.volume} has {has} bytes; it cannot shrink to {call.size_bytes}",
+                    hint="ask for its present size or more, or move what is in it to a new volume",
+                )
+            total = sum(self._volumes.sizes.values()) - (has or 0) + call.size_bytes
+            hint = "ask for a smaller volume; `lowcloud host show` says what the host has"
+            self._processes.check_room(self._processes.desired(), hint=hint, volumes_bytes=total)
+            await self._note_volume(Event.CALL, call.volume, envelope, by, f"create volume of {call.size_bytes} bytes")
+            await asyncio.to_thread(self._volumes.create, call.volume, call.size_bytes)
+            await self._note_volume(Event.VOLUME_CREATED, call.volume, envelope, by, f"{call.size_bytes} bytes")
+        return Outcome(changed=True)
+
+    async def _delete_volume(self, call: DeleteVolume, envelope: Envelope, by: str) -> Outcome:
+        async with self._volume_turn:
+            if call.volume not in self._volumes.sizes:
+                return UNCHANGED
+            holder = self._processes.holder_of(call.volume)
+            if holder is not None:
+                raise Refused(
+                    Reason.IN_USE, f"the volume {call.volume} is held by {holder}", hint=f"stop {holder} first"
+                )
+            await self._note_volume(Event.CALL, call.volume, envelope, by, "delete volume")
+            await asyncio.to_thread(self._volumes.delete, call.volume)
+            await self._note_volume(Event.VOLUME_DELETED, call.volume, envelope, by, "")
+        return Outcome(changed=True)
+
+    async def _note_volume(self, event: Event, volume: str, envelope: Envelope, by: str, what: str) -> None:
+        facts: Facts = {
+            "release": envelope.release,
+            "plan": envelope.plan,
+            "call": call_digest(envelope),
+            "by": by,
+            "detail": f"{volume}: {what}" if what else volume,
+        }
+        await asyncio.to_thread(lambda: self._journal.append(event, **facts))
+
+
+def _current(lifecycle: Lifecycle) -> Version:
+    current = lifecycle.record.current
+    if current is None:
+        process = lifecycle.record.process
+        raise Refused(Reason.NOT_FOUND, f"no process {process} on this host", hint="`lowcloud ps` shows what is")
+    return current
+
+
+def _expect(lifecycle: Lifecycle, expect: Digest) -> None:
+    """Raises Refused(UNEXPECTED_STATE) where another specification runs than the caller believes."""
+    current = _current(lifecycle)
+    if current.digest != expect:
+        raise Refused(
+            Reason.UNEXPECTED_STATE,
+            f"{current.spec.name} is {short(current.digest)} on this host, not {short(expect)}",
+            hint="someone else changed it: plan again from what is there",
+        )

@@ -1,0 +1,325 @@
+"""One process of this host through its life: start, take-over, stop, and what happens to it between calls.
+
+**Who does what.** Each process has one `Lifecycle`. Calls on it come one at a time: while one decides which guest
+serves, another is refused as BUSY, except the repetition of the same call, which joins it. Once a new version serves,
+the next call may come although the old guest still drains (a rollback must not wait for slow connections). Between
+calls `agent.daemon.supervision` keeps `current` running.
+
+**Start-first** (the rule): the new guest starts dark beside the old one, is proven ready, then flipped to; the old one
+drains and ends. Not ready: the new one ends and the old one never noticed. If the old one ends by itself meanwhile, the
+attempt goes on, and should it fail the old version is started again.
+
+**Hand-over** (`stop-first`, and wherever a volume is involved): the old one drains and ends, its listeners keep their
+queue, the new one starts. Not ready: the old version is started again before the call returns.
+
+**Crashes.** Every step is in the `Record` before it is done; `_settle` applies what `agent.daemon.recovery` decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from agent.api import Event, Outcome, ProcessSpec, ProcessState, ProcessStatus, Reason
+from agent.daemon.backoff import starts_again
+from agent.daemon.guests import Guests, new_guest_id
+from agent.daemon.recovery import recover, taken_over
+from agent.daemon.refusal import Refused
+from agent.daemon.retirement import Retirement
+from agent.daemon.standing import Standing
+from agent.daemon.state import Pending, Record, State, Version
+from agent.daemon.supervision import Supervision, code_of, how_it_ended, ran_to_its_end
+from agent.runtime import EndpointTaken, GuestFailed, GuestState, RuntimeUnavailable
+from cas.digest import Digest
+
+_log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """One process. Use from one event loop; `resume` sets it going."""
+
+    def __init__(
+        self,
+        record: Record,
+        state: State,
+        guests: Guests,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.standing = Standing(record, state, guests.clock)
+        self._guests = guests
+        self._retirement = Retirement(self.standing, guests)
+        self._supervision = Supervision(self.standing, guests, self._retirement, self._settle, sleep)
+        self._calls: dict[Digest, asyncio.Task[Outcome]] = {}
+        self._turn: Digest | None = None
+        """The call that is deciding which guest serves."""
+
+    @property
+    def record(self) -> Record:
+        return self.standing.record
+
+    @property
+    def gone(self) -> bool:
+        """Nothing is left of it, and no call is about to change that."""
+        return self._turn is None and self.record.empty
+
+    def status(self) -> ProcessStatus | None:
+        return self.standing.status()
+
+    def exited(self, state: GuestState) -> None:
+        self.standing.exited(state)
+
+    def resume(self) -> None:
+        """Supervise. Safe to repeat."""
+        if self._turn is None:
+            self._supervision.resume()
+
+    def unsettle(self) -> None:
+        """The connection to the supervisor is a new one: look at the guests again."""
+        self.standing.settled = False
+        self.standing.ended.set()  # wakes the supervision, which finds no exit and settles first
+
+    async def close(self) -> None:
+        """Stop deciding; the guests stay as they are."""
+        calls = list(self._calls.values())
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self._supervision.close()
+        await self._retirement.cancel()
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    async def carry_out(self, call: Digest, act: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
+        """Carry out a call; its repetition while it is under way gets the same outcome. It is finished even where the
+        caller has gone. Raises Refused."""
+        task = self._calls.get(call)
+        if task is None:
+            if self._turn is not None:
+                raise Refused(
+                    Reason.BUSY,
+                    f"another call on {self.record.process} is under way",
+                    hint="wait for it to end, then look at what runs before asking again",
+                )
+            self._turn = call
+            task = asyncio.get_running_loop().create_task(self._take_turn(call, act))
+            self._calls[call] = task
+            task.add_done_callback(lambda _: self._calls.pop(call, None))
+        return await asyncio.shield(task)
+
+    async def _take_turn(self, call: Digest, act: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
+        try:
+            await self._supervision.pause()
+            if not self.standing.settled:
+                await self._settle()
+            return await act()
+        except RuntimeUnavailable as error:
+            self.standing.settled = False
+            raise _unreachable(error) from error
+        except Refused:
+            raise
+        except BaseException:
+            # A full disk, or a defect: what was half done is finished or undone like after a crash.
+            self.standing.settled = False
+            raise
+        finally:
+            if self._turn == call:
+                self._end_turn()
+
+    def _end_turn(self) -> None:
+        self._turn = None
+        self._supervision.resume()
+
+    async def take_over(self, version: Version, *, nonce: str = "") -> dict[str, float]:
+        """Make `version` the current one, by its rule. Returns milliseconds by step, once the old one has ended.
+        Raises Refused: then the version from before runs, as well as it did. Raises RuntimeUnavailable."""
+        version = msgspec.structs.replace(version, guest=new_guest_id(self.record.process))
+        order = await self._guests.builder.order(version)
+        old = self.record.current
+        hand_over = old is not None and hands_over(old.spec, version.spec)
+        steps: dict[str, float] = {}
+        await self.standing.save(lambda record: msgspec.structs.replace(record, pending=Pending(version, nonce=nonce)))
+        try:
+            if old is not None and hand_over:
+                await self._hand_over(old, steps)
+            with self._timed("spawn", steps):
+                state = await self._guests.spawn(version, order)
+            with self._timed("ready", steps):
+                await self._ready_or_done(version)
+            await self.standing.save(_flipping)
+            with self._timed("flip", steps):
+                if version.spec.listen:
+                    await self._guests.flip(version)
+        except GuestFailed as error:
+            raise await self._undo(version, error, handed_over=hand_over) from error
+        await self.standing.save(lambda record: taken_over(record, now_unix=self._guests.clock()))
+        await self._guests.note(Event.SERVING, version, pid=state.pid)
+        self.standing.runs(state, serving=True)
+        self._supervision.backoff.reset()
+        self._retirement.begin()
+        self._end_turn()
+        with self._timed("drain", steps):
+            await self._retirement.wait()
+        return steps
+
+    async def stop(self) -> dict[str, float]:
+        """Drain and end the process, and remove its record. Raises RuntimeUnavailable: then it is ended later."""
+        await self.standing.save(lambda record: msgspec.structs.replace(record, stopping=True))
+        steps: dict[str, float] = {}
+        with self._timed("drain", steps):
+            await self._finish_stop()
+        return steps
+
+    async def resize(self, spec: ProcessSpec, *, release: Digest | None, plan: Digest | None) -> None:
+        """Record changed rules and cores, without a new guest."""
+
+        def resized(record: Record) -> Record:
+            if record.current is None:
+                return record
+            finished = record.finished
+            if finished is not None and starts_again(spec.restart, finished.exit_code):
+                finished = None
+            was = record.current
+            current = msgspec.structs.replace(was, spec=spec, release=release or was.release, plan=plan or was.plan)
+            return msgspec.structs.replace(record, current=current, finished=finished)
+
+        await self.standing.save(resized)
+
+    async def set_cpus(self, cpus: tuple[int, ...]) -> None:
+        """Move the running guest. Where that fails it moves at its next start."""
+        if self.standing.running is None:
+            return
+        try:
+            await self._guests.set_cpus(self.standing.running.guest, cpus)
+        except (RuntimeUnavailable, GuestFailed) as error:
+            _log.warning("%s keeps its CPUs until its next start: %s", self.record.process, error)
+
+    # --- steps of calls ----------------------------------------------------------------------------------------------
+
+    async def _ready_or_done(self, version: Version) -> None:
+        """Wait until a guest is ready. One without listeners that is meant to end may have done so."""
+        try:
+            await self._guests.wait_ready(version)
+        except GuestFailed as error:
+            if error.state is None or not ran_to_its_end(version.spec, error.state):
+                raise
+            self.standing.exited(error.state)
+
+    async def _hand_over(self, old: Version, steps: dict[str, float]) -> None:
+        with self._timed("drain", steps):
+            if old.guest is not None:
+                await self._guests.drain(old, deadline_s=old.spec.update.drain_s)
+                self.standing.runs_not()
+                await self._guests.end(old)
+
+    async def _undo(self, version: Version, error: GuestFailed, *, handed_over: bool) -> Refused:
+        """Put everything back after a version that did not become ready; the refusal to raise."""
+        process = self.record.process
+        tail = await self._guests.builder.output_tail(version)
+        await self._guests.discard(version)
+        await self.standing.save(lambda record: msgspec.structs.replace(record, pending=None))
+        stays = "; the version from before still runs" if self.standing.running else ""
+        if handed_over and self.record.finished is None:
+            stays = await self._start_again()
+        if isinstance(error, EndpointTaken):
+            return Refused(Reason.NO_ROOM, f"{process}: {error}{stays}", hint="free the port, or listen on another one")
+        return Refused(
+            Reason.NOT_READY,
+            f"{process} did not become ready: {error}{stays}",
+            hint="its last output is part of this answer; what ran before is untouched",
+            output_tail=tail,
+        )
+
+    async def _start_again(self) -> str:
+        """Bring the version from before back after a hand-over that failed; how that went."""
+        try:
+            await self._supervision.start(counted=False)
+            await self._supervision.serve(pausable=False)
+        except (GuestFailed, Refused) as error:
+            return f"; the version from before does not start either ({error}) and is tried again"
+        return "; the version from before runs again"
+
+    async def _finish_stop(self) -> None:
+        current, pending = self.record.current, self.record.pending
+        await self._retirement.cancel()
+        if pending is not None:
+            await self._guests.discard(pending.version)
+        if current is not None and current.guest is not None:
+            await self._guests.drain(current, deadline_s=current.spec.update.drain_s)
+            self.standing.runs_not()
+            await self._guests.discard(current)
+        for retiring in self.record.retiring:
+            await self._guests.discard(retiring.version)
+        await self.standing.save(lambda record: Record(process=record.process))
+
+    async def _settle(self) -> None:
+        """Bring record and guests together, as `agent.daemon.recovery` decides. Raises RuntimeUnavailable."""
+        known = await self._guests.known()
+        was = self.record
+        decided = recover(was, known, now_unix=self._guests.clock())
+        await self.standing.save(lambda _: decided.record)
+        if decided.undone is not None and was.pending is not None:
+            await self._guests.discard(was.pending.version)
+            await self._guests.note(Event.CALL_FAILED, was.pending.version, detail="undone: it was not ready yet")
+        if decided.stop:
+            await self._finish_stop()
+        elif decided.adopt is not None and decided.record.current is not None:
+            proven = decided.flip is None or (was.pending is not None and was.pending.version.guest == decided.flip)
+            await self._adopt(
+                decided.record.current, known[decided.adopt], flip=decided.flip is not None, proven=proven
+            )
+        elif decided.record.current is not None:
+            self.standing.runs_not()
+            await self._found_dead(decided.record.current, known.get(decided.record.current.guest or ""))
+        self.standing.settled = True
+
+    async def _adopt(self, current: Version, state: GuestState, *, flip: bool, proven: bool) -> None:
+        """Go on with a guest that runs. One that was never proven ready is left to supervision."""
+        if proven and flip and current.spec.listen:
+            await self._guests.flip(current)
+        if proven and not self._guests.has_served(current):
+            await self._guests.note(Event.SERVING, current, pid=state.pid, detail="found ready")
+        self.standing.runs(state, serving=proven)
+        if proven:
+            self.standing.show(ProcessState.RUNNING, since_unix=state.started_unix)
+
+    async def _found_dead(self, current: Version, state: GuestState | None) -> None:
+        """No guest of `current` lives. If it ended by itself, its restart rule decides; if it went with the host or the
+        supervisor, it is simply started again."""
+        if self.record.finished is not None:
+            self.standing.show(ProcessState.EXITED, f"it ended with exit code {self.record.finished.exit_code}")
+        elif state is not None and not starts_again(current.spec.restart, code_of(state)):
+            await self._supervision.finish(state)
+        elif self._guests.has_served(current):
+            how = how_it_ended(state) if state else "it was gone when the agent looked"
+            await self._guests.note(Event.EXITED, current, detail=how)
+
+    @contextmanager
+    def _timed(self, step: str, steps: dict[str, float]) -> Iterator[None]:
+        started = self._guests.monotonic()
+        yield
+        steps[step] = round((self._guests.monotonic() - started) * 1000, 3)
+
+
+def hands_over(old: ProcessSpec, new: ProcessSpec) -> bool:
+    """Must the old version end before the new one starts?"""
+    return new.update.order == "stop-first" or bool(old.volume) or bool(new.volume)
+
+
+def _flipping(record: Record) -> Record:
+    if record.pending is None:
+        return record
+    return msgspec.structs.replace(record, pending=msgspec.structs.replace(record.pending, phase="flipping"))
+
+
+def _unreachable(error: RuntimeUnavailable) -> Refused:
+    return Refused(
+        Reason.INTERNAL,
+        f"this host's supervisor cannot be reached: {error}",
+        hint="the agent makes a new connection and then finishes or undoes the call; ask again",
+    )

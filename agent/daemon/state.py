@@ -1,0 +1,133 @@
+"""What this host is to run, durably, and how far each change of it has come.
+
+One sealed file per process (`<state>/processes/NAME`) holds its `Record`. It is written before anything acts on it, so
+an agent that is killed at any instant finds in it what to finish and what to undo (`agent.daemon.recovery` decides):
+
+- `current` is the version that runs or must run. It is the truth of this host.
+- `pending` is a version that wants to take over. While its phase is `starting` it is undone after a crash; in the phase
+  `flipping` it had shown that it is ready, and takes over if its guest still lives.
+- `retiring` are guests that serve no longer (or died): drained, killed and forgotten once a successor serves.
+- `stopping` is set by a stop before the first guest is touched: after a crash the stop is finished.
+
+A guest's name is recorded before the guest is started, so no guest runs that no record knows.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from agent.api import ProcessName, ProcessSpec, Struct, spec_digest
+from agent.daemon.durable import FileDamaged, remove_file, seal, unseal, write_file
+from agent.runtime import GuestId
+from cas.digest import Digest
+
+MAGIC: Final = b"lcprocess"
+VERSION: Final = 1
+
+_log = logging.getLogger(__name__)
+
+
+class Version(Struct, frozen=True):
+    """A specification, in whose name it came, and the guest that runs it."""
+
+    spec: ProcessSpec
+    release: Digest | None = None
+    plan: Digest | None = None
+    call: Digest | None = None
+    by: str = ""
+    guest: GuestId | None = None
+
+    @property
+    def digest(self) -> Digest:
+        return spec_digest(self.spec)
+
+
+class Pending(Struct, frozen=True):
+    version: Version
+    phase: Literal["starting", "flipping"] = "starting"
+    nonce: str = ""
+    """Of the restart that this is."""
+
+
+class Retiring(Struct, frozen=True):
+    version: Version
+    """Its `guest` is the one to end."""
+    until_unix: float
+    """When its connections are cut."""
+
+
+class Finished(Struct, frozen=True):
+    """A guest that ended by itself and whose restart rule leaves it so."""
+
+    exit_code: int
+    reason: str
+    at_unix: float
+
+
+class Record(Struct, frozen=True):
+    """Everything durable about one process."""
+
+    process: ProcessName
+    current: Version | None = None
+    pending: Pending | None = None
+    retiring: tuple[Retiring, ...] = ()
+    stopping: bool = False
+    finished: Finished | None = None
+    restarts: Annotated[int, Meta(ge=0)] = 0
+    nonce: str = ""
+    """Of the last restart that was asked for and done."""
+
+    @property
+    def empty(self) -> bool:
+        return self.current is None and self.pending is None and not self.retiring
+
+    def guests(self) -> set[GuestId]:
+        """Every guest that this record knows."""
+        versions = [self.current, self.pending.version if self.pending else None, *(r.version for r in self.retiring)]
+        return {version.guest for version in versions if version is not None and version.guest is not None}
+
+
+class State:
+    """The records of a host, on disk. Its methods block until the disk has them; call them in a thread. Records of
+    different processes may be saved side by side."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def load(self) -> tuple[dict[str, Record], dict[str, str]]:
+        """Every record by process; and by process, what had to be set aside because it is damaged."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        records: dict[str, Record] = {}
+        damaged: dict[str, str] = {}
+        for path in sorted(self._directory.iterdir()):
+            if path.name.startswith(".") or path.name.endswith(".damaged"):
+                continue
+            try:
+                records[path.name] = self._read(path)
+            except FileDamaged as error:
+                path.rename(path.with_name(f"{path.name}.damaged"))
+                damaged[path.name] = f"{error}; set aside, the process must be started anew"
+                _log.error("%s", damaged[path.name])
+        return records, damaged
+
+    def save(self, record: Record) -> None:
+        """Durable when it returns. A record that holds nothing is removed."""
+        path = self._directory / record.process
+        if record.empty:
+            remove_file(path)
+        else:
+            write_file(path, seal(MAGIC, VERSION, msgspec.msgpack.encode(record)))
+
+    def _read(self, path: Path) -> Record:
+        try:
+            record = msgspec.msgpack.decode(unseal(path, MAGIC, VERSION), type=Record)
+        except msgspec.MsgspecError as error:
+            raise FileDamaged(path, f"holds no process record: {error}") from error
+        if record.process != path.name:
+            raise FileDamaged(path, f"is the record of {record.process}")
+        return record

@@ -1,0 +1,240 @@
+"""Keeping a process running between calls: one task that watches the guest of `current` and starts it again.
+
+A guest that ends by itself is started again where its restart rule says so, after a wait that doubles
+(`agent.daemon.backoff`). One that cannot be started, or does not become ready, likewise: a host never gives up on its
+own. The task stands back while a call acts (`pause`), at a point where nothing is half done, and goes on afterwards
+(`resume`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import msgspec
+
+from agent.api import Event, ProcessSpec, ProcessState
+from agent.daemon.backoff import Backoff, starts_again
+from agent.daemon.guests import Guests, new_guest_id
+from agent.daemon.refusal import Refused
+from agent.daemon.retirement import Retirement
+from agent.daemon.standing import Standing, without_guest
+from agent.daemon.state import Finished, Record, Retiring, Version
+from agent.runtime import GuestFailed, GuestState, RuntimeUnavailable
+
+RETRY_S: Final = 1.0
+"""Between attempts while the supervisor cannot be reached or the disk refuses."""
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Paused(Exception):
+    """A call wants to act: supervision is to stand back."""
+
+
+class Supervision:
+    """The task of one process. `settle` brings record and guests together (see `agent.daemon.recovery`)."""
+
+    def __init__(
+        self,
+        standing: Standing,
+        guests: Guests,
+        retirement: Retirement,
+        settle: Callable[[], Awaitable[None]],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.backoff = Backoff()
+        self._standing = standing
+        self._guests = guests
+        self._retirement = retirement
+        self._settle = settle
+        self._sleep = sleep
+        self._pause = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def resume(self) -> None:
+        """Start, or go on after a pause."""
+        if self._task is None or self._task.done():
+            self._pause.clear()
+            self._task = asyncio.get_running_loop().create_task(self._supervise())
+
+    async def pause(self) -> None:
+        """Stand back; returns when the task has come to rest."""
+        self._pause.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def close(self) -> None:
+        """Stop at once; the guests stay as they are."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    # --- starting `current` ------------------------------------------------------------------------------------------
+
+    async def start(self, *, counted: bool) -> None:
+        """Start a guest of `current`; `counted` where its predecessor ended by itself. Raises GuestFailed, Refused,
+        RuntimeUnavailable."""
+        before = self._standing.record.current
+        if before is None:
+            return
+        version = msgspec.structs.replace(before, guest=new_guest_id(before.spec.name))
+        order = await self._guests.builder.order(version)
+        await self._standing.save(lambda record: restarted(record, version, self._guests.clock(), counted=counted))
+        try:
+            state = await self._guests.spawn(version, order)
+        except GuestFailed:
+            await self._drop(version)
+            raise
+        self._standing.runs(state, serving=False)
+
+    async def serve(self, *, pausable: bool) -> None:
+        """Wait until the guest of `current` is ready, and make it serve. Raises GuestFailed, RuntimeUnavailable, and
+        Paused if it is `pausable`."""
+        current, state = self._standing.record.current, self._standing.running
+        if current is None or state is None:
+            return
+        try:
+            ready = self._guests.wait_ready(current)
+            await (self._or_pause(ready) if pausable else ready)
+            if current.spec.listen:
+                await self._guests.flip(current)
+        except GuestFailed as error:
+            if not ran_to_its_end(current.spec, error.state):
+                await self._drop(current)
+                raise
+            self._standing.exited(error.state or state)
+        await self._guests.note(Event.SERVING, current, pid=state.pid)
+        self._standing.runs(state, serving=True)
+        self._retirement.begin()
+
+    async def finish(self, state: GuestState) -> None:
+        """The guest of `current` ended by itself, and its rule leaves it so."""
+        current = self._standing.record.current
+        if current is None:
+            return
+        finished = Finished(exit_code=code_of(state), reason=state.exit_reason, at_unix=self._guests.clock())
+        await self._standing.save(lambda record: msgspec.structs.replace(record, finished=finished))
+        await self._guests.note(Event.EXITED, current, pid=state.pid, detail=how_it_ended(state))
+        self._standing.runs_not()
+        self._standing.show(ProcessState.EXITED, how_it_ended(state))
+        await self._guests.discard(current)
+
+    async def _drop(self, version: Version) -> None:
+        """End a guest of `current` that never served."""
+        self._standing.runs_not()
+        await self._guests.discard(version)
+        await self._standing.save(without_guest)
+
+    # --- the task ----------------------------------------------------------------------------------------------------
+
+    async def _supervise(self) -> None:
+        while not self._pause.is_set():
+            try:
+                if not self._standing.settled:
+                    await self._settle()
+                if self._standing.record.current is None or self._standing.record.finished is not None:
+                    return
+                await self._step()
+            except Paused:
+                return
+            except (RuntimeUnavailable, OSError) as error:
+                await self._trouble(str(error))
+            except Exception as error:
+                _log.exception("supervising %s", self._standing.record.process)
+                await self._trouble(f"internal error: {error}")
+
+    async def _step(self) -> None:
+        if self._standing.running is None:
+            await self._start_or_wait()
+        elif not self._standing.serving:
+            await self._serve_or_wait()
+        else:
+            self._retirement.begin()
+            await self._or_pause(self._standing.ended.wait())
+            await self._after_exit(self._standing.running)
+
+    async def _start_or_wait(self) -> None:
+        try:
+            await self.start(counted=True)
+        except GuestFailed as error:
+            await self._wait_after_failure(str(error))
+        except Refused as error:
+            await self._wait_after_failure(error.refusal.message)
+
+    async def _serve_or_wait(self) -> None:
+        try:
+            await self.serve(pausable=True)
+        except GuestFailed as error:
+            await self._wait_after_failure(str(error))
+
+    async def _after_exit(self, was: GuestState) -> None:
+        current, state = self._standing.record.current, self._standing.exit_of(was.guest)
+        if current is None or state is None:
+            return
+        if not starts_again(current.spec.restart, code_of(state)):
+            await self.finish(state)
+            return
+        self._standing.runs_not()
+        await self._guests.note(Event.EXITED, current, pid=state.pid, detail=how_it_ended(state))
+        wait_s = self.backoff.wait_s(self._guests.clock() - state.started_unix)
+        self._standing.show(ProcessState.BACKOFF, f"{how_it_ended(state)}; it starts again after {wait_s:.1f} s")
+        await self._or_pause(self._sleep(wait_s))
+
+    async def _wait_after_failure(self, reason: str) -> None:
+        wait_s = self.backoff.wait_s(0.0)
+        self._standing.show(ProcessState.FAILED, f"{reason}; tried again after {wait_s:.1f} s")
+        await self._or_pause(self._sleep(wait_s))
+
+    async def _trouble(self, reason: str) -> None:
+        self._standing.settled = False
+        self._standing.show(ProcessState.FAILED, reason)
+        pause = asyncio.ensure_future(self._pause.wait())
+        await asyncio.wait({pause, asyncio.ensure_future(self._sleep(RETRY_S))}, return_when=asyncio.FIRST_COMPLETED)
+        pause.cancel()
+
+    async def _or_pause(self, work: Awaitable[T]) -> T:
+        """Do this wait, or leave it when a call wants to act. Raises Paused."""
+        waiting, pause = asyncio.ensure_future(work), asyncio.ensure_future(self._pause.wait())
+        try:
+            await asyncio.wait({waiting, pause}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            raise Paused
+        finally:
+            waiting.cancel()
+            pause.cancel()
+            await asyncio.gather(waiting, pause, return_exceptions=True)
+
+
+def restarted(record: Record, version: Version, now_unix: float, *, counted: bool) -> Record:
+    """The record once another guest of `current` is to be started."""
+    before = record.current
+    gone: tuple[Retiring, ...] = ()
+    if before is not None and before.guest is not None:
+        gone = (Retiring(version=before, until_unix=now_unix),)
+    return msgspec.structs.replace(
+        record,
+        current=version,
+        retiring=(*record.retiring, *gone),
+        finished=None,
+        restarts=record.restarts + (1 if counted else 0),
+    )
+
+
+def ran_to_its_end(spec: ProcessSpec, state: GuestState | None) -> bool:
+    """Did a guest that is meant to end do so, and well?"""
+    return state is not None and state.exit_code == 0 and not spec.listen and spec.restart != "always"
+
+
+def code_of(state: GuestState) -> int:
+    return state.exit_code if state.exit_code is not None else 0
+
+
+def how_it_ended(state: GuestState) -> str:
+    reason = f": {state.exit_reason}" if state.exit_reason else ""
+    return f"it ended with exit code {code_of(state)}{reason}"

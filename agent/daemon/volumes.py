@@ -1,0 +1,92 @@
+"""Volumes: directories that outlive the processes that write to them.
+
+`<state>/volumes/NAME/` holds `data` (what the guest sees) and `volume` (a sealed `VolumeHead`). A volume's size is what
+it was promised: the sum of all promises is held against the host's disk. Whether the kernel also enforces it is a row
+of the host's guarantees.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agent.daemon.durable import FileDamaged, seal, sync_directory, unseal, write_file
+
+MAGIC: Final = b"lcvolume"
+VERSION: Final = 1
+DATA: Final = "data"
+HEAD: Final = "volume"
+MAX_COUNTED_FILES: Final = 100_000
+"""Counting what is used stops here; the number is a lower bound then."""
+
+
+class VolumeHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    size_bytes: int
+
+
+class Volumes:
+    """The volumes of one host. Methods that touch the disk block; call them in a thread."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._sizes: dict[str, int] = {}
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in sorted(directory.iterdir()):
+            if not path.name.startswith("."):
+                self._sizes[path.name] = _read_size(path)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Promised bytes by volume."""
+        return dict(self._sizes)
+
+    def path(self, name: str) -> Path:
+        """The directory that a guest sees."""
+        return self._directory / name / DATA
+
+    def create(self, name: str, size_bytes: int) -> None:
+        """Make a volume, or record its new size."""
+        home = self._directory / name
+        home.mkdir(mode=0o700, exist_ok=True)
+        (home / DATA).mkdir(mode=0o700, exist_ok=True)
+        write_file(home / HEAD, seal(MAGIC, VERSION, msgspec.msgpack.encode(VolumeHead(name, size_bytes))))
+        sync_directory(self._directory)
+        self._sizes[name] = size_bytes
+
+    def delete(self, name: str) -> None:
+        """Delete a volume and what is in it; gone at once even where removing takes long or is interrupted."""
+        home = self._directory / name
+        doomed = self._directory / f".deleted-{name}"
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        home.rename(doomed)
+        sync_directory(self._directory)
+        self._sizes.pop(name, None)
+        shutil.rmtree(doomed)
+
+    def used_bytes(self, name: str) -> int:
+        """Bytes that the volume's files take on disk."""
+        total = counted = 0
+        for directory, _, files in os.walk(self.path(name)):
+            for file in files:
+                counted += 1
+                if counted > MAX_COUNTED_FILES:
+                    return total
+                try:
+                    total += os.lstat(Path(directory) / file).st_blocks * 512
+                except FileNotFoundError:
+                    continue
+        return total
+
+
+def _read_size(home: Path) -> int:
+    """A volume whose head is damaged or was never written keeps its data; its size is asked for again as 0."""
+    try:
+        return msgspec.msgpack.decode(unseal(home / HEAD, MAGIC, VERSION), type=VolumeHead).size_bytes
+    except (FileNotFoundError, FileDamaged, msgspec.MsgspecError):
+        return 0

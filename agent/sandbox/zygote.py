@@ -1,0 +1,104 @@
+"""The zygote: a process that has the engine loaded and forks guests in milliseconds.
+
+Started by the supervisor with one packet socket (its descriptor is the argument). It says `ready`, or `unfit: <reason>`
+and ends. Then each message is one order to fork, with three descriptors: the order (msgpack in a memory file), the
+writing end of the output pipe, and the guest's control socket. It holds no state: if it dies, the supervisor starts
+another one, and no guest notices.
+
+It stays single-threaded (a fork of a threaded process is undefined ground), so it never compiles anything; the engine's
+self-test, which does, runs in a child. A guest is forked twice over, so that its parent is the supervisor, the
+subreaper, which thereby learns its exact exit status.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+import msgspec
+
+from agent.runtime import GuestOrder
+from agent.sandbox import linux, seccomp
+from agent.sandbox.engine import Engine, EngineError, EngineUnfit, check_sockets
+from agent.sandbox.guest import run_guest
+from agent.sandbox.zygote_protocol import FORK, MAX_CHANNEL_BYTES, READY, UNFIT
+from agent.supervisor.wire import MAX_MESSAGE_BYTES
+
+
+def main(channel_descriptor: int) -> int:
+    linux.die_with_parent(os.getppid(), signal.SIGKILL)
+    linux.set_process_name("lowcloud-zygote")
+    channel = socket.socket(fileno=channel_descriptor)
+    try:
+        component = self_test()
+    except EngineError as error:
+        channel.send(UNFIT + f"{error} ({error.hint})".encode()[: MAX_CHANNEL_BYTES - len(UNFIT)])
+        return 1
+    engine = Engine()
+    engine.warm_up(component)
+    seccomp.prepare()
+    gc.collect()
+    gc.freeze()
+    channel.send(READY)
+    while True:
+        message, descriptors = linux.receive_with_fds(channel, MAX_CHANNEL_BYTES)
+        if not message:
+            return 0
+        if message == FORK and len(descriptors) == 3:
+            fork_guest(engine, channel, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def self_test() -> bytes:
+    """See in a child that the engine can be used; the component it was shown with, compiled. Raises EngineUnfit."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        status = 1
+        try:
+            said, status = check_sockets(), 0
+        except BaseException as error:
+            said = f"{error}".encode()
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(said)
+        os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise EngineUnfit(said.decode(errors="replace")[:4000] or f"the engine's self-test ended with status {status}")
+    return said
+
+
+def fork_guest(engine: Engine, channel: socket.socket, descriptors: list[int]) -> None:
+    """Fork a process that forks the guest and ends, so that the guest's parent is the supervisor."""
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    try:
+        if os.fork() == 0:
+            channel.close()
+            _be_guest(engine, *descriptors)
+    finally:
+        os._exit(0)
+
+
+def _be_guest(engine: Engine, order_file: int, output: int, control_descriptor: int) -> NoReturn:
+    control = socket.socket(fileno=control_descriptor)
+    size = os.fstat(order_file).st_size
+    if size > MAX_MESSAGE_BYTES:
+        os._exit(1)
+    order = msgspec.msgpack.decode(os.pread(order_file, size, 0), type=GuestOrder)
+    run_guest(engine, order, control, output)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))
