@@ -25,6 +25,8 @@ STEP_TIMEOUT_S = 600
 STACK_BYTES = 64 << 10
 
 LIBRARY_PARTS = ("memory", "text", "program", "file", "net", "serve")
+CORE_PARTS = ("memory", "text")
+"""The parts that import nothing, so that any kind of program can use them."""
 
 
 class Guest(NamedTuple):
@@ -96,11 +98,11 @@ def build_component(source: Path, output: Path, *, defines: Sequence[str] = (), 
 
 
 def build_core(source: Path, output: Path, *, cache: Path) -> None:
-    """Build one C program with the compiler's own C library, as a core module for WASI preview 1."""
+    """Build one C program that imports WASI preview 1 itself, as a core module. Raises BuildFailed."""
     with tempfile.TemporaryDirectory(prefix="lowcloud-guest-") as directory:
         core = Path(directory) / "core.wasm"
-        options = ["-std=gnu11", "-Os", "-g0", "-Wall", "-s"]
-        compile_c([source], core, target="wasm32-wasi", options=options, cache=cache)
+        sources = [source, *(LIBRARY / f"{part}.c" for part in CORE_PARTS)]
+        compile_c(sources, core, target="wasm32-freestanding", options=[*COMPILE, f"-I{HERE}"], cache=cache)
         put_in_place(core, output)
 
 
