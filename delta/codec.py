@@ -25,6 +25,9 @@ is that much smaller than the quick frame needs no comparison with the thorough 
 COVER_AT_MOST = 3
 """The same for `cover` against the quick frame with the base as prefix; on real pairs at most 2.1."""
 
+HOPELESS_SHARE = 0.97
+"""Where the quick frames save less than this leaves, the bytes are random and unlike the base; nothing will help."""
+
 NEARLY_SAME_BYTES = 32 << 10
 """With so small a payload the files are nearly the same, and which codec is smallest is open."""
 
@@ -75,6 +78,8 @@ def _candidates(base: bytes, target: bytes, effort: Effort) -> Iterator[tuple[Co
     if effort == "fast":
         return
     quick, best = min(len(plain), len(prefix)), len(target)
+    if effort != "best" and quick > len(target) * HOPELESS_SHARE:
+        return
     for codec, method in _methods(base, target):
         if effort == "best" or best < NEARLY_SAME_BYTES or best * COVER_AT_MOST > quick:
             payload = structured.encode(method, base, target, effort=effort)

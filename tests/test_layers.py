@@ -56,8 +56,8 @@ def test_imports_only_go_down(package: str) -> None:
         ("delta", "import cas"),
         ("cas", "from agent.api import Call"),
         ("agent", "def late():\n    import deployer.plan"),
-        ("deployer", "from agent import server"),
-        ("deployer", "import agent.state"),
+        ("deployer", "from agent.daemon import server"),
+        ("deployer", "import agent.daemon.state"),
     ],
 )
 def test_the_check_sees_an_import_that_goes_up(package: str, source: str) -> None:

@@ -211,7 +211,7 @@ def stop_agents(cloud: Cloud, hosts: Iterable[str], tell: Callable[[str], None])
 
 def _left_guests(directory: Path) -> bool:
     """Whether a supervisor still runs there, with the guests of an agent that is gone."""
-    from agent.supervisor_wire import SOCKET_NAME
+    from agent.supervisor.wire import SOCKET_NAME
 
     try:
         folder = os.open(directory, os.O_PATH | os.O_DIRECTORY)
@@ -241,7 +241,7 @@ def _adopt(cloud: Cloud, host: str, tell: Callable[[str], None]) -> Record | Non
 
 async def _end_supervisor(directory: Path, *, only_idle: bool = False) -> None:
     from agent.runtime import RuntimeUnavailable
-    from agent.supervisor_client import connect
+    from agent.supervisor.client import connect
 
     with contextlib.suppress(RuntimeUnavailable):
         supervisor = await connect(directory)

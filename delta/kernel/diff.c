@@ -1,5 +1,7 @@
 #include "diff.h"
 
+enum { EXHAUSTED_COST = 100 };
+
 typedef struct {
     i32 x, y;
     int found;
@@ -13,12 +15,13 @@ static i32 furthest(const i32 *v, i32 k, i32 d, i32 n, i32 m) {
 }
 
 /* Searches from both corners of the box at once; where the searches meet, the shortest way passes. */
-static split middle(const u64 *a, i32 n, const u64 *b, i32 m, i32 *vf, i32 *vb, i32 limit) {
+static split middle(const u64 *a, i32 n, const u64 *b, i32 m, i32 *vf, i32 *vb, i32 limit, i64 *budget) {
     i32 delta = n - m;
     int odd = delta & 1;
     vf[1] = vb[1] = 0;
     for (i32 d = 0; d <= limit; d++) {
         i32 first = d <= m ? -d : -m + ((d - m) & 1), last = d <= n ? d : n;
+        *budget -= last - first;
         for (i32 k = first; k <= last; k += 2) {
             i32 x = furthest(vf, k, d, n, m), y = x - k;
             if (x > n || y > m || y < 0) {
@@ -66,8 +69,9 @@ static void compare_box(differ *d, struct box x, i32 *vf, i32 *vb) {
     i32 n = (i32)(x.ah - x.al), m = (i32)(x.bh - x.bl);
     split s = {0, 0, 0};
     if (n && m) {
-        i32 limit = (n + m + 1) / 2 < (i32)d->max_cost ? (n + m + 1) / 2 : (i32)d->max_cost;
-        s = middle(a + x.al, n, b + x.bl, m, vf, vb, limit);
+        i32 limit = d->budget > 0 || d->max_cost < EXHAUSTED_COST ? (i32)d->max_cost : EXHAUSTED_COST;
+        if (limit > (n + m + 1) / 2) limit = (n + m + 1) / 2;
+        s = middle(a + x.al, n, b + x.bl, m, vf, vb, limit, &d->budget);
         if (!s.found) s = best_so_far(vf, n, m, limit);
     }
     if ((s.x == 0 && s.y == 0) || (s.x == n && s.y == m)) {

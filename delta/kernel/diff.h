@@ -22,6 +22,7 @@ struct box {
 /* Memory that is used again by every comparison. */
 typedef struct {
     u32 max_cost; /* looked for in one piece; the time grows with its square */
+    i64 budget;   /* search steps left in all; without any, pieces are small */
     VEC(u8) gone, added;
     VEC(i32) forward, backward;
     VEC(struct box) boxes;

@@ -22,6 +22,8 @@ typedef struct {
     u32 *refs;
 } encoder;
 
+enum { BYTES_PER_STEP = 8 }; /* with the effort, how much comparing a byte of input pays for: time stays linear */
+
 static void number(encoder *e, u32 stream, u64 v) { put_number(&e->s[stream], v); }
 
 static i64 label_of(const encoder *e, u32 cls, i64 v) {
@@ -445,6 +447,7 @@ __attribute__((export_name("kernel_encode"))) u32 kernel_encode(const u8 *base, 
                                                                  u32 target_bytes, u32 effort) {
     encoder *e = allocate(sizeof(encoder));
     e->align.diff.max_cost = effort;
+    e->align.diff.budget = (i64)effort * ((i64)base_bytes + target_bytes) / BYTES_PER_STEP;
     ranges o = {0}, n = {0};
     bytes joined = {0};
     find_modules(base, base_bytes, &o);

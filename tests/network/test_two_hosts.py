@@ -206,6 +206,6 @@ def test_a_host_whose_certificate_is_of_another_cloud_is_not_believed(
     for file in ("web.wasm", "kv.wasm", "client.wasm", "web.toml"):
         (stranger / file).write_bytes((deployer.directory / file).read_bytes())
     whole = namespaces.inside("deployer", command("-C", stranger, "apply", "shop.toml", "--yes"))
-    done = subprocess.run(whole, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(whole, env=environment(), cwd=stranger, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 1
     assert "trust" in done.stderr or "certificate" in done.stderr

@@ -43,7 +43,7 @@ class Daemon:
 
     def start(self) -> None:
         program = (
-            "from pathlib import Path; from agent.main import run; from agent.capacity import Limits; "
+            "from pathlib import Path; from agent.main import run; from agent.daemon.capacity import Limits; "
             f"run({HOST!r}, {self.address!r}, Path({str(self.state_dir)!r}), "
             "limits=Limits(8000, 4 << 30, 4 << 30), pin=False)"
         )
