@@ -18,15 +18,20 @@ def test_it_prints_what_the_guest_wrote(shop: Shop) -> None:
 
 
 def test_following_shows_what_comes_until_it_is_interrupted(shop: Shop) -> None:
-    words = command("logs", "web@ams1", "-f", "--tail", "0")
-    with subprocess.Popen(
-        words, cwd=shop.root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        shop.succeed("restart", "web@ams1")
-        assert b"web 1.0 listens on" in process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+    written = len(shop.succeed("logs", "web@ams1").out.splitlines())
+    words = command("logs", "web@ams1", "-f")
+    process = subprocess.Popen(words, cwd=shop.root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        try:
+            assert process.stdout is not None
+            for _ in range(written):  # then it follows
+                process.stdout.readline()
+            shop.succeed("restart", "web@ams1")
+            assert b"web 1.0 listens on" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (130, b"lowcloud: interrupted\n")
 
 
