@@ -29,6 +29,8 @@ _HEAD = struct.Struct("<BBIII")
 STRONG_LEVEL, QUICK_LEVEL = 19, 12
 STRONG_LEVEL_BYTES = 48 << 20
 PART_WEIGHT = 8
+"""zstd's strong level is used while base + PART_WEIGHT * part stays within STRONG_LEVEL_BYTES: some ten seconds."""
+
 LZMA_MOST_BYTES = 8 << 20
 """A larger part takes LZMA longer than it is worth, except at effort `best`."""
 
