@@ -77,15 +77,40 @@ def scan(text: str) -> Positions:
     return Positions(scanner.keys, scanner.values, tuple(scanner.duplicates), stopped)
 
 
-_SPACE = re.compile(r"[ \t]*+")
-_SPACE_AND_LINES = re.compile(r"(?:[ \t\n]++|#[^\n]*+)*+")
-_REST_OF_LINE = re.compile(r"[ \t]*+(?:#[^\n]*+)?+(?:\n|\Z)")
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]++")
-_BASIC = re.compile(r'"(?:[^"\\\n]++|\\.)*+"')
-_LITERAL = re.compile(r"'[^'\n]*+'")
-_LONG_BASIC = re.compile(r'"""(?:[^"\\]++|\\.|"{1,2}(?!"))*+"{3,5}', re.DOTALL)
-_LONG_LITERAL = re.compile(r"'''(?:[^']++|'{1,2}(?!'))*+'{3,5}", re.DOTALL)
+# No possessive quantifiers: Python 3.11 before 3.11.5, Debian 12's among them, matches some of them wrongly.
+_SPACE = re.compile(r"[ \t]*")
+_SPACE_AND_LINES = re.compile(r"[ \t\n]*")
+_COMMENT = re.compile(r"#[^\n]*")
+_REST_OF_LINE = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\n|\Z)")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d[0-9:.Zz+-]*|[A-Za-z0-9_.:+-]+")
+_QUOTES = {'"': re.compile('"+'), "'": re.compile("'+")}
+_IN_SHORT = {'"': re.compile(r'["\\\n]'), "'": re.compile(r"['\n]")}
+_IN_LONG = {'"': re.compile(r'["\\]'), "'": re.compile("'")}
+"""By quotation mark: what means something inside a string that begins with one, and with three."""
+
+
+def _string_end(text: str, at: int, *, may_be_long: bool) -> int | None:
+    """Where the string that begins at `at` ends, or None where it does not."""
+    quote = text[at]
+    is_long = may_be_long and text.startswith(quote * 3, at)
+    special = (_IN_LONG if is_long else _IN_SHORT)[quote]
+    at += 3 if is_long else 1
+    while found := special.search(text, at):
+        at = found.start()
+        if text[at] == "\\":
+            at += 2
+        elif text[at] == "\n":
+            return None
+        elif not is_long:
+            return at + 1
+        else:
+            run = _QUOTES[quote].match(text, at)
+            length = len(run.group()) if run else 0
+            if length >= 3:
+                return at + min(length, 5)
+            at += length
+    return None
 
 
 class _Scanner:
@@ -117,11 +142,25 @@ class _Scanner:
             raise self.stop(f"expected {wanted}", at)
         return found.end()
 
+    def blank(self, at: int) -> int:
+        """Skip space, line ends and comments."""
+        while True:
+            at = self.match(_SPACE_AND_LINES, at, "space")
+            if not self.text.startswith("#", at):
+                return at
+            at = self.match(_COMMENT, at, "a comment")
+
+    def string(self, at: int, *, may_be_long: bool) -> int:
+        end = _string_end(self.text, at, may_be_long=may_be_long)
+        if end is None:
+            raise self.stop("expected a whole string", at)
+        return end
+
     def document(self) -> None:
         table: Path = ()
         at = 0
         while True:
-            at = self.match(_SPACE_AND_LINES, at, "a key")
+            at = self.blank(at)
             if at == len(self.text):
                 return
             if self.text[at] == "[":
@@ -205,16 +244,15 @@ class _Scanner:
             at += 1
 
     def simple_key(self, at: int) -> tuple[str, int]:
-        for pattern in (_BARE_KEY, _BASIC, _LITERAL):
-            if found := pattern.match(self.text, at):
-                raw = found.group()
-                if pattern is _BARE_KEY:
-                    return raw, found.end()
-                try:
-                    return tomllib.loads(f"k = {raw}")["k"], found.end()
-                except ValueError:
-                    raise self.stop("this quoted key is not valid", at) from None
-        raise self.stop("expected a key", at)
+        if bare := _BARE_KEY.match(self.text, at):
+            return bare.group(), bare.end()
+        if self.text[at : at + 1] not in _QUOTES:
+            raise self.stop("expected a key", at)
+        end = self.string(at, may_be_long=False)
+        try:
+            return tomllib.loads(f"k = {self.text[at:end]}")["k"], end
+        except ValueError:
+            raise self.stop("this quoted key is not valid", at) from None
 
     def value(self, path: Path, at: int, *, depth: int) -> int:
         """Skip a value, noting what is inside it; returns where it ends."""
@@ -225,23 +263,21 @@ class _Scanner:
             return self.array(path, at + 1, depth=depth)
         if first == "{":
             return self.inline_table(path, at + 1, depth=depth)
-        if first == '"':
-            return self.match(_LONG_BASIC if self.text.startswith('"""', at) else _BASIC, at, "a whole string")
-        if first == "'":
-            return self.match(_LONG_LITERAL if self.text.startswith("'''", at) else _LITERAL, at, "a whole string")
+        if first in _QUOTES:
+            return self.string(at, may_be_long=True)
         return self.match(_PLAIN, at, "a value")
 
     def array(self, path: Path, at: int, *, depth: int) -> int:
         index = 0
         while True:
-            at = self.match(_SPACE_AND_LINES, at, "a value")
+            at = self.blank(at)
             if self.text.startswith("]", at):
                 return at + 1
             item = (*path, index)
             self.values[item] = self.place(at)
             at = self.value(item, at, depth=depth + 1)
             index += 1
-            at = self.match(_SPACE_AND_LINES, at, "a comma")
+            at = self.blank(at)
             if self.text.startswith(",", at):
                 at += 1
             elif not self.text.startswith("]", at):
@@ -250,11 +286,11 @@ class _Scanner:
     def inline_table(self, path: Path, at: int, *, depth: int) -> int:
         # Line breaks and a comma at the end are TOML 1.1; whether they are allowed is for tomllib to say.
         while True:
-            at = self.match(_SPACE_AND_LINES, at, "a key")
+            at = self.blank(at)
             if self.text.startswith("}", at):
                 return at + 1
             at = self.assignment(path, at, depth=depth + 1)
-            at = self.match(_SPACE_AND_LINES, at, "a comma")
+            at = self.blank(at)
             if self.text.startswith(",", at):
                 at += 1
             elif not self.text.startswith("}", at):
