@@ -25,6 +25,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import shutil
 import signal
 import ssl
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 STOP_WITHIN_S: Final = 5.0
 """What requests that are under way get when the agent ends."""
 FIRST_LINK_S: Final = 30.0
+BACKLOG: Final = 128
+"""So many connections are accepted per turn; where descriptors run out, asyncio logs as many errors each second."""
 THREADS: Final = 16
 """For disk work: fsync, the store, hashing."""
 
@@ -84,6 +87,9 @@ def run(
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     state_dir = state_dir.absolute()
+    # Strangers hold a connection each until their handshake has failed; they must not use up what the work needs.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with hold(state_dir):
         asyncio.run(_serve(host, listen, state_dir, credentials_dir or state_dir / "credentials", limits, pin))
 
@@ -143,7 +149,7 @@ async def listening(agent: Agent, context: ssl.SSLContext, address: str, port: i
     runner = web.AppRunner(agent.service.application(), access_log=None, shutdown_timeout=STOP_WITHIN_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, address, port, ssl_context=context, backlog=1024).start()
+        await web.TCPSite(runner, address, port, ssl_context=context, backlog=BACKLOG).start()
         host, number = runner.addresses[0][:2]
         yield f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
     except OSError as error:

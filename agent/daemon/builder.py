@@ -8,12 +8,13 @@ guest is forgotten. Its environment is what the specification says, and the addr
 from __future__ import annotations
 
 import asyncio
-import shutil
+import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
 from agent.api import Endpoint, ProcessSpec, Reason
+from agent.daemon import trees
 from agent.daemon.guest_files import SCRATCH_DIRECTORY, plan_files
 from agent.daemon.guests import guest_of
 from agent.daemon.output import OutputFiles
@@ -25,6 +26,8 @@ from agent.runtime import GuestId, GuestOrder
 
 TAIL_BYTES: Final = 8 << 10
 """Of the output of a guest that did not become ready, so much is part of the answer."""
+
+_log = logging.getLogger(__name__)
 
 
 class GuestBuilder:
@@ -82,7 +85,7 @@ class GuestBuilder:
         )
 
     async def clear(self, guest: GuestId) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._directory / guest, True)
+        await asyncio.to_thread(_remove, self._directory / guest)
 
     async def output_tail(self, version: Version) -> str:
         data = await asyncio.to_thread(self._output.tail, version.spec.name, TAIL_BYTES, guest=version.guest)
@@ -92,7 +95,15 @@ class GuestBuilder:
         """Remove the directories of guests that no record knows."""
         for path in self._directory.iterdir():
             if path.name not in known:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
+
+
+def _remove(own: Path) -> None:
+    """Remove a guest's directory; what cannot be removed now is swept up when the agent starts again."""
+    try:
+        trees.remove_tree(own)
+    except OSError as error:
+        _log.warning("%s cannot be removed: %s", own, error)
 
 
 def environment(spec: ProcessSpec) -> dict[str, str]:

@@ -34,32 +34,22 @@ def shortage(limits: Limits, specs: Mapping[str, ProcessSpec], volumes_bytes: in
 
 
 def conflict(specs: Mapping[str, ProcessSpec]) -> str:
-    """Two listeners that cannot be open at once, as a sentence; "" where there are none."""
-    taken: list[tuple[str, str, Endpoint]] = []
+    """Two listeners that cannot be open at once, as a sentence; "" where there are none. The unspecified address stands
+    for every one of its own IP version: an IPv6 listener takes no IPv4 here, so both can be open side by side. Takes
+    time in proportion to the number of listeners, of which one call may name very many."""
+    taken: dict[tuple[int, str, int], dict[str, str]] = {}
+    """By port, protocol and IP version: whose each address is."""
     for process, spec in specs.items():
         for name, endpoint in spec.listen.items():
-            for other_process, other_name, other in taken:
-                if overlap(endpoint, other):
-                    return (
-                        f"{process}'s listener {name} ({endpoint}) is in the way of "
-                        f"{other_process}'s listener {other_name} ({other})"
-                    )
-            taken.append((process, name, endpoint))
+            address = ipaddress.ip_address(endpoint.address)
+            others = taken.setdefault((endpoint.port, endpoint.protocol, address.version), {})
+            every = "::" if address.version == 6 else "0.0.0.0"
+            other = next(iter(others.values()), "") if address.is_unspecified else others.get(every, "")
+            other = other or others.get(str(address), "")
+            if other:
+                return f"{process}'s listener {name} ({endpoint}) is in the way of {other}"
+            others[str(address)] = f"{process}'s listener {name} ({endpoint})"
     return ""
-
-
-def overlap(one: Endpoint, other: Endpoint) -> bool:
-    """Would these two listeners receive the same connection? The unspecified address stands for every one; `::` covers
-    IPv4 too, as the kernel's default does."""
-    if one.port != other.port or one.protocol != other.protocol:
-        return False
-    left, right = ipaddress.ip_address(one.address), ipaddress.ip_address(other.address)
-    if left == right:
-        return True
-    for wide, narrow in ((left, right), (right, left)):
-        if wide.is_unspecified and (wide.version == narrow.version or wide.version == 6):
-            return True
-    return False
 
 
 def unusable_address(endpoints: Iterable[Endpoint]) -> str:

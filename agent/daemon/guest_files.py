@@ -21,6 +21,8 @@ SCRATCH: Final = "/tmp"
 CONFIG_DIRECTORY: Final = "config"
 SCRATCH_DIRECTORY: Final = "scratch"
 MAX_CONFIG_FILES: Final = 4096
+MAX_VOLUMES: Final = 256
+MAX_NAME_BYTES: Final = 255
 
 
 class FilesPlan(Struct, frozen=True):
@@ -46,6 +48,11 @@ def plan_files(spec: ProcessSpec) -> FilesPlan:
     """Lay a specification's files out. Raises Refused(BAD_REQUEST) where they cannot all be seen by the guest."""
     if len(spec.config) > MAX_CONFIG_FILES:
         raise _refused(spec, f"has {len(spec.config)} configuration files; at most {MAX_CONFIG_FILES} are possible")
+    if len(spec.volume) > MAX_VOLUMES:
+        raise _refused(spec, f"has {len(spec.volume)} volumes; at most {MAX_VOLUMES} are possible")
+    for path in spec.config:
+        if any(len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")):
+            raise _refused(spec, f"has the configuration file {path[:40]}…, a name in which is too long for a file")
     writable = dict.fromkeys(spec.volume, "volume")
     if spec.disk_bytes:
         if SCRATCH in writable:
@@ -57,39 +64,39 @@ def plan_files(spec: ProcessSpec) -> FilesPlan:
     places = {root: f"{CONFIG_DIRECTORY}/{number}" for number, root in enumerate(roots)}
     files = {}
     for path, digest in spec.config.items():
-        root = next(root for root in roots if _is_within(path, root))
+        root = next(parent for parent in _parents(path) if parent in places)
         files[f"{places[root]}/{PurePosixPath(path).relative_to(root)}"] = digest
     return FilesPlan(files=files, roots=places, volumes=dict(spec.volume), scratch=bool(spec.disk_bytes))
 
 
 def _check_writable(spec: ProcessSpec, writable: dict[str, str]) -> None:
     for path, what in writable.items():
-        for other, other_what in writable.items():
-            if path != other and _is_within(path, other):
-                raise _refused(spec, f"has its {what} {path} inside its {other_what} {other}")
+        for parent in _parents(path):
+            if parent in writable:
+                raise _refused(spec, f"has its {what} {path} inside its {writable[parent]} {parent}")
 
 
 def _check_config(spec: ProcessSpec, writable: dict[str, str]) -> None:
     for path in spec.config:
-        for other, what in writable.items():
-            if _is_within(path, other):
-                raise _refused(spec, f"has the configuration file {path} inside its {what} {other}")
-            if _is_within(other, path):
-                raise _refused(spec, f"has its {what} {other} below {path}, which is a configuration file")
-        for parent in PurePosixPath(path).parents:
-            if str(parent) in spec.config:
+        for parent in [path, *_parents(path)]:
+            if parent in writable:
+                raise _refused(spec, f"has the configuration file {path} inside its {writable[parent]} {parent}")
+            if parent != path and parent in spec.config:
                 raise _refused(spec, f"has {parent} both as a configuration file and as the directory of {path}")
+    for path, what in writable.items():
+        for parent in _parents(path):
+            if parent in spec.config:
+                raise _refused(spec, f"has its {what} {path} below {parent}, which is a configuration file")
 
 
 def _topmost(directories: set[str]) -> list[str]:
     """Those that lie in no other of them, in order."""
-    return sorted(
-        one for one in directories if not any(one != other and _is_within(one, other) for other in directories)
-    )
+    return sorted(one for one in directories if directories.isdisjoint(_parents(one)))
 
 
-def _is_within(path: str, directory: str) -> bool:
-    return path == directory or directory == "/" or path.startswith(directory + "/")
+def _parents(path: str) -> list[str]:
+    """Every directory that contains a path, the innermost first."""
+    return [str(parent) for parent in PurePosixPath(path).parents]
 
 
 def _refused(spec: ProcessSpec, what: str) -> Refused:

@@ -50,6 +50,12 @@ class JournalUnreadable(Exception):
     hint = "upgrade lowcloud, or move the file away and keep it for the audit"
 
 
+class JournalOfAnother(JournalUnreadable):
+    """The file tells of another host: its chain must not go on under a second name."""
+
+    hint = "use this host's own state directory, or start the agent under the name that the journal has"
+
+
 class Facts(TypedDict, total=False):
     """The fields of a `JournalEntry` that its writer knows."""
 
@@ -93,7 +99,8 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, host: str, *, clock_ns: Callable[[], int] = time.time_ns) -> Journal:
-        """Open or create the journal at `path`, verify its chain, and repair a torn tail. Raises JournalUnreadable."""
+        """Open or create the journal at `path`, verify its chain, and repair a torn tail. Raises
+        JournalUnreadable, and JournalOfAnother where it belongs to another host."""
         journal = cls(_open_file(path), path, host, clock_ns)
         try:
             journal._scan()
@@ -102,6 +109,9 @@ class Journal:
         except BaseException:
             journal.close()
             raise
+        if journal.head is not None and journal.head.host != host:
+            journal.close()
+            raise JournalOfAnother(f"{path} is the journal of the host {journal.head.host}, not of {host}")
         return journal
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from agent.daemon.state import Record, State
 from agent.daemon.volumes import Volumes
 from agent.runtime import GuestFailed, GuestId, GuestState, Runtime, RuntimeUnavailable
 
+LINK_WITHIN_S: Final = 60.0
 FIRST_RETRY_S: Final = 0.2
 MOST_RETRY_S: Final = 10.0
 MAX_PROCESSES: Final = 4096
@@ -79,9 +80,11 @@ class Processes:
         runtime, self._guests.runtime = self._guests.runtime, None
         if self._link is not None:
             self._link.cancel()
+            await asyncio.gather(self._link, return_exceptions=True)
         await asyncio.gather(*(lifecycle.close() for lifecycle in self._table.values()))
-        if runtime is None:
-            return
+        if runtime is None:  # the link was being made anew: who it leads to must end as well
+            async with asyncio.timeout(LINK_WITHIN_S):
+                runtime = await self._connect()
         served = [life.record.current for life in self._table.values()]
         await runtime.shut_down()
         for version in served:
@@ -136,17 +139,17 @@ class Processes:
 
     def specs_held(self) -> list[ProcessSpec]:
         """Every specification that a record names."""
-        records = [lifecycle.record for lifecycle in self._table.copy().values()]
-        versions = [v for r in records for v in (r.current, r.pending.version if r.pending else None) if v is not None]
-        return [version.spec for version in versions]
+        return [version.spec for lifecycle in self._table.copy().values() for version in lifecycle.record.versions()]
 
     def guests_held(self) -> set[GuestId]:
         """Every guest that a record names."""
         return {guest for lifecycle in self._table.copy().values() for guest in lifecycle.record.guests()}
 
     def holder_of(self, volume: str) -> str | None:
-        """The process that a volume belongs to."""
-        return next((name for name, spec in self.desired().items() if volume in spec.volume.values()), None)
+        """The process that a volume belongs to: of which any version has it, also one that is to go but may still run
+        (it drains), or may have to come back (its successor is not ready yet)."""
+        specs = [*self._promised, *self.specs_held()]
+        return next((spec.name for spec in specs if volume in spec.volume.values()), None)
 
     async def known_guests(self) -> dict[GuestId, GuestState]:
         """Every guest of this host, as the supervisor sees it. Raises RuntimeUnavailable."""
@@ -215,7 +218,7 @@ class Processes:
         wait_s = FIRST_RETRY_S
         while True:
             try:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(LINK_WITHIN_S):
                     runtime = await self._connect()
                 self._guests.runtime = runtime
                 await self._look_again()

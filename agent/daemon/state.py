@@ -86,10 +86,14 @@ class Record(Struct, frozen=True):
     def empty(self) -> bool:
         return self.current is None and self.pending is None and not self.retiring
 
+    def versions(self) -> list[Version]:
+        """Every version that this record names."""
+        found = [self.current, self.pending.version if self.pending else None, *(r.version for r in self.retiring)]
+        return [version for version in found if version is not None]
+
     def guests(self) -> set[GuestId]:
         """Every guest that this record knows."""
-        versions = [self.current, self.pending.version if self.pending else None, *(r.version for r in self.retiring)]
-        return {version.guest for version in versions if version is not None and version.guest is not None}
+        return {version.guest for version in self.versions() if version.guest is not None}
 
 
 class State:

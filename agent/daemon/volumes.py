@@ -7,21 +7,18 @@ of the host's guarantees.
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from agent.daemon import trees
 from agent.daemon.durable import FileDamaged, seal, sync_directory, unseal, write_file
 
 MAGIC: Final = b"lcvolume"
 VERSION: Final = 1
 DATA: Final = "data"
 HEAD: Final = "volume"
-MAX_COUNTED_FILES: Final = 100_000
-"""Counting what is used stops here; the number is a lower bound then."""
 
 
 class VolumeHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,26 +59,15 @@ class Volumes:
         """Delete a volume and what is in it; gone at once even where removing takes long or is interrupted."""
         home = self._directory / name
         doomed = self._directory / f".deleted-{name}"
-        if doomed.exists():
-            shutil.rmtree(doomed)
+        trees.remove_tree(doomed)
         home.rename(doomed)
         sync_directory(self._directory)
         self._sizes.pop(name, None)
-        shutil.rmtree(doomed)
+        trees.remove_tree(doomed)
 
     def used_bytes(self, name: str) -> int:
         """Bytes that the volume's files take on disk."""
-        total = counted = 0
-        for directory, _, files in os.walk(self.path(name)):
-            for file in files:
-                counted += 1
-                if counted > MAX_COUNTED_FILES:
-                    return total
-                try:
-                    total += os.lstat(Path(directory) / file).st_blocks * 512
-                except FileNotFoundError:
-                    continue
-        return total
+        return trees.used_bytes(self.path(name))
 
 
 def _read_size(home: Path) -> int:

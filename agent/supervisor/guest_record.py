@@ -55,10 +55,11 @@ class Guest:
         self._ending = False
         self._on_sandboxed = on_sandboxed
         self._on_ended = on_ended
+        output = OutputFile(order.output_path)  # first, because it fails on a full disk
         self._control, self._far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         reading, self._far_output = os.pipe()
-        self._output = OutputPipe(reading, OutputFile(order.output_path))
+        self._output = OutputPipe(reading, output)
         loop.watch(self._control.fileno(), self.read_messages)
         loop.watch(reading, self._read_output)
 

@@ -81,9 +81,10 @@ def run(state_dir: Path, on_open: Callable[[], None]) -> None:
 
 
 def log(text: str) -> None:
-    """Into `supervisor.log`."""
-    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text.rstrip()}\n")
-    sys.stderr.flush()
+    """Into `supervisor.log`; lost where the disk is full, because nothing may end the supervisor."""
+    line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text.rstrip()}\n"
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode(errors="replace"))
 
 
 def _redirect_output(path: Path) -> None:

@@ -382,8 +382,12 @@ class Supervisor:
         self._loop.stop()
 
     def _save(self) -> None:
+        """Best effort: a full disk must not cost a guest its supervisor. What is written next is complete again."""
         living = [(g.name, g.pid) for g in self._guests.values() if g.pid and not g.ended]
-        orphans.save(self._state_dir / STATE_NAME, living)
+        try:
+            orphans.save(self._state_dir / STATE_NAME, living)
+        except OSError as error:
+            self._log(f"{STATE_NAME} is out of date: {error}")
 
 
 def how_it_ended(guest: Guest) -> str:

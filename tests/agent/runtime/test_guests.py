@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -17,6 +19,7 @@ from agent.runtime import GuestExited, GuestFailed, Preopen, RuntimeUnavailable
 from agent.supervisor import wire as supervisor_wire
 from agent.supervisor.client import SupervisorClient, connect
 from tests.agent.runtime.support import (
+    IS_ROOT,
     OTHER_UID,
     descendants,
     free_port,
@@ -278,6 +281,38 @@ def test_the_supervisor_killed_is_noticed_and_its_successor_ends_what_it_left(tm
             assert await second.guests() == {}
 
     asyncio.run(scenario())
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="needs root: mounts a small tmpfs")
+def test_a_guest_that_ends_while_the_disk_is_full_harms_no_other(tmp_path: Path) -> None:
+    endpoint = Endpoint("127.0.0.1", free_port())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    async def scenario() -> None:
+        async with supervisor(disk) as client:
+            await client.spawn(order(disk, "web-1", "web-1", listen={"http": endpoint}))
+            await client.wait_ready("web-1", Ready("http"), deadline_s=10)
+            await client.flip("web-1")
+            await client.spawn(order(disk, "spin-1", "probe", "spin"))
+            fill(disk / "filler")
+            os.kill((await client.guests())["spin-1"].pid, signal.SIGKILL)
+            assert (await exit_of(client, "spin-1")).state.exit_code == 128 + signal.SIGKILL
+            assert (await client.guests())["web-1"].serving
+            assert await asyncio.to_thread(http_get, endpoint) != ""
+            (disk / "filler").unlink()
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)], check=True)
+    try:
+        asyncio.run(scenario())
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(path: Path) -> None:
+    with path.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def test_one_supervisor_at_most_runs_in_a_state_directory(tmp_path: Path) -> None:

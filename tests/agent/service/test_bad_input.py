@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -203,6 +204,28 @@ def test_volumes_grow_stay_and_belong_to_one_process() -> None:
             await cloud.ask(Stop("web", expect=spec_digest(spec)))
             assert (await cloud.ask(DeleteVolume("web-data"))).changed
             assert not (await cloud.ask(DeleteVolume("web-data"))).changed
+
+    run(work)
+
+
+@pytest.mark.parametrize("leaving", ["stop", "replace"])
+def test_a_volume_is_held_as_long_as_a_guest_that_has_it_may_run_or_come_back(leaving: str) -> None:
+    async def work(tmp: Path) -> None:
+        one, two = put(tmp / "state", wasm("one"), wasm("two"))
+        spec = web(one, volume={"/data": "v"})
+        other = changed(spec, name="other", listen={}, ready=None)
+        async with host(tmp / "state") as cloud:
+            await cloud.ask(CreateVolume("v", 1 << 20))
+            await cloud.ask(Start(spec))
+            go = cloud.runtime.stop_at("drain")
+            leave = Stop("web", spec_digest(spec)) if leaving == "stop" else Replace(web(two), spec_digest(spec))
+            call = asyncio.create_task(cloud.ask(leave))
+            await cloud.runtime.reached["drain"].wait()
+            assert (await refused(cloud, Start(other))).reason is Reason.IN_USE
+            assert (await refused(cloud, DeleteVolume("v"))).reason is Reason.IN_USE
+            go.set()
+            assert (await call).changed
+            assert (await cloud.ask(Start(other))).changed
 
     run(work)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import signal
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -205,6 +208,28 @@ def test_a_program_that_spins_or_ends_is_refused_with_its_output() -> None:
                 assert status.memory_bytes > 0
 
     run(work)
+
+
+def test_strangers_connections_do_not_use_up_the_agents_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("needs a hard limit of 4096 open files")
+
+    async def work(tmp: Path) -> None:
+        async with daemon(tmp) as host:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+            address, port = host.address.split(":")
+            with ExitStack() as strangers:
+                for _ in range(1200):
+                    strangers.enter_context(socket.create_connection((address, int(port)), timeout=10))
+                async with asyncio.timeout(10), host.client() as client:
+                    assert await client.processes() == ()
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        run(work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_two_agents_never_share_a_state_directory(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.api import Endpoint, Event, JournalEntry, ProcessSpec
-from agent.daemon import host
+from agent.daemon import host, trees
 from agent.daemon.backoff import FIRST_S, GOOD_RUN_S, MOST_S, Backoff, starts_again
 from agent.daemon.builder import environment
-from agent.daemon.capacity import Limits, conflict, overlap, shortage
+from agent.daemon.capacity import Limits, conflict, shortage
 from agent.daemon.guest_files import plan_files
 from agent.daemon.placement import MILLI, assign
 from agent.daemon.refusal import Refused
@@ -66,7 +68,7 @@ def test_what_would_exceed_the_host_is_named() -> None:
         (("127.0.0.1", 80, "tcp"), ("127.0.0.1", 80, "udp"), False),
         (("127.0.0.1", 80, "tcp"), ("127.0.0.2", 80, "tcp"), False),
         (("0.0.0.0", 80, "tcp"), ("127.0.0.2", 80, "tcp"), True),
-        (("::", 80, "tcp"), ("127.0.0.2", 80, "tcp"), True),
+        (("::", 80, "tcp"), ("127.0.0.2", 80, "tcp"), False),
         (("::", 80, "tcp"), ("::1", 80, "tcp"), True),
         (("0.0.0.0", 80, "tcp"), ("::1", 80, "tcp"), False),
     ],
@@ -75,9 +77,15 @@ def test_listeners_are_in_each_others_way_where_a_connection_could_reach_both(
     one: tuple[str, int, str], other: tuple[str, int, str], both: bool
 ) -> None:
     left, right = endpoint(*one), endpoint(*other)
-    assert overlap(left, right) == overlap(right, left) == both
-    specs = {"a": web(BLOB, listen={"x": left}), "b": web(BLOB, listen={"y": right})}
-    assert bool(conflict(specs)) == both
+    a, b = web(BLOB, listen={"x": left}), web(BLOB, listen={"y": right})
+    assert bool(conflict({"a": a, "b": b})) == bool(conflict({"b": b, "a": a})) == both
+
+
+def test_very_many_listeners_are_compared_in_no_time() -> None:
+    listen = {f"l{port}": Endpoint("127.0.0.1", port) for port in range(1, 60_000)}
+    began = time.monotonic()
+    assert conflict({"a": web(BLOB, listen=listen)}) == ""
+    assert time.monotonic() - began < 10
 
 
 def endpoint(address: str, port: int, protocol: str) -> Endpoint:
@@ -184,3 +192,31 @@ def test_addresses_are_read_from_what_the_kernel_says() -> None:
     assert host.ipv6_addresses(six) == ["fd00::2"]
     assert host.memory_bytes() > 0
     assert host.usable_cpus()
+
+
+def test_a_tree_deeper_than_any_path_is_counted_and_removed(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    (top / "link").symlink_to(tmp_path)
+    (tmp_path / "kept").write_text("x")
+    inner = os.open(top, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("deep", dir_fd=inner)
+        outer, inner = inner, os.open("deep", os.O_RDONLY, dir_fd=inner)
+        os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=inner))
+        os.close(outer)
+    os.close(inner)
+    (top / "data").write_bytes(bytes(8192))
+    assert trees.used_bytes(top) >= 8192
+    trees.remove_tree(top)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    trees.remove_tree(top)
+
+
+def test_very_many_files_are_laid_out_in_no_time_and_impossible_names_refused() -> None:
+    began = time.monotonic()
+    assert len(plan_files(web(BLOB, config={f"/d{number}/x": BLOB for number in range(4096)})).roots) == 4096
+    assert time.monotonic() - began < 2
+    for spec in (web(BLOB, config={f"/{'é' * 128}": BLOB}), web(BLOB, volume={f"/v{n}": "v" for n in range(257)})):
+        with pytest.raises(Refused):
+            plan_files(spec)

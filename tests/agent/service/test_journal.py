@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.api import Event, JournalEntry, entry_hash
-from agent.daemon.journal import HEAD, Journal, JournalUnreadable, JournalUnwritable
+from agent.daemon.journal import HEAD, Journal, JournalOfAnother, JournalUnreadable, JournalUnwritable
 
 
 def written(path: Path, count: int) -> list[JournalEntry]:
@@ -151,3 +151,13 @@ def _frame_bytes() -> int:
         written(Path(directory, "1"), 1)
         written(Path(directory, "2"), 2)
         return Path(directory, "2").stat().st_size - Path(directory, "1").stat().st_size
+
+
+def test_the_journal_of_another_host_is_refused_and_left_alone(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal", "fra1")
+    journal.append(Event.AGENT_STARTED)
+    journal.close()
+    before = (tmp_path / "journal").read_bytes()
+    with pytest.raises(JournalOfAnother, match="fra1"):
+        Journal.open(tmp_path / "journal", "ams1")
+    assert (tmp_path / "journal").read_bytes() == before

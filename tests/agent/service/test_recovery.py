@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent.api import Call, Event, JournalEntry, ProcessState, Replace, Restart, Start, Stop, Update, spec_digest
 from agent.daemon.recovery import recover
 from agent.daemon.state import Finished, Pending, Record, Retiring, Version
-from agent.runtime import GuestState
+from agent.runtime import GuestState, Runtime, RuntimeUnavailable
 from cas.digest import digest_of
 from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, run, until, wasm, web
 
@@ -312,3 +312,26 @@ def test_what_is_decided_leaves_no_pending_version_and_forgets_no_living_guest(
         assert decided.adopt == decided.record.current.guest
     again = recover(decided.record, states, now_unix=2.0)
     assert again.record == decided.record
+
+
+def test_a_shut_down_ends_the_guests_also_while_the_link_to_the_supervisor_is_made_anew() -> None:
+    async def work(tmp: Path) -> None:
+        (one,) = put(tmp / "state", wasm())
+        memory = MemoryRuntime()
+        lost = False
+
+        async def connect() -> Runtime:
+            if lost:
+                raise RuntimeUnavailable("not yet")
+            return await memory.connect()
+
+        async with host(tmp / "state", memory, connect=connect) as cloud:
+            await cloud.ask(Start(web(one)))
+            lost = True
+            memory.links[-1].sever()
+            await until(lambda: not cloud.agent.processes.linked.is_set())
+            lost = False
+            await cloud.agent.processes.shut_down_guests("operator:alice")
+            assert memory.states == {}
+
+    run(work)
