@@ -3,14 +3,15 @@
 Order inside a call on a process, under that process's turn: is what is asked for there already (then nothing is done)?
 Does `expect` hold? Is the specification sound, is there room, are its blobs here and compiled? Only then the call is
 announced in the journal, and only then anything changes. So a refusal for any of these leaves no trace and changes
-nothing; a call that was announced and fails is followed by a `call-failed`.
+nothing; a call that was announced and fails, in whatever way, is followed by a `call-failed`. Where the failure left it
+half done (a lost supervisor, a full disk), that comes from the next look at the guests, which finishes or undoes it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -37,7 +38,7 @@ from agent.api import (
 )
 from agent.daemon.code_cache import CodeCache
 from agent.daemon.guests import Guests
-from agent.daemon.journal import Facts, Journal
+from agent.daemon.journal import Facts, Journal, JournalUnwritable
 from agent.daemon.lifecycle import Lifecycle
 from agent.daemon.processes import Processes
 from agent.daemon.refusal import Refused
@@ -208,8 +209,8 @@ class Handlers:
                     hint="use replace: a new guest is needed for that",
                 )
             with self._processes.room_for(call.spec):
-                await self._guests.announce(Event.CALL, wish.version(call.spec), detail="resize")
-                await lifecycle.resize(call.spec, release=wish.release, plan=wish.plan)
+                async with self._announced(lifecycle, "resize", wish.version(call.spec)):
+                    await lifecycle.resize(call.spec, release=wish.release, plan=wish.plan)
                 await self._processes.place()
             return Outcome(changed=True)
 
@@ -223,8 +224,8 @@ class Handlers:
                 return UNCHANGED
             _expect(lifecycle, call.expect)
             stopped = msgspec.structs.replace(wish.version(current.spec), guest=current.guest)
-            await self._guests.announce(Event.CALL, stopped, detail=STOP)
-            steps = await lifecycle.stop()
+            async with self._announced(lifecycle, STOP, stopped):
+                steps = await lifecycle.stop()
             return Outcome(changed=True, steps=steps)
 
         lifecycle = self._processes.get(call.process)
@@ -238,14 +239,21 @@ class Handlers:
         """Check what can be checked beforehand, announce, and swap."""
         with self._processes.room_for(version.spec):
             await self._staging.stage([version.spec], hold_s=STAGED_FOR_S)
-            await self._guests.announce(Event.CALL, version, detail=what)
-            await self._processes.place()
-            try:
+            async with self._announced(lifecycle, what, version):
+                await self._processes.place()
                 steps = await lifecycle.take_over(version, nonce=nonce)
-            except Refused as refused:
-                await self._guests.note(Event.CALL_FAILED, version, detail=f"{what}: {refused}")
-                raise
         return Outcome(changed=True, steps=steps)
+
+    @asynccontextmanager
+    async def _announced(self, lifecycle: Lifecycle, what: str, version: Version) -> AsyncIterator[None]:
+        """Announce a call on a process; a failure inside that leaves nothing to finish or to undo is noted."""
+        await self._guests.announce(Event.CALL, version, detail=what)
+        try:
+            yield
+        except Exception as error:
+            if not lifecycle.is_half_done(version):
+                await self._guests.note(Event.CALL_FAILED, version, detail=f"{what}: {_told(error)}")
+            raise
 
     # --- blobs -------------------------------------------------------------------------------------------------------
 
@@ -264,15 +272,14 @@ class Handlers:
 
     async def _collect(self, call: Collect, envelope: Envelope, by: str) -> Outcome:
         async with self._turn_on_store():
-            await asyncio.to_thread(
-                self._journal.append, Event.CALL, call=call_digest(envelope), by=by, detail=f"collect, keep {call.keep}"
-            )
-            held = {digest for spec in self._processes.specs_held() for digest in blobs_of(spec)}
-            kept = await asyncio.to_thread(blobs_of_last_releases, self._journal.entries(), call.keep)
-            collected = await asyncio.to_thread(self._store.collect, held | kept)
-            code_bytes = await asyncio.to_thread(self._cache.prune, held | kept, to_bytes=0)
-            detail = f"{collected.blobs} blobs, {collected.bytes} bytes, and {code_bytes} bytes of compiled code"
-            await asyncio.to_thread(self._journal.append, Event.COLLECTED, by=by, detail=detail)
+            facts: Facts = {"call": call_digest(envelope), "by": by, "detail": f"collect, keep {call.keep}"}
+            async with self._announced_on_host(facts):
+                held = {digest for spec in self._processes.specs_held() for digest in blobs_of(spec)}
+                kept = await asyncio.to_thread(blobs_of_last_releases, self._journal.entries(), call.keep)
+                collected = await asyncio.to_thread(self._store.collect, held | kept)
+                code_bytes = await asyncio.to_thread(self._cache.prune, held | kept, to_bytes=0)
+                detail = f"{collected.blobs} blobs, {collected.bytes} bytes, and {code_bytes} bytes of compiled code"
+                await asyncio.to_thread(self._journal.append, Event.COLLECTED, by=by, detail=detail)
         return Outcome(
             changed=bool(collected.blobs or code_bytes),
             blobs=collected.blobs,
@@ -310,9 +317,11 @@ class Handlers:
             total = sum(self._volumes.sizes.values()) - (has or 0) + call.size_bytes
             hint = "ask for a smaller volume; `lowcloud host show` says what the host has"
             self._processes.check_room(self._processes.desired(), hint=hint, volumes_bytes=total)
-            await self._note_volume(Event.CALL, call.volume, envelope, by, f"create volume of {call.size_bytes} bytes")
-            await asyncio.to_thread(self._volumes.create, call.volume, call.size_bytes)
-            await self._note_volume(Event.VOLUME_CREATED, call.volume, envelope, by, f"{call.size_bytes} bytes")
+            what = f"create volume of {call.size_bytes} bytes"
+            async with self._announced_on_host(_volume_facts(call.volume, envelope, by, what)):
+                await asyncio.to_thread(self._volumes.create, call.volume, call.size_bytes)
+                created = _volume_facts(call.volume, envelope, by, f"{call.size_bytes} bytes")
+                await asyncio.to_thread(lambda: self._journal.append(Event.VOLUME_CREATED, **created))
         return Outcome(changed=True)
 
     async def _delete_volume(self, call: DeleteVolume, envelope: Envelope, by: str) -> Outcome:
@@ -324,20 +333,40 @@ class Handlers:
                 raise Refused(
                     Reason.IN_USE, f"the volume {call.volume} is held by {holder}", hint=f"stop {holder} first"
                 )
-            await self._note_volume(Event.CALL, call.volume, envelope, by, "delete volume")
-            await asyncio.to_thread(self._volumes.delete, call.volume)
-            await self._note_volume(Event.VOLUME_DELETED, call.volume, envelope, by, "")
+            async with self._announced_on_host(_volume_facts(call.volume, envelope, by, "delete volume")):
+                await asyncio.to_thread(self._volumes.delete, call.volume)
+                deleted = _volume_facts(call.volume, envelope, by, "")
+                await asyncio.to_thread(lambda: self._journal.append(Event.VOLUME_DELETED, **deleted))
         return Outcome(changed=True)
 
-    async def _note_volume(self, event: Event, volume: str, envelope: Envelope, by: str, what: str) -> None:
-        facts: Facts = {
-            "release": envelope.release,
-            "plan": envelope.plan,
-            "call": call_digest(envelope),
-            "by": by,
-            "detail": f"{volume}: {what}" if what else volume,
-        }
-        await asyncio.to_thread(lambda: self._journal.append(event, **facts))
+    # --- the journal -------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _announced_on_host(self, facts: Facts) -> AsyncIterator[None]:
+        """Announce a call that is on no process; a failure inside is noted."""
+        await asyncio.to_thread(lambda: self._journal.append(Event.CALL, **facts))
+        try:
+            yield
+        except Exception as error:
+            failed: Facts = {**facts, "detail": f"{facts['detail']}: {_told(error)}"}
+            with suppress(JournalUnwritable):
+                await asyncio.to_thread(lambda: self._journal.append(Event.CALL_FAILED, **failed))
+            raise
+
+
+def _volume_facts(volume: str, envelope: Envelope, by: str, what: str) -> Facts:
+    return {
+        "release": envelope.release,
+        "plan": envelope.plan,
+        "call": call_digest(envelope),
+        "by": by,
+        "detail": f"{volume}: {what}" if what else volume,
+    }
+
+
+def _told(error: Exception) -> str:
+    """What the journal says of an error."""
+    return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
 
 
 def _current(lifecycle: Lifecycle) -> Version:

@@ -68,6 +68,12 @@ class Lifecycle:
         """Nothing is left of it, and no call is about to change that."""
         return self._turn is None and self.record.empty
 
+    def is_half_done(self, version: Version) -> bool:
+        """Is it for the next look at the guests to finish or to undo the call that this version came with?"""
+        record = self.record
+        begun = [record.current, record.pending.version if record.pending else None]
+        return record.stopping or any(one is not None and one.call == version.call for one in begun)
+
     def status(self) -> ProcessStatus | None:
         return self.standing.status()
 

@@ -11,6 +11,7 @@ import pytest
 from agent.api import (
     Call,
     Configure,
+    CreateVolume,
     Event,
     ProcessState,
     Ready,
@@ -333,5 +334,42 @@ def test_a_call_interrupts_the_wait_of_a_process_that_keeps_failing() -> None:
             assert status is not None
             assert (status.state, status.restarts) == (ProcessState.RUNNING, 0)
             await until(lambda: len(runtime.states) == 1)
+
+    run(work)
+
+
+def test_a_call_that_fails_in_whatever_way_is_in_the_journal_as_failed_once() -> None:
+    async def work(tmp: Path) -> None:
+        (one,) = put(tmp / "state", wasm())
+        async with host(tmp / "state") as cloud:
+            (tmp / "state" / "guests").rename(tmp / "away")
+            with pytest.raises(CallRefused) as caught:
+                await cloud.ask(Start(web(one)))
+            assert caught.value.refusal.reason is Reason.INTERNAL
+            (tmp / "state" / "volumes" / "v").write_text("in the way")
+            with pytest.raises(CallRefused):
+                await cloud.ask(CreateVolume("v", 1 << 20))
+            failed = await cloud.events(Event.CALL_FAILED)
+            assert [entry.call for entry in failed] == [entry.call for entry in await cloud.events(Event.CALL)]
+            assert all("Error" in entry.detail for entry in failed)
+            (tmp / "away").rename(tmp / "state" / "guests")
+            assert (await cloud.ask(Start(web(one)))).changed
+
+    run(work)
+
+
+def test_a_call_that_is_half_done_when_the_supervisor_is_lost_is_finished_or_undone_once() -> None:
+    async def work(tmp: Path) -> None:
+        (one,) = put(tmp / "state", wasm())
+        async with host(tmp / "state") as cloud:
+            go = cloud.runtime.stop_at("ready")
+            asking = asyncio.create_task(cloud.ask(Start(web(one))))
+            await cloud.runtime.reached["ready"].wait()
+            cloud.runtime.links[-1].sever()
+            go.set()
+            with pytest.raises(CallRefused):
+                await asking
+            await until(lambda: not cloud.runtime.states)
+            assert len(await until(lambda: cloud.events(Event.CALL_FAILED))) == 1
 
     run(work)
