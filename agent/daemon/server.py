@@ -36,6 +36,7 @@ from agent.daemon.journal import MAX_PAGE_ENTRIES, Journal, JournalUnwritable
 from agent.daemon.output import MAX_TAIL_BYTES, OutputFiles
 from agent.daemon.processes import Processes
 from agent.daemon.refusal import Refused
+from agent.daemon.uploads import Uploads
 from cas.digest import is_digest
 from cas.errors import (
     BlobDamaged,
@@ -52,11 +53,8 @@ from cas.interface import ExchangeStore
 MAX_QUERY_BYTES: Final = 16 << 20
 BODY_WITHIN_S: Final = 60.0
 """A call's body must have arrived by then."""
-STREAM_IDLE_S: Final = 60.0
-"""A stream of blobs may pause so long."""
 PIECE_BYTES: Final = 256 << 10
 MAX_FOLLOWERS: Final = 64
-MAX_UPLOADS: Final = 16
 LEASE_OWNER: Final = "incoming"
 DEFAULT_TAIL_BYTES: Final = 64 << 10
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -90,7 +88,7 @@ class Service:
         self._shut_down = shut_down
         self._ended = ended
         self._followers = 0
-        self._uploads = asyncio.Semaphore(MAX_UPLOADS)
+        self._uploads = Uploads()
 
     def application(self) -> web.Application:
         application = web.Application(middlewares=[answer_refusals], client_max_size=MAX_QUERY_BYTES)
@@ -181,22 +179,15 @@ class Service:
     async def _receive_blobs(self, request: web.Request) -> web.Response:
         from cas.exchange import Receiver
 
-        async with self._uploads:
+        async with self._uploads.place():
             receiver = Receiver(self._store)
             try:
-                while piece := await self._next_piece(request):
+                while piece := await self._uploads.next_piece(request.content.readany):
                     await asyncio.to_thread(receiver.feed, piece)
                 received = await asyncio.to_thread(receiver.finish)
             finally:
                 await asyncio.to_thread(receiver.close)
         return answer(BlobReceipt(received.blobs, received.wire_bytes, received.raw_bytes))
-
-    async def _next_piece(self, request: web.Request) -> bytes:
-        try:
-            async with asyncio.timeout(STREAM_IDLE_S):
-                return await request.content.readany()
-        except TimeoutError as error:
-            raise Refused(Reason.BAD_REQUEST, f"the stream paused for {STREAM_IDLE_S:.0f} s") from error
 
     async def _send_blob(self, request: web.Request) -> web.StreamResponse:
         digest = request.match_info["digest"]

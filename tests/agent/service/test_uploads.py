@@ -1,0 +1,81 @@
+"""Streams of blobs: however many senders stall or leave, one that sends gets its turn, and the log stays readable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from agent.api import Reason
+from agent.client import AgentClient, CallRefused
+from agent.daemon.refusal import Refused
+from agent.daemon.uploads import PLACES, Uploads
+from cas import wire
+from cas.exchange import frames
+from cas.store import Store
+from tests.agent.service.support import HOST, host, put, run, until
+
+STALLED = 40
+
+
+async def stalls() -> AsyncIterator[bytes]:
+    yield wire.preamble()
+    await asyncio.Event().wait()
+
+
+async def send_nothing_more(client: AgentClient) -> None:
+    with suppress(CallRefused):
+        await client.send_blobs(stalls())
+
+
+def test_an_upload_gets_through_although_all_places_are_taken_by_senders_that_stall() -> None:
+    async def work(tmp: Path) -> None:
+        wanted = put(tmp / "mine", b"a blob")
+        async with host(tmp / "state") as cloud:
+            uploads = cloud.agent.service._uploads = Uploads(stalled_s=0.2)
+            others = [AgentClient(HOST, cloud.client.address, tmp / "operator") for _ in range(STALLED // 16 + 1)]
+            clients = [await other.__aenter__() for other in others]
+            stalled = [asyncio.create_task(send_nothing_more(clients[i % len(clients)])) for i in range(STALLED)]
+            await until(lambda: uploads._places.locked() and uploads._waiting >= STALLED - PLACES)
+            with Store.open(tmp / "mine" / "store") as store:
+                async with asyncio.timeout(10):
+                    assert (await cloud.client.send_blobs(frames(store, wanted))).blobs == 1
+            for task in stalled:
+                task.cancel()
+            await asyncio.gather(*stalled, return_exceptions=True)
+            for client in clients:
+                await client.__aexit__(None, None, None)
+
+    run(work)
+
+
+def test_who_gets_no_place_in_time_or_finds_too_many_waiting_is_told_busy() -> None:
+    async def work() -> None:
+        uploads = Uploads(places=1, max_waiting=1, wait_s=0.2, stalled_s=0.01, idle_s=0.05)
+        async with uploads.place():
+            waiting = asyncio.create_task(enter(uploads))
+            await asyncio.sleep(0)
+            assert (await enter(uploads)).reason is Reason.BUSY
+            with pytest.raises(Refused) as caught:
+                await uploads.next_piece(never)
+            assert caught.value.reason is Reason.BUSY
+            assert (await waiting).reason is Reason.BUSY
+            with pytest.raises(Refused) as caught:
+                await uploads.next_piece(never)
+            assert caught.value.reason is Reason.BAD_REQUEST
+
+    asyncio.run(work())
+
+
+async def never() -> bytes:
+    return await asyncio.Future()
+
+
+async def enter(uploads: Uploads) -> Refused:
+    with pytest.raises(Refused) as caught:
+        async with uploads.place():
+            pass
+    return caught.value
