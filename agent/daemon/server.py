@@ -2,7 +2,8 @@
 
 Every request arrives over TLS 1.3 with a verified certificate; its common name gives the role. Operators may call and
 read everything, hosts may read blobs. A body is bounded before it is read and read before it is decoded. Whatever goes
-wrong becomes a `Refusal` with the status of its reason; only what nobody foresaw is logged with its traceback.
+wrong becomes a `Refusal` with the status of its reason; only what nobody foresaw is logged with its traceback. A caller
+that leaves in the middle is no error.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class Service:
         try:
             async with aclosing(self._output.follow(process)) as pieces:
                 async for piece in pieces:
-                    if self._ended.is_set() or request.transport is None or request.transport.is_closing():
+                    if self._ended.is_set() or has_left(request):
                         return
                     if piece:
                         await response.write(piece)
@@ -284,11 +285,18 @@ async def answer_refusals(request: web.Request, handler: Handler) -> web.StreamR
         raise
     except Exception as error:
         refusal = refusal_of(error)
-        if refusal.reason is Reason.INTERNAL:
+        if isinstance(error, OSError) and has_left(request):
+            _log.info("%s %s: the caller has left: %s", request.method, request.path, error)
+        elif isinstance(error, Refused) and refusal.reason is Reason.INTERNAL:
+            _log.warning("%s %s by %s: %s", request.method, request.path, caller_of(request), error)
+        elif refusal.reason is Reason.INTERNAL:
             _log.exception("%s %s by %s", request.method, request.path, caller_of(request))
-        if request.transport is None or request.transport.is_closing():
-            raise
+        # Where the caller has left, nobody reads it, which the server finds out without a word.
         return answer(refusal, status=STATUS_OF_REASON[refusal.reason])
+
+
+def has_left(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def refusal_of(error: Exception) -> Refusal:
