@@ -13,6 +13,7 @@ from typing import Final
 from cas.digest import RAW_BYTES, digest_of, to_raw
 
 MAX_SEALED_BYTES: Final = 16 << 20
+ASIDE: Final = ".damaged"
 _VERSION_BYTES: Final = 2
 
 
@@ -35,6 +36,20 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_directory(path.parent)
+
+
+def set_aside(path: Path) -> Path:
+    """Give something that is not what belongs under its name a free name of its own beside it, so that it is in
+    nobody's way and not lost; the new path."""
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}{ASIDE}-{number}")):
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def is_aside(path: Path) -> bool:
+    return ASIDE in path.name
 
 
 def remove_file(path: Path) -> None:

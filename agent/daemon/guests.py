@@ -139,6 +139,10 @@ class Guests:
         """Does the journal say that this guest serves, and not yet that it ended?"""
         return version.guest in self._journal.serving
 
+    def serving(self) -> set[GuestId]:
+        """Of which guests does the journal say that they serve?"""
+        return set(self._journal.serving)
+
     # --- the journal -------------------------------------------------------------------------------------------------
 
     async def announce(self, event: Event, version: Version, **facts: Unpack[Facts]) -> JournalEntry:
@@ -163,6 +167,26 @@ class Guests:
             await self.announce(event, version, **facts)
         except JournalUnwritable:
             _log.exception("%s of %s is not in the journal", event.value, version.guest)
+
+    async def note_stray(self, guest: GuestId, detail: str) -> None:
+        """Write down that a guest which no record knows has ended, if it served."""
+        served = self._journal.serving.get(guest)
+        if served is None:
+            return
+        facts: Facts = {
+            "process": served.process,
+            "spec": served.spec,
+            "binary": served.binary,
+            "config": served.config,
+            "release": served.release,
+            "plan": served.plan,
+            "guest": guest,
+            "detail": detail,
+        }
+        try:
+            await asyncio.to_thread(lambda: self._journal.append(Event.ENDED, **facts))
+        except JournalUnwritable:
+            _log.exception("the end of %s is not in the journal", guest)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

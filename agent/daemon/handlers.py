@@ -140,9 +140,7 @@ class Handlers:
         async def act(lifecycle: Lifecycle, wish: Wish) -> Outcome:
             current = lifecycle.record.current
             if current is None:
-                outcome = await self._take_over(lifecycle, "start", wish.version(call.spec))
-                await self._processes.end_strays()
-                return outcome
+                return await self._take_over(lifecycle, "start", wish.version(call.spec))
             if current.digest == spec_digest(call.spec):
                 return UNCHANGED
             raise Refused(

@@ -58,11 +58,10 @@ class Processes:
         self._link: asyncio.Task[None] | None = None
         self.linked = asyncio.Event()
         """Set while the supervisor can be reached."""
-        self._damaged: dict[str, str] = {}
 
     async def open(self) -> None:
         """Load the records, and begin to bring this host to what they say."""
-        records, self._damaged = await asyncio.to_thread(self._state.load)
+        records = await asyncio.to_thread(self._state.load)
         self._table = {name: Lifecycle(record, self._state, self._guests) for name, record in records.items()}
         self._link = asyncio.get_running_loop().create_task(self._keep_linked())
 
@@ -111,11 +110,6 @@ class Processes:
         lifecycle = self._table.get(process)
         if lifecycle is not None and lifecycle.gone:
             del self._table[process]
-
-    async def end_strays(self) -> None:
-        """End guests that no record knows, once the process they belonged to was started anew."""
-        if self._damaged:
-            await self._end_unknown(await self._guests.known())
 
     def statuses(self) -> tuple[ProcessStatus, ...]:
         """What is here, by name. Reads `/proc`: call it in a thread."""
@@ -253,15 +247,18 @@ class Processes:
         self._assign()
 
     async def _end_unknown(self, known: dict[GuestId, GuestState]) -> None:
-        """End what no record knows. Guests whose record was damaged serve on until their process is started anew."""
+        """End what no record knows, also where its record was damaged: nobody would see it run, and its volumes and
+        addresses would be given to others."""
         ours = self.guests_held()
-        for guest, state in known.items():
-            if guest in ours or (state.process in self._damaged and state.process not in self._table):
-                continue
+        strays = {guest: state for guest, state in known.items() if guest not in ours}
+        for guest in self._guests.serving() - ours - set(strays):
+            await self._guests.note_stray(guest, "it was gone when the agent looked, and no record knows it")
+        for guest, state in strays.items():
             try:
                 if state.exit_code is None:
                     _log.warning("guest %s is known to no record and is ended", guest)
                     await self._guests.kill(guest)
+                await self._guests.note_stray(guest, "no record knew it")
                 await self._guests.forget_guest(guest)
             except (GuestFailed, RuntimeUnavailable) as error:
                 _log.warning("guest %s: %s", guest, error)

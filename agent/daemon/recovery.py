@@ -10,7 +10,7 @@
 | `current` had finished by its restart rule | leave it |
 | `current` is not running (crash, reboot, lost supervisor) | start it |
 | guests that retire | go on draining what is left of their time |
-| a guest that no record knows | end it |
+| a guest that no record knows, or whose record is damaged | end it (`agent.daemon.processes` does) |
 """
 
 from __future__ import annotations

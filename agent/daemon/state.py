@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.api import ProcessName, ProcessSpec, Struct, spec_digest
-from agent.daemon.durable import FileDamaged, remove_file, seal, unseal, write_file
+from agent.daemon.durable import FileDamaged, is_aside, remove_file, seal, set_aside, unseal, write_file
 from agent.runtime import GuestId
 from cas.digest import Digest
 
@@ -103,21 +103,19 @@ class State:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def load(self) -> tuple[dict[str, Record], dict[str, str]]:
-        """Every record by process; and by process, what had to be set aside because it is damaged."""
+    def load(self) -> dict[str, Record]:
+        """Every record by process. What is none, or is damaged, is set aside with a warning."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         records: dict[str, Record] = {}
-        damaged: dict[str, str] = {}
         for path in sorted(self._directory.iterdir()):
-            if path.name.startswith(".") or path.name.endswith(".damaged"):
+            if path.name.startswith(".") or is_aside(path):
                 continue
             try:
                 records[path.name] = self._read(path)
             except FileDamaged as error:
-                path.rename(path.with_name(f"{path.name}.damaged"))
-                damaged[path.name] = f"{error}; set aside, the process must be started anew"
-                _log.error("%s", damaged[path.name])
-        return records, damaged
+                aside = set_aside(path)
+                _log.error("%s; set aside as %s; if it was a process, start it anew", error, aside.name)
+        return records
 
     def save(self, record: Record) -> None:
         """Durable when it returns. A record that holds nothing is removed."""
@@ -128,6 +126,8 @@ class State:
             write_file(path, seal(MAGIC, VERSION, msgspec.msgpack.encode(record)))
 
     def _read(self, path: Path) -> Record:
+        if not path.is_file():
+            raise FileDamaged(path, "is no file, so no process record")
         try:
             record = msgspec.msgpack.decode(unseal(path, MAGIC, VERSION), type=Record)
         except msgspec.MsgspecError as error:

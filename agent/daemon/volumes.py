@@ -7,18 +7,23 @@ of the host's guarantees.
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from agent.daemon import trees
-from agent.daemon.durable import FileDamaged, seal, sync_directory, unseal, write_file
+from agent.daemon.durable import FileDamaged, is_aside, seal, set_aside, sync_directory, unseal, write_file
 
 MAGIC: Final = b"lcvolume"
 VERSION: Final = 1
 DATA: Final = "data"
 HEAD: Final = "volume"
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+_log = logging.getLogger(__name__)
 
 
 class VolumeHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,7 +39,13 @@ class Volumes:
         self._sizes: dict[str, int] = {}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in sorted(directory.iterdir()):
-            if not path.name.startswith("."):
+            if path.name.startswith(".") or is_aside(path):
+                continue
+            if not path.is_dir():
+                _log.error("%s is no directory, so no volume; set aside as %s", path, set_aside(path).name)
+            elif not _NAME.fullmatch(path.name):
+                _log.error("%s is ignored: no volume has such a name", path)
+            else:
                 self._sizes[path.name] = _read_size(path)
 
     @property
@@ -74,5 +85,5 @@ def _read_size(home: Path) -> int:
     """A volume whose head is damaged or was never written keeps its data; its size is asked for again as 0."""
     try:
         return msgspec.msgpack.decode(unseal(home / HEAD, MAGIC, VERSION), type=VolumeHead).size_bytes
-    except (FileNotFoundError, FileDamaged, msgspec.MsgspecError):
+    except (FileNotFoundError, IsADirectoryError, FileDamaged, msgspec.MsgspecError):
         return 0

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import Call, Event, JournalEntry, ProcessState, Replace, Restart, Start, Stop, Update, spec_digest
+from agent.api import (
+    Call,
+    CreateVolume,
+    Event,
+    JournalEntry,
+    ProcessState,
+    Replace,
+    Restart,
+    Start,
+    Stop,
+    Update,
+    spec_digest,
+)
 from agent.daemon.recovery import recover
 from agent.daemon.state import Finished, Pending, Record, Retiring, Version
 from agent.runtime import GuestState, Runtime, RuntimeUnavailable
@@ -215,7 +227,7 @@ def test_guests_that_no_record_knows_are_ended() -> None:
     run(work)
 
 
-def test_a_damaged_record_is_set_aside_and_the_others_run() -> None:
+def test_a_damaged_record_is_set_aside_its_guest_ended_and_the_others_run() -> None:
     async def work(tmp: Path) -> None:
         (one,) = put(tmp / "state", wasm())
         runtime = MemoryRuntime()
@@ -228,10 +240,43 @@ def test_a_damaged_record_is_set_aside_and_the_others_run() -> None:
         record.write_bytes(damaged)
         async with host(tmp / "state", runtime) as cloud:
             assert [status.process for status in await cloud.client.processes()] == ["other"]
-            assert len(runtime.alive("web")) == 1
+            await until(lambda: not runtime.alive("web"))
+            await until(lambda: cloud.events(Event.ENDED))
             assert (await cloud.ask(Start(web(one)))).changed
             await until(lambda: len(runtime.alive("web")) == 1)
             await at_rest(cloud)
+        runtime.lose_everything()
+        record.write_bytes(b"nothing")
+        async with host(tmp / "state", runtime) as cloud:
+            await until(lambda: runtime.alive("other"))
+            assert [entry.process for entry in await cloud.events(Event.ENDED)] == ["web", "web"]
+            assert len(list(record.parent.glob("web.damaged-*"))) == 2
+
+    run(work)
+
+
+def test_what_is_foreign_in_the_state_directory_is_set_aside_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(tmp: Path) -> None:
+        (one,) = put(tmp / "state", wasm())
+        runtime = MemoryRuntime()
+        async with host(tmp / "state", runtime) as cloud:
+            await cloud.ask(CreateVolume("data", 1 << 20))
+            await cloud.ask(Start(web(one)))
+        for name in ("processes/other", "processes/lost+found", "volumes/lost+found"):
+            (tmp / "state" / name).mkdir()
+        (tmp / "state" / "processes" / "nowhere").symlink_to("/nonexistent")
+        for name in ("processes/notes.txt", "volumes/v"):
+            (tmp / "state" / name).write_text("mine")
+        async with host(tmp / "state", runtime) as cloud:
+            assert [status.process for status in await cloud.client.processes()] == ["web"]
+            assert [volume.volume for volume in (await cloud.client.host()).volumes] == ["data"]
+            said = caplog.text
+            assert (await cloud.ask(CreateVolume("v", 1 << 20))).changed
+            assert (await cloud.ask(Start(changed(web(one, port=9090), name="other")))).changed
+            await at_rest(cloud)
+        for name in ("processes/other", "lost+found", "volumes/lost+found", "nowhere", "notes.txt", "volumes/v"):
+            assert name in said
+        assert (tmp / "state" / "volumes" / "v.damaged-1").read_text() == "mine"
 
     run(work)
 
