@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests import guests
+
+
+def pytest_configure() -> None:
+    """A shell that runs the tests in the background ignores Ctrl-C for them, and every process that they start would
+    inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

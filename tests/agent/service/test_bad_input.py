@@ -176,7 +176,7 @@ def test_what_does_not_fit_on_the_host_is_refused() -> None:
                 changed(other, memory_bytes=(64 << 20) + 1),
                 changed(other, disk_bytes=(1 << 20) + 1),
                 changed(other, listen={"http": Endpoint("0.0.0.0", 8080)}),
-                changed(other, listen={"http": Endpoint("::", 8080)}),
+                changed(other, listen={"http": Endpoint("127.0.0.1", 8080)}),
             ):
                 assert (await refused(cloud, Start(wrong))).reason is Reason.NO_ROOM
             assert (await cloud.ask(Start(other))).changed
