@@ -244,7 +244,7 @@ class Lifecycle:
     async def _start_again(self) -> str:
         """Bring the version from before back after a hand-over that failed; how that went."""
         try:
-            await self._supervision.start(counted=False)
+            await self._supervision.start()
             await self._supervision.serve(pausable=False)
         except (GuestFailed, Refused) as error:
             return f"; the version from before does not start either ({error}) and is tried again"
@@ -301,9 +301,11 @@ class Lifecycle:
             self.standing.show(ProcessState.EXITED, f"it ended with exit code {self.record.finished.exit_code}")
         elif state is not None and not starts_again(current.spec.restart, code_of(state)):
             await self._supervision.finish(state)
-        elif self._guests.has_served(current):
-            how = how_it_ended(state) if state else "it was gone when the agent looked"
-            await self._guests.note(Event.EXITED, current, detail=how)
+        else:
+            self.standing.restart_due = state is not None
+            if self._guests.has_served(current):
+                how = how_it_ended(state) if state else "it was gone when the agent looked"
+                await self._guests.note(Event.EXITED, current, detail=how)
 
     @contextmanager
     def _timed(self, step: str, steps: dict[str, float]) -> Iterator[None]:

@@ -28,6 +28,8 @@ class Standing:
         """That guest has been proven ready and receives the connections."""
         self.ended = asyncio.Event()
         """Set when the running guest ended by itself."""
+        self.restart_due = False
+        """The last guest of `current` ended by itself: its next start counts as a restart."""
         self.settled = False
         """Record and guests have been brought together since the last time they may have differed."""
         self._state = state
@@ -60,7 +62,7 @@ class Standing:
         """This guest is the one of `current` from now on."""
         known = self.record.guests()
         self._exits = {guest: seen for guest, seen in self._exits.items() if guest in known}
-        self.running, self.serving = state, serving
+        self.running, self.serving, self.restart_due = state, serving, False
         self.ended.clear()
         if state.guest in self._exits:
             self.ended.set()

@@ -76,14 +76,14 @@ class Supervision:
 
     # --- starting `current` ------------------------------------------------------------------------------------------
 
-    async def start(self, *, counted: bool) -> None:
-        """Start a guest of `current`; `counted` where its predecessor ended by itself. Raises GuestFailed, Refused,
-        RuntimeUnavailable."""
+    async def start(self) -> None:
+        """Start a guest of `current`. Raises GuestFailed, Refused, RuntimeUnavailable."""
         before = self._standing.record.current
         if before is None:
             return
         version = msgspec.structs.replace(before, guest=new_guest_id(before.spec.name))
         order = await self._guests.builder.order(version)
+        counted, self._standing.restart_due = self._standing.restart_due, False
         await self._standing.save(lambda record: restarted(record, version, self._guests.clock(), counted=counted))
         try:
             state = await self._guests.spawn(version, order)
@@ -105,6 +105,7 @@ class Supervision:
                 await self._guests.flip(current)
         except GuestFailed as error:
             if not ran_to_its_end(current.spec, error.state):
+                self._standing.restart_due = error.state is not None and error.state.exit_code is not None
                 await self._drop(current)
                 raise
             self._standing.exited(error.state or state)
@@ -160,7 +161,7 @@ class Supervision:
 
     async def _start_or_wait(self) -> None:
         try:
-            await self.start(counted=True)
+            await self.start()
         except GuestFailed as error:
             await self._wait_after_failure(str(error))
         except Refused as error:
@@ -180,6 +181,7 @@ class Supervision:
             await self.finish(state)
             return
         self._standing.runs_not()
+        self._standing.restart_due = True
         await self._guests.note(Event.EXITED, current, pid=state.pid, detail=how_it_ended(state))
         wait_s = self.backoff.wait_s(self._guests.clock() - state.started_unix)
         self._standing.show(ProcessState.BACKOFF, f"{how_it_ended(state)}; it starts again after {wait_s:.1f} s")
@@ -212,7 +214,7 @@ class Supervision:
 
 
 def restarted(record: Record, version: Version, now_unix: float, *, counted: bool) -> Record:
-    """The record once another guest of `current` is to be started."""
+    """The record once another guest of `current` is to be started; `counted` where the last one ended by itself."""
     before = record.current
     gone: tuple[Retiring, ...] = ()
     if before is not None and before.guest is not None:

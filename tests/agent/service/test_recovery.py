@@ -172,6 +172,8 @@ def test_a_guest_that_died_while_no_agent_was_there_is_started_again() -> None:
 
             await until(finished)
             assert [entry.process for entry in await cloud.events(Event.EXITED)].count("web") == 1
+            assert (status := await cloud.status("web"))
+            assert status.restarts == 1
         async with host(tmp / "state", runtime) as cloud:
             job = await cloud.status("job")
             assert job is not None
@@ -294,6 +296,8 @@ def test_a_shutdown_ends_the_guests_and_the_next_agent_brings_them_back() -> Non
             await until(lambda: runtime.alive("web"))
             await at_rest(cloud)
             assert len(await cloud.events(Event.ENDED)) == 1
+            assert (status := await cloud.status("web"))
+            assert status.restarts == 0
 
     run(work)
 
