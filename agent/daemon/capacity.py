@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from agent.api import Endpoint, ProcessSpec, Struct
 
 
@@ -50,6 +52,17 @@ def conflict(specs: Mapping[str, ProcessSpec]) -> str:
                 return f"{process}'s listener {name} ({endpoint}) is in the way of {other}"
             others[str(address)] = f"{process}'s listener {name} ({endpoint})"
     return ""
+
+
+def in_its_own_way(old: ProcessSpec, new: ProcessSpec) -> str:
+    """Which listener of the next version cannot be open while one of the last is, as a sentence; "" where each can. Two
+    versions share an endpoint that is the same in both; `0.0.0.0` and another address on one port they cannot."""
+    kept = set(old.listen.values()) & set(new.listen.values())
+    versions = {
+        "the version that runs": old.listen,
+        "the next version": {name: one for name, one in new.listen.items() if one not in kept},
+    }
+    return conflict({whose: msgspec.structs.replace(new, listen=listen) for whose, listen in versions.items()})
 
 
 def unusable_address(endpoints: Iterable[Endpoint]) -> str:

@@ -27,6 +27,7 @@ import msgspec
 
 from agent.api import Event, Outcome, ProcessSpec, ProcessState, ProcessStatus, Reason
 from agent.daemon.backoff import starts_again
+from agent.daemon.capacity import in_its_own_way
 from agent.daemon.guests import Guests, new_guest_id
 from agent.daemon.recovery import recover, taken_over
 from agent.daemon.refusal import Refused
@@ -232,6 +233,14 @@ class Lifecycle:
         stays = "; the version from before still runs" if self.standing.running else ""
         if handed_over and self.record.finished is None:
             stays = await self._start_again()
+        old = self.record.current
+        itself = in_its_own_way(old.spec, version.spec) if old is not None and not handed_over else ""
+        if isinstance(error, EndpointTaken) and itself:
+            return Refused(
+                Reason.NO_ROOM,
+                f"{process}: both versions cannot listen at once: {itself}{stays}",
+                hint='set `order = "stop-first"` for this update: the old version then ends before the new one starts',
+            )
         if isinstance(error, EndpointTaken):
             return Refused(Reason.NO_ROOM, f"{process}: {error}{stays}", hint="free the port, or listen on another one")
         return Refused(

@@ -15,6 +15,7 @@ import pytest
 
 from agent.api import (
     Configure,
+    Endpoint,
     Envelope,
     Event,
     ProcessState,
@@ -25,6 +26,7 @@ from agent.api import (
     Restart,
     Start,
     Stop,
+    Update,
     spec_digest,
 )
 from agent.client import CallRefused
@@ -185,6 +187,31 @@ def test_after_the_supervisor_is_killed_the_processes_come_back() -> None:
 
                 await until(anew)
                 assert b"200" in await asyncio.to_thread(fetch, port)
+
+    run(work)
+
+
+@needs_guests
+def test_a_listener_gets_a_wider_address_stop_first_and_is_told_so() -> None:
+    async def work(tmp: Path) -> None:
+        one, *_ = programs(tmp / "state")
+        port = free_port()
+        narrow = web(one, port)
+        wide = changed(narrow, listen={"http": Endpoint("0.0.0.0", port)})
+        with no_process_left(tmp / "state"):
+            async with daemon(tmp) as host, host.client() as client:
+                await client.call(Envelope(call=Start(narrow)))
+                with pytest.raises(CallRefused) as caught:
+                    await client.call(Envelope(call=Replace(wide, expect=spec_digest(narrow))))
+                assert caught.value.refusal.reason is Reason.NO_ROOM
+                assert 'order = "stop-first"' in caught.value.refusal.hint
+                assert "something else" not in caught.value.refusal.message
+                assert b"200" in await asyncio.to_thread(fetch, port)
+                for spec in (wide, narrow):
+                    stop_first = changed(spec, update=Update(order="stop-first", drain_s=1.0))
+                    running = (await client.processes())[0].spec_digest
+                    await client.call(Envelope(call=Replace(stop_first, expect=running)))
+                    assert b"200" in await asyncio.to_thread(fetch, port)
 
     run(work)
 
