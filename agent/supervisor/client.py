@@ -208,6 +208,8 @@ class SupervisorClient:
             await self._writer.drain()
             return await answer
         except OSError as error:
+            if answer.done():
+                answer.exception()  # taken, or its loss would be logged as an error that nobody looked at
             raise RuntimeUnavailable(f"the supervisor is gone: {error}") from error
         finally:
             self._pending.pop(number, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from agent import tls
 from agent.api import Reason, Replace, Routes, Start
 from agent.client import CallRefused
+from agent.runtime import GuestOrder, RuntimeUnavailable
+from agent.supervisor.client import SupervisorClient
 from cas import wire
 from tests.agent.service.support import HOST, Cloud, host, put, run, spec_digest, until, wasm, web
 
@@ -72,3 +75,22 @@ def test_a_lost_supervisor_is_a_warning_without_a_traceback(caplog: pytest.LogCa
         gc.collect()
     assert [r.getMessage() for r in caplog.records if r.levelno > logging.WARNING or r.exc_info] == []
     assert any("supervisor cannot be reached" in r.getMessage() for r in caplog.records)
+
+
+def test_a_supervisor_that_goes_while_it_is_being_asked_leaves_no_error_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work() -> None:
+        ours, theirs = socket.socketpair()
+        client = SupervisorClient(*await asyncio.open_unix_connection(sock=ours), 0)
+        order = GuestOrder("web-1", "web", "", "core", (), {"LARGE": "x" * (4 << 20)}, (), {}, {}, 65536, (), "")
+        asking = asyncio.create_task(client.spawn(order))
+        await until(lambda: client._pending)
+        theirs.close()
+        with pytest.raises(RuntimeUnavailable):
+            await asking
+        await client.close()
+
+    asyncio.run(work())
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
