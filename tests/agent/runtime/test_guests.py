@@ -269,6 +269,8 @@ def test_the_supervisor_killed_is_noticed_and_its_successor_ends_what_it_left(tm
     async def scenario() -> None:
         first = await connect(tmp_path)
         state = await first.spawn(order(tmp_path, "spin-1", "probe", "spin"))
+        # Until its program runs, a guest has things to tell the supervisor, and ends where it cannot.
+        await first.wait_ready("spin-1", None, deadline_s=20)
         os.kill(first.supervisor_pid, signal.SIGKILL)
         with pytest.raises(RuntimeUnavailable):
             await exit_of(first, "spin-1")
