@@ -1,1 +1,1 @@
-
+"""The verbs: one module each, found by name (`tools.main`)."""
