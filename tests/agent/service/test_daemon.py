@@ -43,10 +43,10 @@ from tests.agent.service.daemon import (
     processes_of,
     web,
 )
-from tests.agent.service.support import changed, put, run, until, wasm
+from tests.agent.service.support import ROUNDS, changed, put, run, until, wasm
 from tools import guests
 
-KILLS = 6
+KILLS = 3 * ROUNDS
 
 
 def programs(state_dir: Path) -> list[str]:
@@ -247,12 +247,12 @@ def test_strangers_connections_do_not_use_up_the_agents_descriptors() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
             address, port = host.address.split(":")
             with ExitStack() as strangers:
-                for _ in range(1200):
+                for _ in range(320):
                     strangers.enter_context(socket.create_connection((address, int(port)), timeout=10))
                 async with asyncio.timeout(10), host.client() as client:
                     assert await client.processes() == ()
 
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
         run(work)
     finally:

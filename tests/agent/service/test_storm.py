@@ -15,7 +15,7 @@ from agent.api import Call, Event, ProcessSpec, ProcessState, Ready, Reason, Rep
 from agent.client import CallRefused, HostUnreachable
 from agent.runtime import RuntimeUnavailable
 from cas.digest import Digest
-from tests.agent.service.support import Cloud, MemoryRuntime, host, put, run, spec_digest, until, wasm, web
+from tests.agent.service.support import ROUNDS, Cloud, MemoryRuntime, host, put, run, spec_digest, until, wasm, web
 
 AGENTS = 4
 STEPS = 25
@@ -106,7 +106,7 @@ async def at_rest(cloud: Cloud) -> bool:
     return False
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3 * ROUNDS))
 def test_after_any_storm_each_process_runs_once_and_as_it_should(seed: int) -> None:
     async def work(tmp: Path) -> None:
         storm = Storm(seed, put(tmp / "state", wasm("one"), wasm("two")))
