@@ -171,6 +171,18 @@ def read_record(directory: Path) -> Record | None:
     return record if _started_ticks(record.pid) == record.started_ticks else None
 
 
+def ended_since(cloud: Cloud, one: Started) -> bool:
+    """Whether `down` has ended this agent since, or another has taken its place. One that was only killed has left its
+    guests to whoever started it."""
+    try:
+        with (cloud.host_directory(one.host) / RECORD_NAME).open("rb") as file:
+            return msgspec.json.decode(file.read(MAX_RECORD_BYTES), type=Record).pid != one.pid
+    except FileNotFoundError:
+        return True
+    except (OSError, msgspec.MsgspecError):
+        return False
+
+
 def local_hosts(cloud: Cloud) -> list[str]:
     """The hosts that `up` has ever started here."""
     return sorted(path.parent.name for path in (cloud.state / "hosts").glob(f"*/{RECORD_NAME}"))

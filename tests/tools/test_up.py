@@ -97,3 +97,22 @@ def test_a_terminal_that_closes_ends_it_too(written: Shop, number: signal.Signal
         process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert not written.running()
+
+
+def test_it_ends_only_what_it_started_and_goes_when_that_is_gone(written: Shop) -> None:
+    """Somebody ends it by `down` in another terminal and starts the cloud anew: that is not this command's to end."""
+    with subprocess.Popen(
+        command("up"), cwd=written.root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("web@fra1"))
+        written.succeed("down")
+        try:
+            written.succeed("up", "--detach")
+            _, err = process.communicate(timeout=60)
+            assert "has been ended" in err
+            assert "\nending " not in err
+            assert process.returncode == 0
+            assert written.answers() == {"hello from web 1.0\n"}
+        finally:
+            written.succeed("down")

@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     from tools.deploying import exit_code, version_of_file
-    from tools.local_cloud import loopback_hosts, start_agents, stop_agents
+    from tools.local_cloud import ended_since, loopback_hosts, start_agents, stop_agents
 
     with ending_on_signals(), open_cloud(args) as cloud:
         version = version_of_file(cloud, args.file, out, locked=args.locked)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         started = start_agents(cloud, addresses)
         for one in started:
             out.line(f"{one.host} {'runs' if one.new else 'ran already'} at {one.address}, pid {one.pid}")
-        ours = [one.host for one in started if one.new]
+        ours = [one for one in started if one.new]
         try:
             applied = _apply(cloud, version, args, out)
             _finish(applied, started, out)
@@ -63,12 +63,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
             if applied.interrupted:
                 raise KeyboardInterrupt
             out.line("Ctrl-C ends it")
-            _watch(cloud, out)
+            _watch(cloud, ours, out)
         finally:
-            if ours:
-                out.remark(f"ending {', '.join(ours)}")
+            # What `down` has ended meanwhile is not ours any more, even where somebody has started it anew.
+            hosts = [one.host for one in ours if not ended_since(cloud, one)]
+            if hosts:
+                out.remark(f"ending {', '.join(hosts)}")
                 with undisturbed():
-                    stop_agents(cloud, ours, out.remark)
+                    stop_agents(cloud, hosts, out.remark)
     return errors.DONE
 
 
@@ -90,21 +92,23 @@ def _finish(applied: Applied, started: list[Started], out: Output) -> None:
         show_applied(applied, out)
 
 
-def _watch(cloud: Cloud, out: Output) -> None:
-    """Print the processes, and again whenever something about them changes; returns at Ctrl-C."""
+def _watch(cloud: Cloud, ours: list[Started], out: Output) -> None:
+    """Print the processes, and again whenever something about them changes; returns at Ctrl-C, or when all that was
+    started here has been ended by `down`."""
     try:
-        asyncio.run(_watch_until_cancelled(cloud, out))
+        asyncio.run(_watch_until_ended(cloud, ours, out))
     except KeyboardInterrupt:
         out.remark("")
 
 
-async def _watch_until_cancelled(cloud: Cloud, out: Output) -> None:
+async def _watch_until_ended(cloud: Cloud, ours: list[Started], out: Output) -> None:
     from deployer.fleet import Fleet
     from tools.hosts import known_addresses
+    from tools.local_cloud import ended_since
 
     shown = None
     async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
-        while True:
+        while not ours or not all(ended_since(cloud, one) for one in ours):
             answers = await fleet.each(fleet.hosts, lambda client: client.processes())
             rows = [
                 (f"{status.process}@{host}", str(status.state), str(status.pid or "-"), status.reason)
@@ -117,3 +121,4 @@ async def _watch_until_cancelled(cloud: Cloud, out: Output) -> None:
                 out.flush()
                 shown = rows
             await asyncio.sleep(LOOK_EVERY_S)
+    out.remark("everything that this command started has been ended")
