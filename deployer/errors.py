@@ -124,11 +124,14 @@ class ApplyRaced(DeployerError):
 class HostsUnreachable(DeployerError):
     """Hosts that an operation needs do not answer. Nothing was changed."""
 
-    hint = "check that their agents run and that their addresses in the definition are right"
+    hint = (
+        "check that their agents run and that their addresses in the definition are right; "
+        "`plan`, `apply`, `rollback` and `up` leave such hosts alone with --allow-unreachable"
+    )
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
-        lines = "".join(f"\n  {host}: {reasons[host]}" for host in sorted(reasons))
-        super().__init__(f"{len(reasons)} of the hosts cannot be reached:{lines}")
+        hosts = "a host" if len(reasons) == 1 else f"{len(reasons)} hosts"
+        super().__init__(f"{hosts} cannot be reached:{_by_host(reasons)}")
         self.reasons = dict(reasons)
 
 
@@ -142,8 +145,7 @@ class TransferFailed(DeployerError):
     """Blobs could not be brought to every host. Nothing that runs was touched."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
-        lines = "".join(f"\n  {host}: {reasons[host]}" for host in sorted(reasons))
-        super().__init__(f"blobs could not be brought to every host:{lines}")
+        super().__init__(f"blobs could not be brought to every host:{_by_host(reasons)}")
         self.reasons = dict(reasons)
 
 
@@ -151,6 +153,12 @@ class StagingFailed(DeployerError):
     """A host cannot run what the plan asks of it. Nothing that runs was touched."""
 
     def __init__(self, reasons: Mapping[str, str], *, hint: str = "") -> None:
-        lines = "".join(f"\n  {host}: {reasons[host]}" for host in sorted(reasons))
-        super().__init__(f"nothing was changed, because not every host is ready for it:{lines}", hint=hint)
+        super().__init__(f"nothing was changed, because not every host is ready for it:{_by_host(reasons)}", hint=hint)
         self.reasons = dict(reasons)
+
+
+def _by_host(reasons: Mapping[str, str]) -> str:
+    """A line for each host. A reason that names its host already is not preceded by the name again."""
+    return "".join(
+        f"\n  {why}" if why.startswith(f"{host} ") else f"\n  {host}: {why}" for host, why in sorted(reasons.items())
+    )

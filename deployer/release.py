@@ -119,8 +119,8 @@ def find(store: ReleaseStore, ref: str, text: str) -> Link:
         raise ReleaseMissing(f"{text!r} names no release: give at least 8 digits of its hash")
     found = [link for link in chain(store, _start(store, ref)) if link.digest.startswith(f"b3:{digits}")]
     if len(found) != 1:
-        how_many = "no release" if not found else f"{len(found)} releases"
-        raise ReleaseMissing(f"{how_many} in the history of {ref!r} start with {text}")
+        how_many = "no release starts" if not found else f"{len(found)} releases start"
+        raise ReleaseMissing(f"{how_many} with {text} in the history of {ref!r}")
     return found[0]
 
 

@@ -158,8 +158,8 @@ class Demo:
         self.sum_up()
 
     def make(self) -> None:
-        self.title("a cloud with two hosts in two regions")
         self._cloud = Cloud.create(self.directory, operator="demo")
+        self.title("a cloud with two hosts in two regions")
         for folder in ("build", "conf"):
             (self.directory / folder).mkdir(exist_ok=True)
         for name in ("kv", "client"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tools.cloud import shown_path
 from tools.errors import PARTIAL, UsageError
-from tools.output import printable, shorten, size
+from tools.output import printable, printable_lines, shorten, size
 
 if TYPE_CHECKING:
     import argparse
@@ -204,7 +204,8 @@ def show_applied(applied: Applied, out: Output) -> None:
         if call.hint:
             out.line(f"  hint: {call.hint}")
     if applied.trouble:
-        out.line(printable(applied.trouble))
+        for line in printable_lines(applied.trouble):
+            out.line(line)
     if applied.outcome is Outcome.UNCHANGED:
         out.line("nothing to do: every host runs it already")
         return
@@ -212,7 +213,9 @@ def show_applied(applied: Applied, out: Output) -> None:
         out.line("every host that was called runs again what it ran before")
     if applied.outcome is Outcome.PARTIAL:
         out.table(("HOST", "RUNS"), [(host, _ENDS[str(end)]) for host, end in sorted(applied.hosts.items())])
-    if applied.interrupted:
+    if applied.interrupted and applied.outcome is Outcome.APPLIED:
+        out.line("the interruption came when everything was under way already; nothing is left to do")
+    elif applied.interrupted:
         out.line("it was interrupted; apply again to go on, or roll back")
     calls = f"{len(applied.calls)} {'call' if len(applied.calls) == 1 else 'calls'}"
     sent = f"{size(applied.bytes_sent)} sent"

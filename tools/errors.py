@@ -79,6 +79,8 @@ class Explained:
         return fields
 
     def lines(self) -> Iterator[str]:
+        from tools.output import printable_lines
+
         if self.problems:
             for problem in self.problems:
                 place = f"{problem['line']}:{problem['column']}:" if problem["line"] else ""
@@ -86,7 +88,7 @@ class Explained:
                 if problem["hint"]:
                     yield f"  hint: {problem['hint']}"
             return
-        yield f"lowcloud: {self.message}"
+        yield from printable_lines(f"lowcloud: {self.message}")
         if self.output:
             yield "  the guest printed:"
             yield from (f"  | {line}" for line in self.output.splitlines())

@@ -32,6 +32,7 @@ class Output:
         self.as_json = as_json
         self._stdout = stdout
         self._stderr = stderr
+        self._above_bar: Callable[[str], None] | None = None
         for stream in (stdout, stderr):
             _never_fail_on_a_character(stream)
 
@@ -53,9 +54,13 @@ class Output:
 
     def remark(self, text: str) -> None:
         """Something worth knowing that is not the result: to stderr, for a person."""
-        if not self.as_json:
-            self._stderr.write(text + "\n")
-            self._stderr.flush()
+        if self.as_json:
+            return
+        if self._above_bar is not None:
+            self._above_bar(text)
+            return
+        self._stderr.write(text + "\n")
+        self._stderr.flush()
 
     def raw(self, data: bytes) -> None:
         """Bytes as they are."""
@@ -73,8 +78,11 @@ class Output:
         if self.as_json or not self._stderr.isatty():
             yield _unseen
             return
-        with _bar(label, unit) as update:
-            yield update
+        with _bar(label, unit) as (update, self._above_bar):
+            try:
+                yield update
+            finally:
+                self._above_bar = None
 
     def flush(self) -> None:
         self._stdout.flush()
@@ -97,6 +105,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def printable_lines(text: str) -> list[str]:
+    """The same for a text of several lines. All but the first are indented, so that none passes for one of ours."""
+    first, *others = text.split("\n")
+    return [printable(first), *(f"  {printable(line.strip(' '))}" for line in others)]
 
 
 def size(count: int | float) -> str:
@@ -160,7 +174,8 @@ def _never_fail_on_a_character(stream: TextIO) -> None:
 
 
 @contextlib.contextmanager
-def _bar(label: str, unit: str) -> Iterator[Progress]:
+def _bar(label: str, unit: str) -> Iterator[tuple[Progress, Callable[[str], None]]]:
+    """A bar, and what prints a line above it: written past the bar, a line would be appended to it."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
     from rich.progress import Progress as RichProgress
@@ -168,9 +183,9 @@ def _bar(label: str, unit: str) -> Iterator[Progress]:
     columns = [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     console = Console(file=sys.stderr)
     with RichProgress(TextColumn("{task.description}"), BarColumn(), *columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task(label, total=None, visible=False)
 
         def update(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total, visible=True)
 
-        yield update
+        yield update, lambda text: console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)

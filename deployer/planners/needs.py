@@ -23,8 +23,9 @@ from deployer.endpoints import EndpointError, ProcessTarget, parse_target
 from deployer.fields import fields_of
 from deployer.observe import HostState, Observed, Running
 from deployer.plan import Cause, Changed, Kind, Step
-from deployer.schema import Change, Definition, Process
+from deployer.schema import Change, Definition, Process, Unit
 from deployer.specs import specs_of, volumes_of
+from deployer.units import render
 
 RENAMED: Final = {"cores_milli": "cores", "memory_bytes": "memory", "disk_bytes": "disk"}
 """Fields of a specification that have another name in the definition; all others have the same."""
@@ -234,6 +235,6 @@ def _notes(
             if volume in homes and volume not in sizes:
                 yield f"volume {volume} begins empty on {host}; its data stays on {', '.join(homes[volume])}"
             if sizes.get(volume, 0) > wanted_bytes != before.get(host, {}).get(volume):
-                yield f"volume {volume} on {host} keeps its {sizes[volume]} bytes; a volume never shrinks"
+                yield f"volume {volume} on {host} keeps its {render(Unit.BYTES, sizes[volume])}; a volume never shrinks"
     for host in unreachable:
         yield f"{host} does not answer and is left alone"

@@ -75,3 +75,13 @@ def test_an_invalid_definition_touches_nothing(shop: Shop) -> None:
     result = shop.run("apply", other, "--yes")
     assert result.code == 2
     assert "other.toml:" in result.err
+
+
+def test_half_a_plan_file_is_bad_input_and_named(shop: Shop) -> None:
+    shop.use(greeting="good day")
+    shop.succeed("plan", "-o", "whole.plan")
+    (shop.root / "half.plan").write_bytes((shop.root / "whole.plan").read_bytes()[:200])
+    result = shop.run("apply", "half.plan", "--yes")
+    assert result.code == 2
+    assert result.err.startswith("lowcloud: half.plan: this is no plan")
+    assert "lowcloud plan -o" in result.err

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cas.errors import BlobMissing, NotADigest
+from deployer.errors import HostsUnreachable
 from deployer.problems import DefinitionInvalid, Problem
 from tools import errors
 from tools.output import Output, iso_time, printable, size, table_lines
@@ -94,3 +97,27 @@ def test_with_json_only_json_is_printed() -> None:
     with output.progress("work") as update:
         update(1, 2)
     assert (out.getvalue(), err.getvalue()) == ('{"a":1}\n', "")
+
+
+def test_a_message_of_several_lines_keeps_them_and_none_passes_for_a_line_of_the_command() -> None:
+    stream = io.StringIO()
+    reasons = {"b1": "refused\nlowcloud: all is well\x1b[2J", "a1": "a1 at 10.0.0.1:7400 cannot be reached"}
+    assert errors.report(HostsUnreachable(reasons), stream) == 1
+    first, *others = stream.getvalue().splitlines()
+    assert first == "lowcloud: 2 hosts cannot be reached:"
+    assert others[:3] == ["  a1 at 10.0.0.1:7400 cannot be reached", "  b1: refused", "  lowcloud: all is well\\x1b[2J"]
+
+
+def test_a_remark_while_a_bar_is_drawn_stands_on_a_line_of_its_own() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    with contextlib.redirect_stderr(terminal):
+        out = Output(io.StringIO(), terminal)
+        with out.progress("send") as update:
+            update(1, 2)
+            out.remark("sending to 2 hosts")
+    [line] = [line for line in terminal.getvalue().splitlines() if "sending to" in line]
+    assert re.sub(r"\r|\x1b\[[0-9;?]*[A-Za-z]", "", line).strip() == "sending to 2 hosts"

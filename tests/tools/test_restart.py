@@ -20,3 +20,9 @@ def test_a_process_that_is_not_there_is_bad_input_and_those_there_are_named(shop
     result = shop.run("restart", "nothing@ams1")
     assert result.code == 2
     assert "it runs: web" in result.err
+
+
+def test_where_one_name_is_wrong_nothing_is_restarted(shop: Shop) -> None:
+    before = shop.process("web@fra1")
+    assert shop.run("restart", "web@fra1", "nothing@ams1").code == 2
+    assert shop.process("web@fra1")["pid"] == before["pid"]

@@ -91,8 +91,9 @@ async def _sizes(cloud: Cloud, plan: Plan) -> dict[str, int]:
 
 
 def _plan_file(text: str | None) -> Plan | None:
-    """The plan in a file, or None where the file is something else, or not there. Raises RecordInvalid."""
+    """The plan in a file, or None where the file is something else, or not there. Raises UsageError."""
     from deployer import plan as plans
+    from deployer.errors import RecordInvalid
 
     if text is None or not Path(text).is_file():
         return None
@@ -103,7 +104,12 @@ def _plan_file(text: str | None) -> Plan | None:
         data = file.read(plans.MAX_PLAN_BYTES + 1)
     if len(data) > plans.MAX_PLAN_BYTES:
         raise errors.UsageError(f"{shown_path(text)} is larger than a plan may be")
-    return plans.decode(data)
+    try:
+        return plans.decode(data)
+    except RecordInvalid as error:
+        raise errors.UsageError(
+            f"{shown_path(text)}: {error}", hint="make the plan again with `lowcloud plan -o FILE`"
+        ) from error
 
 
 _MAGIC = b"lowcloud plan "

@@ -51,7 +51,9 @@ def _collect_here(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
     from deployer.roots import roots
     from tools.commands.push import OWNER
 
-    if args.pushed and not args.dry_run:
+    if args.pushed and args.dry_run:
+        out.remark("note: what --pushed would give up is not counted; --dry-run leaves it protected")
+    elif args.pushed:
         cloud.store.release(OWNER)
     collected = cloud.store.collect(roots(cloud.store), dry_run=args.dry_run)
     if out.as_json:

@@ -11,7 +11,7 @@ from tools.hosts import known_addresses, split_instance
 if TYPE_CHECKING:
     import argparse
 
-    from agent.api import Outcome
+    from agent.api import Outcome, ProcessStatus
     from deployer.cloud import Cloud
     from deployer.fleet import Fleet
     from tools.output import Output
@@ -38,13 +38,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 async def _restart(cloud: Cloud, wanted: list[tuple[str, str]], out: Output) -> list[dict[str, object]]:
-    """One after the other, so that two instances of a process are never both on their way."""
+    """One after the other, so that two instances of a process are never both on their way; none where one of the names
+    is wrong."""
     from deployer import trust
     from deployer.fleet import Fleet
 
     by = trust.common_name(cloud.credentials)
     rows: list[dict[str, object]] = []
     async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
+        for process, host in wanted:
+            await _status(fleet, process, host)
         for process, host in wanted:
             outcome = await _restart_one(fleet, process, host, by)
             took_ms = round(sum(outcome.steps.values()), 3)
@@ -60,10 +63,15 @@ async def _restart_one(fleet: Fleet, process: str, host: str, by: str) -> Outcom
     from agent.api import Envelope, Restart
 
     client = await fleet.client(host)
+    status = await _status(fleet, process, host)
+    call = Restart(process, expect=status.spec_digest, nonce=secrets.token_hex(16))
+    return await client.call(Envelope(call, release=status.release, plan=status.plan, by=by))
+
+
+async def _status(fleet: Fleet, process: str, host: str) -> ProcessStatus:
+    client = await fleet.client(host)
     statuses = {status.process: status for status in await client.processes()}
     if process not in statuses:
         running = ", ".join(sorted(statuses)) or "nothing"
         raise errors.UsageError(f"{host} does not run {process}", hint=f"it runs: {running}")
-    status = statuses[process]
-    call = Restart(process, expect=status.spec_digest, nonce=secrets.token_hex(16))
-    return await client.call(Envelope(call, release=status.release, plan=status.plan, by=by))
+    return statuses[process]

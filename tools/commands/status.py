@@ -53,8 +53,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
             }
         )
     if link:
-        made = f"{local_time(link.release.at_unix_ns)} by {link.release.by}"
-        out.line(f"release {shorten(link.digest)}, {made}; {running} processes on {len(observed.hosts)} hosts")
+        made = f"{local_time(link.release.at_unix_ns)} by {link.release.by.removeprefix('operator:')}"
+        what = f"{_count(running, 'process', 'processes')} on {_count(len(observed.hosts), 'host', 'hosts')}"
+        out.line(f"release {shorten(link.digest)}, {made}; {what}")
     else:
         out.line("nothing is released yet")
     rows = [
@@ -78,3 +79,7 @@ async def _observe(cloud: Cloud, definition: Definition | None) -> Observed:
     addresses = known_addresses(cloud)
     async with Fleet(addresses, cloud.credentials) as fleet:
         return await observe(fleet, definition.host if definition else addresses)
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
