@@ -35,6 +35,8 @@ LZMA_MOST_BYTES = 8 << 20
 """A larger part takes LZMA longer than it is worth, except at effort `best`."""
 
 LZMA_DICTIONARY_BYTES = 16 << 20
+"""The reader's. The writer uses no more than the part fills: the same bytes, without clearing tables for 16 MiB."""
+LZMA_LEAST_DICTIONARY_BYTES = 4 << 10
 LZMA_SHAPE = {"lc": 3, "lp": 0, "pb": 0, "dict_size": LZMA_DICTIONARY_BYTES}
 
 
@@ -100,7 +102,9 @@ def _unpacked(base: bytes, packed: bytes | memoryview, how: int, size: int) -> b
 def _lzma(part: bytes) -> bytes:
     import lzma
 
-    strongest = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, **LZMA_SHAPE}
+    dictionary_bytes = min(max(len(part), LZMA_LEAST_DICTIONARY_BYTES), LZMA_DICTIONARY_BYTES)
+    shape = LZMA_SHAPE | {"dict_size": dictionary_bytes}
+    strongest = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, **shape}
     return lzma.compress(part, format=lzma.FORMAT_RAW, filters=[strongest])
 
 
