@@ -26,7 +26,7 @@ DECODE_MEMORY_FACTOR = 6
 ENCODE_MEMORY_FACTOR = 24
 MEMORY_ALLOWANCE_BYTES = 96 << 20
 
-COMPARISON_COST: dict[Effort, int] = {"fast": 100, "normal": 800, "best": 4000}
+COMPARISON_COST: dict[Effort, int] = {"fast": 100, "normal": 400, "best": 4000}
 """How many changed instructions in a row are still aligned in the best possible way."""
 
 TIME_ALLOWANCE_S = 20.0

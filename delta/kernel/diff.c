@@ -1,6 +1,11 @@
 #include "diff.h"
 
-enum { EXHAUSTED_COST = 100 };
+enum {
+    EXHAUSTED_COST = 100,
+    ANCHORED_COST = 30,  /* what differs in more is split at anchors before the search goes on */
+    WINDOW = 6,          /* keys in a row that make an anchor */
+};
+#define MANY_PLACES 0xffffffffu
 
 typedef struct {
     i32 x, y;
@@ -62,6 +67,85 @@ static void mark(u8 *at, const u32 *index, u32 from, u32 to) {
     for (u32 i = from; i < to; i++) at[index[i]] = 1;
 }
 
+static struct window *window_slot(differ *d, u32 mask, const u64 *keys) {
+    u64 h = 1;
+    for (u32 k = 0; k < WINDOW; k++) h = mix(h ^ keys[k]);
+    h |= 1;
+    u32 at = (u32)(h >> 20) & mask;
+    while (d->windows.at[at].hash && d->windows.at[at].hash != h) at = (at + 1) & mask;
+    d->windows.at[at].hash = h;
+    return &d->windows.at[at];
+}
+
+/* The windows that occur once on both sides, in the order of a. */
+static void find_unique(differ *d, struct box x) {
+    const u64 *a = d->a.keys.at, *b = d->b.keys.at;
+    u32 slots = 64;
+    while (slots < 2 * (x.ah - x.al + x.bh - x.bl)) slots *= 2;
+    d->windows.n = d->pairs_i.n = d->pairs_j.n = 0;
+    RESERVE(d->windows, slots);
+    __builtin_memset(d->windows.at, 0, slots * sizeof(struct window));
+    for (u32 i = x.al; i + WINDOW <= x.ah; i++) {
+        struct window *w = window_slot(d, slots - 1, a + i);
+        w->i = w->i ? MANY_PLACES : i + 1;
+    }
+    for (u32 j = x.bl; j + WINDOW <= x.bh; j++) {
+        struct window *w = window_slot(d, slots - 1, b + j);
+        w->j = w->j ? MANY_PLACES : j + 1;
+    }
+    for (u32 i = x.al; i + WINDOW <= x.ah; i++) {
+        struct window *w = window_slot(d, slots - 1, a + i);
+        if (w->i != i + 1 || !w->j || w->j == MANY_PLACES) continue;
+        PUSH(d->pairs_i, i);
+        PUSH(d->pairs_j, w->j - 1);
+    }
+}
+
+/* The longest chain of unique windows that ascends on both sides, in `tails`. */
+static void chain_unique(differ *d) {
+    u32 n = d->pairs_i.n;
+    const u32 *place = d->pairs_j.at;
+    d->before.n = d->tails.n = 0;
+    RESERVE(d->before, n);
+    RESERVE(d->tails, n);
+    u32 *tails = d->tails.at;
+    for (u32 k = 0; k < n; k++) {
+        u32 lo = 0, hi = d->tails.n;
+        while (lo < hi) {
+            u32 mid = (lo + hi) / 2;
+            if (place[tails[mid]] < place[k]) lo = mid + 1;
+            else hi = mid;
+        }
+        d->before.at[k] = lo ? tails[lo - 1] : MANY_PLACES;
+        tails[lo] = k;
+        if (lo == d->tails.n) d->tails.n++;
+    }
+    for (u32 k = d->tails.n; k-- > 1;) tails[k - 1] = d->before.at[tails[k]];
+}
+
+static int same_window(const u64 *a, const u64 *b) {
+    for (u32 k = 0; k < WINDOW; k++)
+        if (a[k] != b[k]) return 0;
+    return 1;
+}
+
+/* Leaves the boxes between what occurs once on both sides; 0 where nothing does. */
+static int split_at_anchors(differ *d, struct box x) {
+    find_unique(d, x);
+    chain_unique(d);
+    int any = 0;
+    for (u32 k = 0; k < d->tails.n; k++) {
+        u32 i = d->pairs_i.at[d->tails.at[k]], j = d->pairs_j.at[d->tails.at[k]];
+        if (i < x.al || j < x.bl || !same_window(d->a.keys.at + i, d->b.keys.at + j)) continue;
+        if (i > x.al || j > x.bl) PUSH(d->boxes, ((struct box){x.al, i, x.bl, j}));
+        x.al = i + WINDOW;
+        x.bl = j + WINDOW;
+        any = 1;
+    }
+    if (any) PUSH(d->boxes, x);
+    return any;
+}
+
 static void compare_box(differ *d, struct box x, i32 *vf, i32 *vb) {
     const u64 *a = d->a.keys.at, *b = d->b.keys.at;
     while (x.al < x.ah && x.bl < x.bh && a[x.al] == b[x.bl]) x.al++, x.bl++;
@@ -71,7 +155,10 @@ static void compare_box(differ *d, struct box x, i32 *vf, i32 *vb) {
     if (n && m) {
         i32 limit = d->budget > 0 || d->max_cost < EXHAUSTED_COST ? (i32)d->max_cost : EXHAUSTED_COST;
         if (limit > (n + m + 1) / 2) limit = (n + m + 1) / 2;
-        s = middle(a + x.al, n, b + x.bl, m, vf, vb, limit, &d->budget);
+        i32 first = limit < ANCHORED_COST ? limit : ANCHORED_COST;
+        s = middle(a + x.al, n, b + x.bl, m, vf, vb, first, &d->budget);
+        if (!s.found && split_at_anchors(d, x)) return;
+        if (!s.found && first < limit) s = middle(a + x.al, n, b + x.bl, m, vf, vb, limit, &d->budget);
         if (!s.found) s = best_so_far(vf, n, m, limit);
     }
     if ((s.x == 0 && s.y == 0) || (s.x == n && s.y == m)) {
