@@ -28,8 +28,9 @@ COVER_AT_MOST = 3
 HOPELESS_SHARE = 0.97
 """Where the quick frames save less than this leaves, the bytes are random and unlike the base; nothing will help."""
 
-NEARLY_SAME_BYTES = 32 << 10
-"""With so small a payload the files are nearly the same, and which codec is smallest is open."""
+NEARLY_SAME_BYTES = 4 << 10
+NEARLY_SAME_COVER_AT_MOST = 8
+"""With so small a payload the files are nearly the same, and `cover` came out up to 4 times smaller than the frame."""
 
 
 def encode(base: bytes, target: bytes, *, effort: Effort = "normal") -> bytes:
@@ -81,8 +82,9 @@ def _candidates(base: bytes, target: bytes, effort: Effort) -> Iterator[tuple[Co
     if effort != "best" and quick > len(target) * HOPELESS_SHARE:
         return
     for codec, method in _methods(base, target):
-        if effort == "best" or best < NEARLY_SAME_BYTES or best * COVER_AT_MOST > quick:
-            payload = structured.encode(method, base, target, effort=effort)
+        at_most = NEARLY_SAME_COVER_AT_MOST if best < NEARLY_SAME_BYTES else COVER_AT_MOST
+        if effort == "best" or best * at_most > quick:
+            payload = structured.encode(method, base, target, effort=effort, to_beat=best)
             if payload is not None:
                 best = min(best, len(payload))
                 yield codec, payload
