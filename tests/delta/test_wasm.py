@@ -105,6 +105,20 @@ def test_moved_data_is_predicted() -> None:
     assert len(payload) < 2000
 
 
+def test_a_long_body_that_changed_nearly_everywhere_keeps_what_stayed() -> None:
+    rng = random.Random(11)
+    plan, later = large_plan(), large_plan()
+    parts = [[b"\x41" + sleb(rng.randrange(1 << 19)) for _ in range(rng.randrange(8, 40))] for _ in range(60)]
+    fresh = [[b"\x41" + sleb(rng.randrange(1 << 19)) for _ in range(rng.randrange(20))] for _ in parts]
+    plan.functions[9].code = [item for part in parts for item in part]
+    later.functions[9].code = [item for part, new in zip(parts, fresh, strict=True) for item in [*part[2:], *new]]
+    swapped = [*parts[30:], *parts[:30]]
+    payload = round_trip(plan.encode(), later.encode())
+    assert len(payload) < 6 * sum(len(new) for new in fresh)
+    later.functions[9].code = [item for part in swapped for item in part]
+    round_trip(plan.encode(), later.encode())
+
+
 def test_a_function_of_unknown_instructions_travels_as_bytes() -> None:
     plan, later = large_plan(), large_plan()
     later.functions[5].code = [b"\x27\xff\xfe"]
