@@ -3,7 +3,7 @@
 enum {
     EXHAUSTED_COST = 100,
     ANCHORED_COST = 60,  /* what differs in more is split at anchors before the search goes on */
-    WINDOW = 8,          /* keys in a row that make an anchor */
+    WINDOW = 16,         /* keys in a row that make an anchor */
 };
 #define MANY_PLACES 0xffffffffu
 
