@@ -39,7 +39,7 @@ async def plan_rollback(site: Site, to: Link, planner: str, *, allow_unreachable
 async def rollback(site: Site, plan: Plan, to: Link, *, message: str = "") -> Applied:
     """Carry out a plan that `plan_rollback` has made; as `apply`. The message says what it is, whatever is added."""
     said = f"rollback to {short(to.digest)}"
-    if to.release.message:
+    if to.release.message and to.release.kind == "apply":  # a rollback's own message would nest without end
         said += f" ({to.release.message.splitlines()[0]})"
     if message:
         said += f": {message}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from deployer import trust
 from deployer.audit import journals
 from deployer.cloud import Cloud
 from deployer.verify import verify
+from tests import ports
 from tests.deployer.ground import ADDRESSES, GUESTS, Ground, LocalAgent
 
 
@@ -50,13 +50,7 @@ def ground(agents_and_cloud: tuple[Cloud, dict[str, LocalAgent]], request: pytes
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
-
-    return find
+    return ports.free_port
 
 
 @pytest.fixture

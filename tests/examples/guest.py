@@ -30,14 +30,6 @@ def compiled(binary: Path) -> tuple[str, CodeKind]:
     return str(path), kind
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nothing used a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Guest:
     """One guest; a context manager that kills it at the end."""
 

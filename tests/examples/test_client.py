@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.guest import Guest, connected, free_port, run
+from tests.examples.guest import Guest, connected, run
+from tests.ports import free_port
 
 Built = Callable[[str], Path]
 

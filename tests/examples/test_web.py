@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples import build
-from tests.examples.guest import Guest, connected, free_port, receive_all, run
+from tests.examples.guest import Guest, connected, receive_all, run
+from tests.ports import free_port
 
 Built = Callable[[str], Path]
 

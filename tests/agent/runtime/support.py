@@ -130,13 +130,6 @@ async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], w
         await asyncio.sleep(0.005)
 
 
-def free_port(address: str = "127.0.0.1") -> int:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
-
-
 def http_get(endpoint: Endpoint, path: str = "/", *, source: str | None = None) -> str:
     """Body of one request on a connection of its own. Raises OSError."""
     target = (endpoint.address, endpoint.port)

@@ -22,7 +22,6 @@ from tests.agent.runtime.support import (
     IS_ROOT,
     OTHER_UID,
     descendants,
-    free_port,
     http_get,
     is_alive,
     needs_root,
@@ -31,6 +30,7 @@ from tests.agent.runtime.support import (
     supervisor,
     until,
 )
+from tests.ports import free_port
 
 
 async def exit_of(client: SupervisorClient, guest: str) -> GuestExited:

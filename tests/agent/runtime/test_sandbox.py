@@ -24,7 +24,8 @@ from agent.supervisor.endpoints import Endpoints
 from agent.supervisor.event_loop import Loop
 from agent.supervisor.guest_record import Guest
 from agent.supervisor.notify import Notifications
-from tests.agent.runtime.support import DEADLINE_S, OTHER_UID, free_port, needs_root
+from tests.agent.runtime.support import DEADLINE_S, OTHER_UID, needs_root
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent.parent
 

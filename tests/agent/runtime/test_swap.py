@@ -13,7 +13,8 @@ import pytest
 from agent.api import Endpoint, Ready
 from agent.runtime import EndpointTaken, GuestFailed, GuestOrder
 from benchmarks import swap
-from tests.agent.runtime.support import free_port, http_get, order, supervisor
+from tests.agent.runtime.support import http_get, order, supervisor
+from tests.ports import free_port
 
 READY_S = 10.0
 

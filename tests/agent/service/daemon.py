@@ -23,6 +23,7 @@ from agent.client import AgentClient, HostUnreachable
 from cas.digest import Digest
 from tests.agent.service import support
 from tests.agent.service.support import HOST, WAIT_S, prepare, until
+from tests.ports import free_port
 
 ROOT = Path(agent.__file__).parent.parent
 GUESTS = ROOT / "tools" / "guests"
@@ -108,13 +109,6 @@ def web(binary: Digest, port: int, **fields: Any) -> ProcessSpec:
             **fields,
         },
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def fetch(port: int, path: str = "/") -> bytes:

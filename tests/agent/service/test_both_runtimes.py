@@ -30,8 +30,9 @@ from agent.client import CallRefused
 from agent.runtime import GuestState
 from agent.supervisor.client import connect
 from cas.digest import Digest
-from tests.agent.service.daemon import free_port, needs_guests
+from tests.agent.service.daemon import needs_guests
 from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, run, until, wasm, web
+from tests.ports import free_port
 from tools import guests
 
 BOTH = pytest.mark.parametrize("kind", ["memory", pytest.param("real", marks=needs_guests)])

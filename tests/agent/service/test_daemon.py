@@ -36,7 +36,6 @@ from tests.agent.service.daemon import (
     Daemon,
     daemon,
     fetch,
-    free_port,
     load,
     needs_guests,
     no_process_left,
@@ -44,6 +43,7 @@ from tests.agent.service.daemon import (
     web,
 )
 from tests.agent.service.support import ROUNDS, changed, put, run, until, wasm
+from tests.ports import free_port
 from tools import guests
 
 KILLS = 3 * ROUNDS
