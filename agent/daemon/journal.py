@@ -49,6 +49,11 @@ class JournalUnreadable(Exception):
 
     hint = "upgrade lowcloud, or move the file away and keep it for the audit"
 
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        if hint:
+            self.hint = hint
+
 
 class JournalOfAnother(JournalUnreadable):
     """The file tells of another host: its chain must not go on under a second name."""
@@ -124,15 +129,23 @@ class Journal:
             return self._append(event, facts)
 
     def read(self, after: int = -1, limit: int = MAX_PAGE_ENTRIES) -> list[JournalEntry]:
-        """Entries with a greater `seq` than `after`, oldest first: at most `limit`, fewer where they are large."""
+        """Entries with a greater `seq` than `after`, oldest first: at most `limit`, fewer where they are large, or
+        where the file has been damaged since it was opened. Raises JournalUnreadable where damage comes next."""
         limit = max(0, min(limit, MAX_PAGE_ENTRIES))
         page: list[JournalEntry] = []
         size = 0
-        for entry, length in self._frames_from(after + 1):
-            if len(page) >= limit or (page and size + length > MAX_PAGE_BYTES):
-                break
-            page.append(entry)
-            size += length
+        try:
+            for entry, length in self._frames_from(after + 1):
+                if len(page) >= limit or (page and size + length > MAX_PAGE_BYTES):
+                    break
+                page.append(entry)
+                size += length
+        except _Damage as damage:
+            if not page:
+                raise JournalUnreadable(
+                    f"{self._path} is damaged at byte {damage.offset} ({damage})",
+                    hint="keep a copy of the file; restarting the agent sets it aside and begins a new one",
+                ) from damage
         return page
 
     def entries(self) -> Iterator[JournalEntry]:

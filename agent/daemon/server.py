@@ -33,7 +33,7 @@ from agent.api import (
     Routes,
 )
 from agent.daemon.handlers import Handlers
-from agent.daemon.journal import MAX_PAGE_ENTRIES, Journal, JournalUnwritable
+from agent.daemon.journal import MAX_PAGE_ENTRIES, Journal, JournalUnreadable, JournalUnwritable
 from agent.daemon.output import MAX_TAIL_BYTES, OutputFiles
 from agent.daemon.processes import Processes
 from agent.daemon.refusal import Refused
@@ -324,7 +324,7 @@ def refusal_of(error: Exception) -> Refusal:
         case JournalUnwritable():
             full = isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE
             return Refusal(Reason.NO_ROOM if full else Reason.INTERNAL, str(error), hint)
-        case CasError():
+        case JournalUnreadable() | CasError():
             return Refusal(Reason.INTERNAL, str(error), hint)
         case _:
             return Refusal(Reason.INTERNAL, f"internal error: {type(error).__name__}: {error}", "see the agent's log")

@@ -68,6 +68,14 @@ def test_an_unreadable_file_is_a_clear_error(cloud: Path) -> None:
     assert (result.code, result.err) == (1, f"lowcloud: {secret}: Permission denied\n")
 
 
+def test_a_device_that_never_ends_is_refused_and_the_others_are_stored(cloud: Path) -> None:
+    (cloud / "good").write_bytes(b"good")
+    result = lowcloud("push", "/dev/zero", "good", cwd=cloud)
+    assert result.code == 1
+    assert result.out == f"{name_of(b'good')}  good\n"
+    assert "/dev/zero: a device, not a file" in result.err
+
+
 def test_a_name_goes_with_one_file(cloud: Path) -> None:
     assert lowcloud("push", "--name", "x", "a", "b", cwd=cloud).code == 2
 

@@ -6,7 +6,9 @@ from collection for a week, because nothing refers to it until it is deployed.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from io import FileIO
 from pathlib import Path
@@ -80,8 +82,15 @@ def _push(cloud: Cloud, path: str, name: str | None, out: Output) -> Stored:
 
 
 def _open(path: str) -> FileIO:
-    """Unbuffered: a buffer would read on after Ctrl-C, until it is full. Raises OSError, also for a directory."""
-    return FileIO(os.dup(0)) if path == STANDARD_INPUT else FileIO(path)
+    """Unbuffered: a buffer would read on after Ctrl-C, until it is full. Raises OSError, also for a directory or a
+    device, which may never end."""
+    if path == STANDARD_INPUT:
+        return FileIO(os.dup(0))
+    file = FileIO(path)
+    if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "a device, not a file (to store what it gives, pipe it to `push -`)", path)
+    return file
 
 
 def _name_of(cloud: Cloud, path: str) -> str | None:

@@ -81,6 +81,22 @@ def test_a_flipped_bit_before_the_last_entry_is_never_taken_for_a_torn_tail(data
         assert Journal.open(path, "fra1").head == added
 
 
+def test_damage_under_a_running_agent_is_named_and_what_is_before_it_is_still_read(
+    tmp_path: Path,
+) -> None:
+    entries = written(tmp_path / "j", 3)
+    journal = Journal.open(tmp_path / "j", "fra1")
+    content = bytearray((tmp_path / "j").read_bytes())
+    at = content.index(b"entry 1")
+    content[at] ^= 1
+    (tmp_path / "j").write_bytes(content)
+    assert journal.read() == entries[:1]
+    with pytest.raises(JournalUnreadable, match="damaged at byte") as caught:
+        journal.read(entries[0].seq)
+    assert "restarting the agent" in caught.value.hint
+    journal.close()
+
+
 def test_a_file_of_another_version_or_kind_is_refused(tmp_path: Path) -> None:
     for number, head in enumerate((HEAD.replace(b"\x01", b"\x02"), b"something else entirely")):
         path = tmp_path / str(number)
