@@ -25,7 +25,7 @@ class BlobMissing(CasError):
 
 
 class BlobDamaged(CasError):
-    hint = "`lowcloud check` names every damaged blob; push the same file again to repair it"
+    hint = "push the same file again to repair it; a release, plan or definition: restore the store from your backup"
 
     def __init__(self, digest: Digest, reason: str) -> None:
         super().__init__(f"blob {digest} is damaged: {reason}")

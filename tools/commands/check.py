@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             out.line(f"  {damage.digest}  {damage.reason}{' (repaired)' if damage.repaired else ''}")
     unrepaired = [damage for damage in checked.damaged if not damage.repaired]
     if unrepaired:
-        out.remark("push the same files again to repair them")
+        out.remark("push the same files again to repair them; restore releases, plans and definitions from your backup")
     return errors.FAILED if unrepaired else errors.DONE
 
 
