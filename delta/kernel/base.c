@@ -1,5 +1,7 @@
 #include "base.h"
 
+#ifdef __wasm__ /* elsewhere (tests/fuzz) a harness that watches every byte brings its own `fail` and `allocate` */
+
 extern u8 __heap_base;
 static u64 heap_top;
 static u64 heap_end;
@@ -30,6 +32,8 @@ void *allocate(u64 n) {
     heap_top = end;
     return (void *)(u32)start;
 }
+
+#endif
 
 __attribute__((export_name("kernel_allocate"))) u32 kernel_allocate(u32 n) { return (u32)allocate(n); }
 
