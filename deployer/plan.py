@@ -38,6 +38,7 @@ from deployer.records import seal, unseal
 from deployer.schema import Change
 
 MAX_PLAN_BYTES: Final = 256 << 20
+MAX_HOLD_S: Final = 7 * 86400.0
 STAGE_CALL_BYTES: Final = 2 << 20
 """A host's staging is cut into calls of about this size, half of what an agent accepts."""
 
@@ -91,6 +92,8 @@ class Step(Record, frozen=True, kw_only=True):
     """The specification that the host must run before; none for `start` and `create-volume`."""
     size_bytes: Annotated[int, Meta(ge=1)] | None = None
     """Of a volume."""
+    was: ProcessSpec | None = None
+    """The specification behind `expect`, for the way back; none in a plan of an older lowcloud."""
 
     def __post_init__(self) -> None:
         runs_after = self.kind in (Kind.START, Kind.REPLACE, Kind.CONFIGURE, Kind.RESIZE)
@@ -101,6 +104,8 @@ class Step(Record, frozen=True, kw_only=True):
             raise ValueError(f"a step of kind {self.kind} with the wrong parts")
         if self.spec is not None and self.spec.name != self.subject:
             raise ValueError(f"a step for {self.subject} with the specification of {self.spec.name}")
+        if self.was is not None and (self.expect is None or self.was.name != self.subject):
+            raise ValueError(f"a step for {self.subject} with a past that is not its own")
 
     def call(self) -> Call:
         """The call as the agent's API has it."""
@@ -118,6 +123,14 @@ class Step(Record, frozen=True, kw_only=True):
             case Step(kind=Kind.CREATE_VOLUME, size_bytes=int(size_bytes)):
                 return CreateVolume(self.subject, size_bytes)
         raise AssertionError("a step is checked when it is made")
+
+
+class Hold(Record, frozen=True):
+    """A probation: before the plan goes on, everything that it has changed so far must keep running for a time."""
+
+    after: Annotated[int, Meta(ge=1)]
+    """So many stages come before it."""
+    hold_s: Annotated[float, Meta(ge=0, le=MAX_HOLD_S)]
 
 
 class Plan(Record, frozen=True, kw_only=True):
@@ -138,6 +151,13 @@ class Plan(Record, frozen=True, kw_only=True):
     """What a person should know before they agree."""
     unreachable: tuple[str, ...] = ()
     """Hosts that did not answer and that this plan therefore leaves alone."""
+    holds: tuple[Hold, ...] = ()
+    """In the order of the stages, at most one between two of them."""
+
+    def __post_init__(self) -> None:
+        places = [hold.after for hold in self.holds]
+        if places != sorted(set(places)) or (places and places[-1] > len(self.stages)):
+            raise ValueError("a plan whose probations are not between its stages")
 
     def steps(self) -> Iterator[Step]:
         for stage in self.stages:

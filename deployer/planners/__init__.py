@@ -20,14 +20,14 @@ from cas.digest import Digest
 from deployer.canonical import version_of
 from deployer.errors import PlannerBroken, PlannerMissing
 from deployer.observe import Observed
-from deployer.plan import Plan, advance
+from deployer.plan import Hold, Plan, Step, advance
 from deployer.schema import Definition
 from deployer.specs import specs_of
 
 Planner = Callable[[Definition | None, Definition, Observed], Plan]
 
 GROUP: Final = "lowcloud.planners"
-BUILT_IN: Final = ("minimal", "rolling")
+BUILT_IN: Final = ("canary", "minimal", "regions", "rolling")
 """Found without a search through the installed packages, which costs more than making the plan."""
 
 
@@ -40,14 +40,11 @@ def names() -> list[str]:
 
 def find(name: str) -> Planner:
     """The planner of this name. Raises PlannerMissing, PlannerBroken."""
-    if name == "minimal":
-        from deployer.planners.minimal import minimal
+    if name in BUILT_IN:
+        from importlib import import_module
 
-        return minimal
-    if name == "rolling":
-        from deployer.planners.rolling import rolling
-
-        return rolling
+        built_in: Planner = getattr(import_module(f"deployer.planners.{name}"), name)
+        return built_in
     return _installed(name)
 
 
@@ -65,19 +62,36 @@ def version(definition: Definition) -> Version:
 
 
 def make_plan(
-    name: str, current: Version | None, following: Version, observed: Observed, *, from_release: Digest | None = None
+    name: str,
+    current: Version | None,
+    following: Version,
+    observed: Observed,
+    *,
+    from_release: Digest | None = None,
+    probation_s: float | None = None,
 ) -> Plan:
-    """Have the planner of this name make a plan, check it, and note the versions and the release it starts from. Raises
-    PlannerMissing, PlannerBroken."""
+    """Have the planner of this name make a plan, check it, and note the versions, the release it starts from, and what
+    each call finds, for the way back. `probation_s`: how long each of its probations takes, if not as long as the
+    planner says. Raises PlannerMissing, PlannerBroken."""
+    plan = find(name)(current.definition if current else None, following.definition, observed)
     plan = msgspec.structs.replace(
-        find(name)(current.definition if current else None, following.definition, observed),
+        plan,
         planner=name,
         definition=following.digest,
         from_release=from_release,
         from_definition=current.digest if current else None,
+        stages=tuple(tuple(_with_past(step, observed) for step in stage) for stage in plan.stages),
+        holds=plan.holds if probation_s is None else tuple(Hold(hold.after, probation_s) for hold in plan.holds),
     )
     _check(plan, following.definition, observed)
     return plan
+
+
+def _with_past(step: Step, observed: Observed) -> Step:
+    if step.expect is None or step.was is not None or step.host not in observed.hosts:
+        return step
+    runs = observed.hosts[step.host].processes.get(step.subject)
+    return msgspec.structs.replace(step, was=runs.spec) if runs and runs.digest == step.expect else step
 
 
 def _check(plan: Plan, following: Definition, observed: Observed) -> None:

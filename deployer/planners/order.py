@@ -13,11 +13,15 @@ Others are kinder to clients, and give way where they would contradict each othe
 - what ends, ends last, after everything that takes its place; and among those, who connects goes before who listens.
 
 Everything that is not ordered happens at once, so the number of stages is the length of the longest chain.
+
+A planner may ask for **phases** (a canary first, one region after the other): a step of a later phase comes after all
+of an earlier one. A phase gives way only to what must come before its own steps: what is forced, and whoever begins to
+listen where one of them connects to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -58,15 +62,29 @@ def fleet_of(current: Definition | None, following: Definition, observed: Observ
     )
 
 
+def regions_of(current: Definition | None, following: Definition) -> dict[str, str]:
+    """The region of every host of these definitions, by its name."""
+    return {name: host.region for name, host in {**(current.host if current else {}), **following.host}.items()}
+
+
+Phase = Callable[[Step, bool], int]
+"""The phase of a step; the second argument tells whether it is one that ends a process and that nothing waits for."""
+
+
 def stages_of(steps: Iterable[Step], fleet: Fleet) -> tuple[tuple[Step, ...], ...]:
     """The steps in stages, every step as early as the rules let it. A step that cannot keep its form (see above) is
     split."""
+    return tuple(stage for _, stage in phased_stages(steps, fleet, lambda _step, _ends: 0))
+
+
+def phased_stages(steps: Iterable[Step], fleet: Fleet, phase_of: Phase) -> list[tuple[int, tuple[Step, ...]]]:
+    """As `stages_of`, each stage with its phase, in order of the phases."""
     remaining = list(steps)
     while True:
         graph = _Graph(remaining, fleet)
         tangled = graph.tangled()
         if not tangled:
-            return graph.stages()
+            return graph.stages(phase_of)
         remaining = [part for n, step in enumerate(remaining) for part in (_split(step) if n in tangled else (step,))]
 
 
@@ -81,6 +99,9 @@ class _Graph:
         self._mixed: set[int] = set()
         self._forced: Edges = {}
         self._kind: Edges = {}
+        self._needed: Edges = {}
+        """Who begins to listen before who connects there: kind, but stronger than a phase."""
+        self._ends: set[int] = set()
         self._by_host: dict[str, list[int]] = {}
         for number, step in enumerate(steps):
             self._by_host.setdefault(step.host, []).append(number)
@@ -99,7 +120,19 @@ class _Graph:
             found.add(min(n for n in cycle if n < len(self._steps) and self._can_be_split(n)))
         return found
 
-    def stages(self) -> tuple[tuple[Step, ...], ...]:
+    def stages(self, phase_of: Phase) -> list[tuple[int, tuple[Step, ...]]]:
+        edges = self._without_cycles()
+        phases = self._phases(phase_of)
+        for node, after in edges.items():
+            edges[node] = {other for other in after if phases[other] == phases[node]}
+        weights = [1] * len(self._steps) + [0] * (self._nodes - len(self._steps))
+        found: dict[tuple[int, int], list[Step]] = {}
+        for number, level in enumerate(levels(self._nodes, edges, weights)[: len(self._steps)]):
+            found.setdefault((phases[number], level), []).append(self._steps[number])
+        return [(place[0], tuple(sorted(found[place], key=_position))) for place in sorted(found)]
+
+    def _without_cycles(self) -> Edges:
+        """All orders; where they contradict each other, without those that are only kind."""
         edges = {node: set(after) for node, after in self._forced.items()}
         for node, after in self._kind.items():
             edges.setdefault(node, set()).update(after)
@@ -108,11 +141,30 @@ class _Graph:
             for node in cycle:
                 optional = self._kind.get(node, set()) - self._forced.get(node, set())
                 edges.get(node, set()).difference_update(optional & members)
-        weights = [1] * len(self._steps) + [0] * (self._nodes - len(self._steps))
-        by_level: dict[int, list[Step]] = {}
-        for number, level in enumerate(levels(self._nodes, edges, weights)[: len(self._steps)]):
-            by_level.setdefault(level, []).append(self._steps[number])
-        return tuple(tuple(sorted(by_level[level], key=_position)) for level in sorted(by_level))
+        return edges
+
+    def _phases(self, phase_of: Phase) -> list[int]:
+        """The phase of each node: its own, or that of the first one that cannot do without it."""
+        own = [phase_of(step, n in self._ends) for n, step in enumerate(self._steps)]
+        own += [max(own, default=0)] * (self._nodes - len(own))
+        if len(set(own)) < 2:
+            return own
+        before: dict[int, list[int]] = {}
+        for needed in (self._forced, self._needed):
+            for node, after in needed.items():
+                for other in after:
+                    before.setdefault(other, []).append(node)
+        phases = list(own)
+        seen: set[int] = set()
+        for first in sorted(range(self._nodes), key=own.__getitem__):
+            waiting = [first]
+            while waiting:
+                node = waiting.pop()
+                if node not in seen:
+                    seen.add(node)
+                    phases[node] = own[first]
+                    waiting += before.get(node, ())
+        return phases
 
     # --- forced orders ---
 
@@ -184,25 +236,28 @@ class _Graph:
     # --- kind orders ---
 
     def _order_connections(self) -> None:
-        listening: dict[Place, list[int]] = {}
+        listening: dict[Place, list[tuple[int, bool]]] = {}
         for n, step in enumerate(self._steps):
             if step.spec is not None and step.kind in MAKES_A_GUEST:
+                old = set() if step.kind is Kind.START else set(self._reachable(step.host, self._before[n]))
                 for place in self._reachable(step.host, step.spec):
-                    listening.setdefault(place, []).append(n)
+                    listening.setdefault(place, []).append((n, place not in old))
         for n, step in enumerate(self._steps):
             if step.spec is not None and step.kind in MAKES_A_GUEST:
                 for place in self._reached(step.host, step.spec):
-                    for other in listening.get(place, ()):
+                    for other, begins in listening.get(place, ()):
                         self._prefer(other, n)
+                        if begins and other != n:
+                            self._needed.setdefault(other, set()).add(n)
 
     def _order_ends(self) -> None:
         ends = [n for n, step in enumerate(self._steps) if step.kind is Kind.STOP and not self._forced.get(n)]
         if not ends:
             return
         barrier = self._barrier()
-        ending = set(ends)
+        self._ends = set(ends)
         for n in range(len(self._steps)):
-            self._prefer(barrier, n) if n in ending else self._prefer(n, barrier)
+            self._prefer(barrier, n) if n in self._ends else self._prefer(n, barrier)
         listening: dict[Place, list[int]] = {}
         for n in ends:
             for place in self._reachable(self._steps[n].host, self._before[n]):
