@@ -5,7 +5,7 @@
 2. **Transfer** what hosts lack, to all of them; then **stage** on all of them: blobs verified, binaries compiled, room
    found. Nothing that runs has been touched, and a failure up to here has changed nothing but caches.
 3. **Decide.** The release is recorded and the ref moved to it by compare-and-swap. Of two operators one wins here.
-4. **Execute** the calls (`deployer.execute`).
+4. **Execute** the calls, with the plan's probations (`deployer.execute`).
 5. **Return**, where something failed and the failed process's `update.on_failure` is `rollback`: the hosts that were
    called go back to the definition before, by a plan and a release like any other. `pause` leaves all where it is.
 6. **Report** what the hosts say.
@@ -17,7 +17,6 @@ that reached them made of it, and the next `apply` of the same definition finds 
 from __future__ import annotations
 
 import asyncio
-import time
 
 import msgspec
 
@@ -54,7 +53,8 @@ async def apply(
     """Carry out a plan. Raises, with nothing that runs touched: ApplyRaced, WorldMoved, HostsUnreachable,
     TransferFailed, StagingFailed. From the first call on it does not raise but tells in its result; cancelled, it
     finishes the calls that are under way, and tells too."""
-    began = time.monotonic()
+    clock = asyncio.get_running_loop().time
+    began = clock()
     plan_name = plan_digest(plan)
     if plan.is_empty and plan.definition == plan.from_definition:
         return Applied(outcome=Outcome.UNCHANGED, plan=plan_name, release=plan.from_release)
@@ -79,7 +79,7 @@ async def apply(
     applied = await _report(site, plan, execution)
     if _should_return(plan, execution, kind):
         applied = await _return(site, plan, applied)
-    return msgspec.structs.replace(applied, bytes_sent=bytes_sent, seconds=round(time.monotonic() - began, 3))
+    return msgspec.structs.replace(applied, bytes_sent=bytes_sent, seconds=round(clock() - began, 3))
 
 
 # --- before anything is touched -------------------------------------------------------------------------------------

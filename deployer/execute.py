@@ -5,12 +5,16 @@ waited for, because only then is it known what the hosts run. A second cancellat
 
 **Repeating.** A host that does not answer may or may not have done what it was asked; calls are idempotent, so it is
 asked again a few times. A host that is busy with the same process is asked again too. Every other refusal is final.
+
+**Probation.** Where the plan holds, everything that it has changed so far is watched for that long, in what the hosts
+report: it must keep running, as the specification that the plan gave it, without being started again.
+
+All waiting is the event loop's, so that a simulation may bring a clock of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
@@ -18,7 +22,7 @@ from agent.api import Call, Envelope, Outcome, Reason
 from agent.client import AgentError, CallRefused, HostUnreachable
 from cas.digest import Digest
 from deployer.observe import observe
-from deployer.outcome import CallDone, unwell
+from deployer.outcome import CallDone, off_probation, unwell
 from deployer.plan import Plan, Step
 from deployer.site import Site
 
@@ -26,6 +30,9 @@ CALLS_AT_ONCE: Final = 64
 CALLS_AT_ONCE_PER_HOST: Final = 4
 WAITS_S: Final = (0.2, 1.0, 3.0)
 """Before the second try and those after it."""
+LOOKS_PER_PROBATION: Final = 10
+LOOK_AGAIN_S: Final = (0.5, 10.0)
+"""The shortest and the longest time between two looks of a probation."""
 
 
 async def undisturbed(tasks: Sequence[asyncio.Task[Any]], *, told: Callable[[], None] = lambda: None) -> bool:
@@ -67,7 +74,7 @@ class Execution:
         self._plan = plan
         self.plan_name = plan_name
         self.release = release
-        self._halted = False
+        self._halted = asyncio.Event()
         self._all = asyncio.Semaphore(CALLS_AT_ONCE)
         self._per_host = {host: asyncio.Semaphore(CALLS_AT_ONCE_PER_HOST) for host in plan.hosts()}
 
@@ -79,7 +86,8 @@ class Execution:
         """Carry out the plan, or as much of it as goes well. Never raises for what a host answers; raises
         CancelledError only when cancelled twice."""
         self._site.progress.phase("apply", len(self._plan.hosts()))
-        for stage in self._plan.stages:
+        holds = {hold.after: hold.hold_s for hold in self._plan.holds}
+        for number, stage in enumerate(self._plan.stages, 1):
             if self.interrupted:
                 return
             if await asyncio.to_thread(self._site.store.read_ref, self._site.ref) != self.release:
@@ -91,6 +99,10 @@ class Execution:
             await self._all_of([self._look_after(stage)])
             if not self.went_well:
                 return
+            if number in holds:
+                await self._all_of([self._probation(number, holds[number])])
+                if not self.went_well:
+                    return
 
     async def _all_of(self, parts: list[Coroutine[Any, Any, None]]) -> None:
         tasks = [asyncio.ensure_future(part) for part in parts]
@@ -100,26 +112,47 @@ class Execution:
             task.result()
 
     def _halt(self) -> None:
-        self._halted = True
+        self._halted.set()
 
     async def _look_after(self, stage: tuple[Step, ...]) -> None:
         """What a stage has changed must run before the next one begins."""
         observed = await observe(self._site.fleet, {step.host for step in stage})
         self.unwell += unwell(stage, observed)
 
+    async def _probation(self, stages: int, hold_s: float) -> None:
+        """Watch what these first stages have changed until the time is over, something is not as it should be, or the
+        plan is told to stop."""
+        steps = tuple(step for stage in self._plan.stages[:stages] for step in stage)
+        hosts = {step.host for step in steps}
+        self._site.progress.phase("probation", len(hosts))
+        clock = asyncio.get_running_loop().time
+        ends = clock() + hold_s
+        shortest_s, longest_s = LOOK_AGAIN_S
+        every_s = min(max(hold_s / LOOKS_PER_PROBATION, shortest_s), longest_s)
+        first = await observe(self._site.fleet, hosts)
+        while not self._halted.is_set() and not self.unwell:
+            left_s = ends - clock()
+            if left_s > 0 and await _comes(self._halted, within_s=min(every_s, left_s)):
+                return
+            now = await observe(self._site.fleet, hosts)
+            over = clock() >= ends
+            self.unwell += off_probation(steps, first, now, over=over)
+            if over:
+                return
+
     async def _step(self, step: Step) -> None:
         async with self._per_host[step.host], self._all:
-            if self._halted:
+            if self._halted.is_set():
                 return
             self._site.progress.step(step, "begins")
             done = await self._call(step)
             self.done.append(done)
             if not done.ok:
-                self._halted = True
+                self._halt()
             self._site.progress.step(step, "done" if done.ok else "failed", done.message)
 
     async def _call(self, step: Step) -> CallDone:
-        began = time.monotonic()
+        began = _now()
         try:
             outcome = await self._ask(step.host, step.call())
         except AgentError as error:
@@ -160,5 +193,18 @@ class Execution:
         return await client.call(envelope)
 
 
+async def _comes(event: asyncio.Event, *, within_s: float) -> bool:
+    try:
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def _ms_since(began: float) -> float:
-    return round((time.monotonic() - began) * 1000, 3)
+    return round((_now() - began) * 1000, 3)

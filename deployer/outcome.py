@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from agent.api import ProcessState, Reason
+from agent.api import ProcessState, Reason, spec_digest
 from cas.digest import Digest
 from deployer.observe import Observed
 from deployer.plan import Kind, Plan, State, Step, advance
@@ -110,6 +110,32 @@ def unwell(steps: tuple[Step, ...], observed: Observed) -> list[tuple[Step, str]
             why = f": {process.reason}" if process.reason else ""
             found.append((step, f"{step.subject}@{step.host} is in state {process.state}{why}"))
     return found
+
+
+def off_probation(steps: tuple[Step, ...], first: Observed, now: Observed, *, over: bool) -> list[tuple[Step, str]]:
+    """The processes that these steps have brought about and that have not stood their probation, by what the hosts
+    said when it began and say now. A host that does not answer is asked again until the time is `over`; then it counts
+    as one that has failed."""
+    found = unwell(steps, now)
+    told = {(step.host, step.subject) for step, _ in found}
+    for step in {(step.host, step.subject): step for step in steps if step.spec is not None}.values():
+        if (step.host, step.subject) in told or step.spec is None:
+            continue
+        name = f"{step.subject}@{step.host}"
+        if step.host in now.unreachable:
+            if over:
+                found.append((step, f"{name} is not known to run: {now.unreachable[step.host]}"))
+            continue
+        runs = now.hosts[step.host].processes.get(step.subject)
+        if runs is None or runs.digest != spec_digest(step.spec):
+            found.append((step, f"{name} no longer runs what the plan gave it"))
+        elif (again := _restarts(now, step) - _restarts(first, step)) > 0:
+            found.append((step, f"{name} was started again {again} {'time' if again == 1 else 'times'}"))
+    return found
+
+
+def _restarts(observed: Observed, step: Step) -> int:
+    return sum(status.restarts for status in observed.statuses.get(step.host, ()) if status.process == step.subject)
 
 
 def _end(plan: Plan, observed: Observed, host: str, after: State) -> HostEnd:

@@ -156,7 +156,12 @@ class Telling:
         self._sent: dict[str, tuple[int, int]] = {}
 
     def phase(self, phase: Phase, hosts: int) -> None:
-        words = {"transfer": "sending to", "stage": "staging on", "revert": "bringing back"}
+        words = {
+            "transfer": "sending to",
+            "stage": "staging on",
+            "probation": "watching",
+            "revert": "bringing back",
+        }
         if phase in words and hosts:
             self._out.remark(f"{words[phase]} {hosts} {'host' if hosts == 1 else 'hosts'}")
 

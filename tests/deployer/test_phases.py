@@ -38,9 +38,12 @@ def spread(definition: Definition) -> Definition:
     return msgspec.structs.replace(definition, host=hosts, region={"a": Region(), "b": Region()})
 
 
-def planned(planner: str, current: Definition | None, following: Definition, **options: float) -> Plan:
+def planned(
+    planner: str, current: Definition | None, following: Definition, *, probation_s: float | None = None
+) -> Plan:
     observed = assume(current) if current else Observed({host: HostState() for host in following.host})
-    return make_plan(planner, version(current) if current else None, version(following), observed, **options)
+    before = version(current) if current else None
+    return make_plan(planner, before, version(following), observed, probation_s=probation_s)
 
 
 def stages(plan: Plan) -> list[list[str]]:
