@@ -102,7 +102,7 @@ INLINE i64 predict_address(model *m, i64 v) {
 }
 
 INLINE i64 predict_local(const model *m, i64 v) {
-    if (!m->locals_differ || v >= LOCALS) return v;
+    if (!m->locals_differ || (u64)v >= LOCALS) return v;
     for (i64 k = v, end = v - LOCAL_REACH; k >= 0 && k >= end; k--)
         if (m->local_shifts[k].generation == m->generation) return v + m->local_shifts[k].shift;
     return v;
@@ -159,7 +159,7 @@ INLINE i64 predict(model *m, u32 cls, i64 v) {
 
 INLINE void learn_local(model *m, i64 v, i64 predicted, i64 actual) {
     if (predicted != actual) m->locals_differ = 1;
-    if (m->locals_differ && v < LOCALS) m->local_shifts[v] = (local_shift){m->generation, (i32)(actual - v)};
+    if (m->locals_differ && (u64)v < LOCALS) m->local_shifts[v] = (local_shift){m->generation, (i32)(actual - v)};
 }
 
 /* Tells the model the truth. Must follow `predict` for the same operand. */
