@@ -102,6 +102,12 @@ class PlannerBroken(DeployerError):
     """A planner that could not be loaded or gave something that is not a plan."""
 
 
+class NotReversible(DeployerError):
+    """A plan that does not carry what it replaces."""
+
+    hint = "`lowcloud rollback` plans the way back to any release from what the hosts run"
+
+
 class WorldMoved(DeployerError):
     """The plan was made for a state that is no longer there."""
 

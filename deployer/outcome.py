@@ -114,7 +114,8 @@ def unwell(steps: tuple[Step, ...], observed: Observed) -> list[tuple[Step, str]
 
 def off_probation(steps: tuple[Step, ...], first: Observed, now: Observed, *, over: bool) -> list[tuple[Step, str]]:
     """The processes that these steps have brought about and that have not stood their probation, by what the hosts
-    said when it began and say now. A host that does not answer is asked again until the time is `over`; then it counts
+    said when it began and say now. A new guest must never have been started again, one that was there before not since
+    the probation began. A host that does not answer is asked again until the time is `over`; then it counts
     as one that has failed."""
     found = unwell(steps, now)
     told = {(step.host, step.subject) for step, _ in found}
@@ -129,7 +130,7 @@ def off_probation(steps: tuple[Step, ...], first: Observed, now: Observed, *, ov
         runs = now.hosts[step.host].processes.get(step.subject)
         if runs is None or runs.digest != spec_digest(step.spec):
             found.append((step, f"{name} no longer runs what the plan gave it"))
-        elif (again := _restarts(now, step) - _restarts(first, step)) > 0:
+        elif (again := _restarts(now, step) - (_restarts(first, step) if step.kind is Kind.RESIZE else 0)) > 0:
             found.append((step, f"{name} was started again {again} {'time' if again == 1 else 'times'}"))
     return found
 

@@ -6,7 +6,9 @@ Between planning and applying the world may move; that is why a plan says what i
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
+from cas.digest import Digest
 from deployer import canonical, release
 from deployer.errors import HostsUnreachable
 from deployer.fleet import Fleet, addresses_of
@@ -43,15 +45,43 @@ def addresses_for(
     return addresses_of(following, now) if back else addresses_of(now, following)
 
 
-async def plan_for(site: Site, following: Version, planner: str, *, allow_unreachable: bool = False) -> Plan:
+async def plan_for(
+    site: Site, following: Version, planner: str, *, allow_unreachable: bool = False, probation_s: float | None = None
+) -> Plan:
     """A plan from what runs to this version. Raises HostsUnreachable unless `allow_unreachable`, which leaves hosts
-    alone that do not answer; PlannerMissing, PlannerBroken."""
+    alone that do not answer; PlannerMissing, PlannerBroken. `probation_s`: see `make_plan`."""
+    start = await starting_point(site, following, allow_unreachable=allow_unreachable)
+    return start.plan(planner, probation_s=probation_s)
+
+
+class StartingPoint(NamedTuple):
+    """All that planners are given: one look at the world, from which any of them can make its plan."""
+
+    current: Version | None
+    following: Version
+    observed: Observed
+    from_release: Digest | None
+
+    def plan(self, planner: str, *, probation_s: float | None = None) -> Plan:
+        """Raises PlannerMissing, PlannerBroken."""
+        return make_plan(
+            planner,
+            self.current,
+            self.following,
+            self.observed,
+            from_release=self.from_release,
+            probation_s=probation_s,
+        )
+
+
+async def starting_point(site: Site, following: Version, *, allow_unreachable: bool = False) -> StartingPoint:
+    """Where the history is and what the hosts run. Raises HostsUnreachable unless `allow_unreachable`."""
     newest = await asyncio.to_thread(release.head, site.store, site.ref)
     current = await asyncio.to_thread(current_version, site.store, newest)
     hosts = set(following.definition.host) | set(current.definition.host if current else ())
     site.progress.phase("observe", len(hosts))
     observed = await look(site.fleet, hosts, allow_unreachable=allow_unreachable)
-    return make_plan(planner, current, following, observed, from_release=newest.digest if newest else None)
+    return StartingPoint(current, following, observed, newest.digest if newest else None)
 
 
 async def look(fleet: Fleet, hosts: set[str], *, allow_unreachable: bool = False) -> Observed:

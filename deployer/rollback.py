@@ -28,12 +28,19 @@ def target(site: Site, named: str | None = None) -> Link:
     return releases.previous(site.store, site.ref)
 
 
-async def plan_rollback(site: Site, to: Link, planner: str, *, allow_unreachable: bool = False) -> Plan:
+async def plan_rollback(
+    site: Site, to: Link, planner: str, *, allow_unreachable: bool = False, probation_s: float | None = None
+) -> Plan:
     """A plan from what runs now to the definition of an earlier release. Raises what `planning.plan_for` raises, and
     BlobMissing or BlobDamaged where that definition is not in the store any more."""
-    digest = to.release.definition
-    definition = await asyncio.to_thread(releases.read_definition, site.store, digest)
-    return await plan_for(site, Version(digest, definition), planner, allow_unreachable=allow_unreachable)
+    following = await asyncio.to_thread(version_at, site, to)
+    return await plan_for(site, following, planner, allow_unreachable=allow_unreachable, probation_s=probation_s)
+
+
+def version_at(site: Site, link: Link) -> Version:
+    """What a release says should run. Raises BlobMissing, BlobDamaged."""
+    digest = link.release.definition
+    return Version(digest, releases.read_definition(site.store, digest))
 
 
 async def rollback(site: Site, plan: Plan, to: Link, *, message: str = "") -> Applied:
