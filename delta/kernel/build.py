@@ -32,6 +32,7 @@ FLAGS = (
     "-std=c17",
     "-Os",
     "-flto",
+    "-fwrapv",  # hostile numbers overflow; what that gives is then defined, and the same in every build
     "-nostdlib",
     "-Wall",
     "-Wextra",
