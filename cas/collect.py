@@ -16,7 +16,7 @@ from functools import partial
 
 import msgspec
 
-from cas import entries, incoming, protection, reading, refs
+from cas import entries, incoming, protection, reading, refs, similarity
 from cas.access import Access
 from cas.batch import Batch, clear_mark, set_mark, sparse_packs
 from cas.bodies import RecordMissing, read_stored
@@ -189,6 +189,8 @@ def _remove(batch: Batch, group: list[_Doomed]) -> list[int]:
             continue
         if entry is not None:
             batch.remove(item.raw, entry)
+            if entry.size >= similarity.LEAST_BYTES:
+                similarity.forget(batch, item.raw)
             removed.append(entry.stored)
     return removed
 

@@ -1,7 +1,7 @@
 """How a new blob is encoded: whole, or as a delta of one that is here.
 
-The measured size decides. Bases are tried in the order given (the most recent version of the same name first), a
-bounded number of them, and only where the chain of deltas stays short in steps and in bytes to read.
+The measured size decides. Bases are tried in the order given (`cas.bases`: the most promising first), a bounded number
+of them, and only where the chain of deltas stays short in steps and in bytes to read.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ PLAIN_BYTES = 1 << 10
 MAX_BASES_TRIED = 2
 CLEARLY_GOOD = 1 / 8
 """A delta below this part of a quick compression of the blob is taken at once: nothing else is tried."""
+ALSO_PROMISING = 0.8
+"""A second base is tried only if it promises at least this part of what the first one did."""
 WORTHWHILE = 0.8
 """A delta is kept only below this part of the whole encoding; every one costs each later read."""
 CHAIN_BYTES_FACTOR = 2
@@ -41,6 +43,8 @@ class Candidate(msgspec.Struct, frozen=True):
     size: int
     depth: int
     chain_bytes: int
+    promise: float = 1.0
+    """How alike it is expected to be."""
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -95,17 +99,19 @@ def choose(
     or None where there can be none."""
     best: tuple[Candidate, bytes] | None = None
     tried = 0
+    least_promise = 0.0
     quick_bytes = 0
     for candidate in candidates:
         if tried == MAX_BASES_TRIED:
             break
-        if candidate.raw == raw or not suitable(candidate, len(data)):
+        if candidate.raw == raw or candidate.promise < least_promise or not suitable(candidate, len(data)):
             continue
         base = read_base(candidate.raw)
         patch = None if base is None else encode_delta(base, data)
         if patch is None:
             continue
         tried += 1
+        least_promise = max(least_promise, ALSO_PROMISING * candidate.promise)
         if best is None or len(patch) < len(best[1]):
             best = candidate, patch
         quick_bytes = quick_bytes or _quick_bytes(data)

@@ -32,7 +32,22 @@ MAP_SIZE_BYTES = 1 << 40
 MAX_READERS = 1024
 FULL_BYTES = 4 << 20
 """A disk with less space than this counts as full where a write was cut short."""
-DATABASES = ("meta", "blobs", "records", "packs", "pending", "names", "leases", "pins", "refs", "touched")
+DATABASES = (
+    "meta",
+    "blobs",
+    "records",
+    "packs",
+    "pending",
+    "names",
+    "leases",
+    "pins",
+    "refs",
+    "touched",
+    "sketches",
+    "patches",
+)
+ADDED = ("sketches", "patches")
+"""Databases that the first stores of this version do not have; they are made when such a store is opened."""
 
 _FORMAT_KEY = b"format"
 _VERSION = struct.Struct("<H")
@@ -59,6 +74,8 @@ class Environment:
         self.pins = dbs["pins"]
         self.refs = dbs["refs"]
         self.touched = dbs["touched"]
+        self.sketches = dbs["sketches"]
+        self.patches = dbs["patches"]
 
     @contextmanager
     def reading(self) -> Iterator[lmdb.Transaction[memoryview]]:
@@ -212,11 +229,20 @@ def _open_databases(env: lmdb.Environment, path: Path) -> dict[str, Any]:
         meta = env.open_db(b"meta", create=False)
         with env.begin() as txn:
             _refuse_other_formats(txn.get(_FORMAT_KEY, db=meta), path)
-        return {name: env.open_db(name.encode(), create=False) for name in DATABASES}
+        return {name: _open_database(env, name) for name in DATABASES}
     except lmdb.NotFoundError as error:
         raise StoreUnreadable(f"{path} holds an LMDB environment that is not a store") from error
     except lmdb.Error as error:
         raise translated(error, path) from error
+
+
+def _open_database(env: lmdb.Environment, name: str) -> Any:
+    try:
+        return env.open_db(name.encode(), create=False)
+    except lmdb.NotFoundError:
+        if name not in ADDED:
+            raise
+        return env.open_db(name.encode())
 
 
 def _refuse_other_formats(found: bytes | None, path: Path) -> None:

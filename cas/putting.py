@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain as joined
+from itertools import islice
 
 from blake3 import blake3
 
-from cas import encoding, names, reading
+from cas import bases, encoding, names, reading, similarity
 from cas.access import Access
 from cas.batch import Batch, collection_running
 from cas.digest import Digest, from_raw, to_raw
-from cas.encoding import Candidate, Encoded
+from cas.encoding import Encoded
 from cas.entries import ZSTD, BadEntry, Entry
 from cas.errors import BlobDamaged, BlobMissing, BlobTooLarge, CasError, DigestMismatch, StoreBusy
 from cas.incoming import IncomingBody, is_pending, settle
 from cas.interface import Stored
+from cas.similarity import Sketch
 
 BUFFERED_BYTES = 16 << 20
 NAMED_BUFFERED_BYTES = 64 << 20
 """A stream up to this size is stored like any other blob, so that, having a name, it can become a delta; a longer one
 goes straight into records."""
-RECENT_VERSIONS = 4
-"""How many blobs of a name are looked at as bases, with their own bases."""
 SAMPLES = 16
 SAMPLE_BYTES = 64 << 10
 """How much of a long stream's beginning decides whether it is compressed."""
@@ -45,11 +45,12 @@ def put(access: Access, data: bytes, *, name: str | None, expect: Digest | None)
         return Stored(from_raw(raw), len(data), new=False, stored_bytes=0)
     access.ensure_room(1)
     heals = is_indexed(access, raw)
+    sketch = similarity.sketch_of(data)
     for attempt in range(_ATTEMPTS):
         # A damaged blob may itself be a base, so it must not get a chain under it: it comes back whole.
         plain = heals or attempt == _ATTEMPTS - 1
-        encoded = encoding.whole(raw, data) if plain else _encode(access, raw, data, name)
-        stored = store_encoded(access, raw, len(data), encoded, name)
+        encoded = encoding.whole(raw, data) if plain else _encode(access, raw, data, name, sketch)
+        stored = store_encoded(access, raw, len(data), encoded, name, sketch)
         if stored is not None:
             return stored
     raise BlobMissing(from_raw(raw))
@@ -66,7 +67,7 @@ def put_stream(access: Access, chunks: Iterable[bytes], *, name: str | None, exp
         head.append(piece)
         size += len(piece)
         if size > buffered_bytes:
-            return _put_long_stream(access, chain(_draining(head), pieces), _sample(head), name, expect)
+            return _put_long_stream(access, joined(_draining(head), pieces), _sample(head), name, expect)
     return put(access, b"".join(head), name=name, expect=expect)
 
 
@@ -87,9 +88,9 @@ def put_patch(access: Access, digest: Digest, patch: bytes, *, name: str | None,
     if blake3(data).digest() != raw:
         raise DigestMismatch(digest, from_raw(blake3(data).digest()))
     with access.env.reading() as txn:
-        base = reading.find_entry(access.env, txn, info.base)
-    if base is not None and not is_indexed(access, raw):
-        candidate = Candidate(info.base, base.size, base.depth, base.chain_bytes)
+        chain = bases.chain_of(access.env, txn, info.base)
+    if chain and not is_indexed(access, raw):
+        candidate = chain[0]
         if encoding.suitable(candidate, len(data)) and encoding.chain_allows(candidate, len(patch), len(data)):
             stored = store_encoded(access, raw, len(data), encoding.as_delta(candidate, patch), name)
             if stored is not None:
@@ -159,7 +160,9 @@ def body_in_index(access: Access, raw: bytes) -> int | None:
     return entry.body if entry else None
 
 
-def store_encoded(access: Access, raw: bytes, size: int, encoded: Encoded, name: str | None) -> Stored | None:
+def store_encoded(
+    access: Access, raw: bytes, size: int, encoded: Encoded, name: str | None, sketch: Sketch = ()
+) -> Stored | None:
     """One job for one blob that is not here, or damaged. None where its base is gone."""
     damaged_body = body_in_index(access, raw)
 
@@ -172,6 +175,7 @@ def store_encoded(access: Access, raw: bytes, size: int, encoded: Encoded, name:
             stored_bytes = add_encoded(batch, raw, size, encoded)
         else:
             batch.protect(raw)
+        similarity.remember(batch, raw, sketch)
         if name is not None:
             names.remember(batch, name, raw)
         return Stored(from_raw(raw), size, new, stored_bytes)
@@ -197,11 +201,8 @@ def _base_stands(batch: Batch, encoded: Encoded) -> bool:
     """A base that was encoded anew meanwhile may have become part of a chain; then depth and bytes no longer hold."""
     if encoded.base is None:
         return True
-    try:
-        base = batch.entry(encoded.base)
-    except BadEntry:
-        return False
-    return base is not None and base.depth + 1 == encoded.depth
+    links = bases.links_of(batch, encoded.base)
+    return links is not None and len(links) == encoded.depth
 
 
 # --- one blob -------------------------------------------------------------------------------------------------------
@@ -212,14 +213,15 @@ def _demand(expect: Digest | None, raw: bytes) -> None:
         raise DigestMismatch(expect, from_raw(raw))
 
 
-def _encode(access: Access, raw: bytes, data: bytes, name: str | None) -> Encoded:
+def _encode(access: Access, raw: bytes, data: bytes, name: str | None, sketch: Sketch) -> Encoded:
     def read_base(base: bytes) -> bytes | None:
         try:
             return reading.read(access.env, base)
         except CasError:
             return None
 
-    return encoding.choose(raw, data, _bases(access, name), read_base=read_base, encode_delta=_encode_delta)
+    found = bases.candidates(access, name, sketch)
+    return encoding.choose(raw, data, found, read_base=read_base, encode_delta=_encode_delta)
 
 
 def _encode_delta(base: bytes, target: bytes) -> bytes | None:
@@ -229,28 +231,6 @@ def _encode_delta(base: bytes, target: bytes) -> bytes | None:
         return delta.encode(base, target, effort="normal")
     except delta.DeltaError:
         return None
-
-
-def _bases(access: Access, name: str | None) -> list[Candidate]:
-    """Recent versions of the name; where the chain of one is as long as it may be, what it is built on comes next."""
-    if name is None:
-        return []
-    found: dict[bytes, Candidate] = {}
-    with access.env.reading() as txn:
-        recent = list(islice(names.newest_first(access.env, txn, name), RECENT_VERSIONS))
-        for raw in recent:
-            wanted: bytes | None = raw
-            while wanted is not None and wanted not in found:
-                try:
-                    entry = reading.find_entry(access.env, txn, wanted)
-                except BlobDamaged:
-                    entry = None
-                if entry is None:
-                    break
-                found[wanted] = Candidate(wanted, entry.size, entry.depth, entry.chain_bytes)
-                wanted = entry.base
-    ordered = [found[raw] for raw in recent if raw in found]
-    return ordered + [candidate for raw, candidate in found.items() if raw not in set(recent)]
 
 
 # --- long streams ---------------------------------------------------------------------------------------------------
