@@ -15,7 +15,7 @@ import enum
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from cas.digest import Digest, digest_of
 
@@ -43,7 +43,9 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Base of everything on the wire: immutable, and a field that the reader does not know is an error.
 
     Digests leave fields out that have their default, so a later version may add a field with a default, and every
-    specification and journal entry keeps its digest. For the same reason a default, once released, never changes.
+    specification and journal entry keeps its digest. For the same reason a default, once released, never changes. A
+    later field whose default is `UNSET` is not even sent where it is not used: neither an older reader nor a file that
+    an older program has written sees a difference.
     """
 
 
@@ -103,6 +105,17 @@ class ProcessSpec(Struct, frozen=True):
     restart: Literal["always", "on-failure", "never"] = "always"
     ready: Ready | None = None
     update: Update = Update()
+    secret: dict[GuestPath, Digest] | UnsetType = UNSET
+    """Read-only files that only this host can open: guest path to the blob that was sealed to the host's key
+    (`cas.sealed`). A directory with a secret in it holds nothing else. Not sent and not hashed where there is none."""
+
+    def __post_init__(self) -> None:
+        if self.secret == {}:
+            msgspec.structs.force_setattr(self, "secret", UNSET)
+
+    @property
+    def secrets(self) -> dict[GuestPath, Digest]:
+        return {} if self.secret is UNSET else self.secret
 
 
 def spec_digest(spec: ProcessSpec) -> Digest:
@@ -365,6 +378,8 @@ class HostFacts(Struct, frozen=True):
     store_blobs: int = 0
     store_bytes: int = 0
     version: str = ""
+    sealing_key: str | UnsetType = UNSET
+    """The public key that this host's secrets are sealed to (X25519, 64 hex digits). An older agent has none."""
 
 
 class Event(enum.StrEnum):
@@ -411,6 +426,12 @@ class JournalEntry(Struct, frozen=True):
     ms: float | None = None
     """How long the step took."""
     hash: str = ""
+    secret: dict[str, Digest] | UnsetType = UNSET
+    """As `config`: the sealed blobs, never what is in them."""
+
+    @property
+    def secrets(self) -> dict[str, Digest]:
+        return {} if self.secret is UNSET else self.secret
 
 
 def entry_hash(entry: JournalEntry) -> Digest:

@@ -35,18 +35,22 @@ def check(definition: Definition, broken: Iterable[Path] = ()) -> list[Finding]:
     known_broken = frozenset(broken)
     findings = [*_regions(definition, known_broken), *_placement(definition, known_broken)]
     findings += [*_blobs(definition), *_environment(definition), *_sizes(definition)]
-    findings += [*_guest_paths(definition), *_volumes(definition, known_broken), *_room(definition, known_broken)]
+    findings += [
+        *_guest_paths(definition),
+        *_secrets(definition, known_broken),
+        *_volumes(definition, known_broken),
+        *_room(definition, known_broken),
+    ]
     return findings + network_checks.check(definition, known_broken)
 
 
 def warnings(definition: Definition) -> list[Finding]:
     """What is allowed but does nothing."""
-    used = {volume for process in definition.process.values() for volume in process.volume.values()}
-    return [
-        Finding(("volume", name), "no process uses this volume, so it is on no host", of_key=True)
-        for name in definition.volume
-        if name not in used
-    ]
+    volumes = {volume for process in definition.process.values() for volume in process.volume.values()}
+    secrets = {secret for process in definition.process.values() for secret in process.secret.values()}
+    unused = [(("volume", name), "volume, so it is on no host") for name in definition.volume if name not in volumes]
+    unused += [(("secret", name), "secret") for name in definition.secret if name not in secrets]
+    return [Finding(path, f"no process uses this {what}", of_key=True) for path, what in unused]
 
 
 def _regions(definition: Definition, broken: frozenset[Path]) -> Iterator[Finding]:
@@ -86,6 +90,14 @@ def _blobs(definition: Definition) -> Iterator[Finding]:
                     f"{quoted(reference)} is no whole digest",
                     f"{PREFIX} and 64 hex digits, as `lowcloud push` prints it; for a file of this name, ./{reference}",
                 )
+    for name, secret in definition.secret.items():
+        for host, reference in secret.sealed.items():
+            if not is_digest(reference):
+                yield Finding(
+                    ("secret", name, "sealed", host),
+                    f"{quoted(reference)} is no whole digest",
+                    f"{PREFIX} and 64 hex digits, as `lowcloud secret ls` prints it",
+                )
 
 
 def _environment(definition: Definition) -> Iterator[Finding]:
@@ -102,7 +114,8 @@ def _environment(definition: Definition) -> Iterator[Finding]:
 
 def _sizes(definition: Definition) -> Iterator[Finding]:
     for name, process in definition.process.items():
-        for field, paths in (("config", process.config), ("volume", process.volume)):
+        files: dict[str, Iterable[str]] = {"config": process.config, "volume": process.volume, "secret": process.secret}
+        for field, paths in files.items():
             for path in paths:
                 longest = max(len(part.encode()) for part in path.split("/"))
                 if len(path.encode()) > MAX_GUEST_PATH_BYTES or longest > MAX_NAME_BYTES:
@@ -127,15 +140,17 @@ def _guest_paths(definition: Definition) -> Iterator[Finding]:
     for name, process in definition.process.items():
         places: list[tuple[str, Path, str]] = [(path, ("config", path), "the file") for path in process.config]
         places += [(path, ("volume", path), "the volume") for path in process.volume]
+        places += [(path, ("secret", path), "the secret") for path in process.secret]
         if process.disk:
             places.append((SCRATCH, ("disk",), "the scratch space"))
         # Sorted by component, whatever lies in a path follows it.
         places.sort(key=lambda place: place[0].split("/"))
         outer, what = "", ""
+        around: Path = ()
         for inner, where, which in places:
             if outer and (inner == outer or inner.startswith(outer + "/")):
                 relation = "is at the same path as" if inner == outer else "lies in"
-                path = where if where[0] != "disk" else ("volume" if outer in process.volume else "config", outer)
+                path = where if where[0] != "disk" else around
                 yield Finding(
                     ("process", name, *path),
                     f"{which} {inner} {relation} {what} {outer}",
@@ -143,7 +158,43 @@ def _guest_paths(definition: Definition) -> Iterator[Finding]:
                     of_key=True,
                 )
             else:
-                outer, what = inner, which
+                outer, what, around = inner, which, where
+
+
+def _secrets(definition: Definition, broken: frozenset[Path]) -> Iterator[Finding]:
+    hosts = declared("host", definition, broken)
+    for name, secret in definition.secret.items():
+        for host in secret.sealed:
+            if host not in hosts:
+                hint = near_hint(host, sorted(hosts), "hosts")
+                yield Finding(("secret", name, "sealed", host), f"there is no host {quoted(host)}", hint, of_key=True)
+    for name, process in definition.process.items():
+        alone = {_parent(path) for path in process.secret}
+        others = [("config", path) for path in process.config] + [("volume", path) for path in process.volume]
+        for field, path in others:
+            if any(parent in alone for parent in _parents(path)):
+                yield Finding(
+                    ("process", name, field, path),
+                    f"{path} lies in a directory that holds a secret",
+                    "give secrets a directory of their own, such as /run/secrets",
+                    of_key=True,
+                )
+        if process.disk and "/" in alone:
+            yield Finding(
+                ("process", name, "secret"),
+                f"the scratch space {SCRATCH} lies in a directory that holds a secret",
+                "give secrets a directory of their own, such as /run/secrets",
+            )
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] or "/"
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path != "/":
+        path = _parent(path)
+        yield path
 
 
 def _volumes(definition: Definition, broken: frozenset[Path]) -> Iterator[Finding]:

@@ -6,6 +6,9 @@
     .lowcloud/operator/      this operator's ca.pem, cert.pem, key.pem
     .lowcloud/hosts/NAME/    what was issued for a host
 
+With `refs` or `blobs` in `lowcloud.toml`, history and blobs are shared (`deployer.engines`); `.lowcloud/store/` is then
+their local copy, and `.lowcloud/last-refs.json` says where the refs were when they were last seen.
+
 Every command opens a cloud first, so nothing slow is imported here: the store, the certificates and the network come in
 where they are used.
 """
@@ -22,8 +25,11 @@ from deployer.files import read_file, sync_directory, write_file
 
 if TYPE_CHECKING:
     import tomllib
+    from collections.abc import Callable
     from types import TracebackType
 
+    from cas.engines.errors import EngineUnreachable
+    from cas.engines.shared import SharedStore
     from cas.store import Store
 
 CONFIG_NAME: Final = "lowcloud.toml"
@@ -33,6 +39,7 @@ MAX_CONFIG_BYTES: Final = 1 << 16
 DEFAULT_DEFINITION: Final = "cloud.toml"
 DEFAULT_REF: Final = "prod"
 DEFAULT_PLANNER: Final = "minimal"
+DEFAULT_ENGINE: Final = "lmdb"
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 """What a host, a ref, a planner or an operator may be called."""
@@ -43,6 +50,8 @@ CONFIG_TEXT: Final = """\
 # definition = "cloud.toml"     # the definition file that `plan`, `apply`, `up` and `resolve` take when none is named
 # ref = "prod"                  # the history that `apply` and `rollback` move
 # planner = "minimal"           # how a difference becomes calls: minimal, rolling, or one that a package brings
+# refs = "lmdb"                 # where the history is; shared: "etcd://10.0.0.1:2379,10.0.0.2:2379/shop"
+# blobs = "lmdb"                # where blobs are; shared: "s3://bucket/prefix" (credentials: AWS_ACCESS_KEY_ID, ...)
 """
 
 
@@ -52,6 +61,8 @@ class CloudConfig(NamedTuple):
     definition: str = DEFAULT_DEFINITION
     ref: str = DEFAULT_REF
     planner: str = DEFAULT_PLANNER
+    refs: str = DEFAULT_ENGINE
+    blobs: str = DEFAULT_ENGINE
 
 
 class Cloud:
@@ -60,14 +71,18 @@ class Cloud:
     def __init__(self, root: Path, config: CloudConfig) -> None:
         self.root = root
         self.config = config
-        self._store: Store | None = None
+        self.overlay: str | None = None
+        """What differs here from the definition (`-e staging`). It has a lock and a history of its own."""
+        self.on_stale: Callable[[EngineUnreachable, float], None] | None = None
+        """Is told when the history's engine does not answer and the last known state is used: why, and its age."""
+        self._store: Store | SharedStore | None = None
 
     # --- where things are ---
 
     @property
     def ref(self) -> str:
-        """The ref that this cloud's releases move."""
-        return self.config.ref
+        """The ref that this cloud's releases move; an overlay's is called as it is."""
+        return self.overlay or self.config.ref
 
     @property
     def definition_path(self) -> Path:
@@ -100,13 +115,30 @@ class Cloud:
         return self.state / "hosts" / name
 
     @property
-    def store(self) -> Store:
-        """The store, opened when it is first used. Raises cas.errors.StoreUnreadable."""
+    def store(self) -> Store | SharedStore:
+        """The store, opened when it is first used. Raises cas.errors.StoreUnreadable, EngineAddressInvalid,
+        EngineRefused."""
         if self._store is None:
             from cas.store import Store
 
-            self._store = Store.open(self.store_path)
+            local = Store.open(self.store_path)
+            if self.is_shared:
+                from deployer.engines import open_shared
+
+                refs, blobs = self.config.refs, self.config.blobs
+                self._store = open_shared(local, refs=refs, blobs=blobs, state=self.state, tell=self._tell_stale)
+            else:
+                self._store = local
         return self._store
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether history or blobs are anywhere but here."""
+        return (self.config.refs, self.config.blobs) != (DEFAULT_ENGINE, DEFAULT_ENGINE)
+
+    def _tell_stale(self, error: EngineUnreachable, age_s: float) -> None:
+        if self.on_stale is not None:
+            self.on_stale(error, age_s)
 
     # --- opening and closing ---
 
@@ -207,6 +239,14 @@ def _checked_setting(path: Path, text: str, key: str, value: Any) -> str:
     if key == "definition":
         if "\0" in value:
             raise _config_error(path, text, key, "a path has no zero byte", "")
+    elif key in ("refs", "blobs"):
+        from cas.engines.address import parse_blobs, parse_refs
+        from cas.engines.errors import EngineAddressInvalid
+
+        try:
+            parse_refs(value) if key == "refs" else parse_blobs(value)
+        except EngineAddressInvalid as error:
+            raise _config_error(path, text, key, str(error), error.hint) from error
     elif not NAME.fullmatch(value):
         hint = "lower-case letters, digits and hyphens, a letter first"
         raise _config_error(path, text, key, f"{value!r} cannot be the name of a {key}", hint)

@@ -50,6 +50,8 @@ class Field(NamedTuple):
     required: bool
     default: Any
     """None where it is required."""
+    later: bool
+    """The canonical form leaves it out where it has its default."""
 
     @property
     def unit(self) -> Unit | None:
@@ -122,6 +124,7 @@ def _describe(name: str, annotation: Any, info: msgspec.structs.FieldInfo) -> Fi
         example=extra["example"],
         required=info.required,
         default=default,
+        later=extra["later"],
     )
 
 

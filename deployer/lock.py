@@ -9,10 +9,15 @@
     imports = [
         "wasi:cli/environment@0.2.0",
     ]
+    base = "b3:…"
+
+    [secret.db-password]
+    fra1 = "b3:…"
 
 One table for each name as the definition writes it, sorted, one import on a line: a rebuilt program is a diff of the
-lines that differ. It is TOML, so that people and other programs can read it, and it holds nothing (no time, no machine)
-that would make two runs over the same files differ.
+lines that differ. `base` is what the name stood for before: the blob that a delta is best made from. A secret has the
+hash of what was sealed to each host. It is TOML, so that people and other programs can read it, and it holds nothing
+(no time, no machine) that would make two runs over the same files differ.
 """
 
 from __future__ import annotations
@@ -51,27 +56,34 @@ class Locked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"d
     """A core module, a component, or bytes that are not run."""
     imports: tuple[str, ...] = ()
     """What a binary asks of its host."""
+    base: Digest | None = None
+    """What the name stood for before, which the next version's delta is best made from."""
 
 
 class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By name, as the definition writes it: a path, or a digest."""
 
     blob: dict[str, Locked] = {}
+    secret: dict[str, dict[str, Digest]] = {}
+    """By the secret's name and the host that can open it: the sealed blob."""
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"version": _MAGIC}):
     version: int
     blob: dict[str, Locked] = {}
+    secret: dict[str, dict[str, Digest]] = {}
 
 
-def lock_path(definition: Path) -> Path:
-    """Where the lock of a definition file is."""
-    return definition.with_name(LOCK_NAME)
+def lock_path(definition: Path, overlay: str | None = None) -> Path:
+    """Where the lock of a definition file is; with an overlay it has one of its own, `shop.staging.lock`."""
+    return definition.with_name(LOCK_NAME if overlay is None else f"{definition.stem}.{overlay}.lock")
 
 
 def encode(lock: Lock) -> str:
     """The file's text, the same for the same lock."""
-    return _HEAD + f"{_MAGIC} = {VERSION}\n" + "".join(_entry(name, one) for name, one in sorted(lock.blob.items()))
+    entries = [_entry(name, one) for name, one in sorted(lock.blob.items())]
+    entries += [_secret(name, sealed) for name, sealed in sorted(lock.secret.items())]
+    return _HEAD + f"{_MAGIC} = {VERSION}\n" + "".join(entries)
 
 
 def decode(text: str, path: Path) -> Lock:
@@ -84,7 +96,8 @@ def decode(text: str, path: Path) -> Lock:
             raise DefinitionInvalid(
                 [Problem(str(path), 1, 1, f"this lock file has {shown}; this program knows version {VERSION}", _HINT)]
             )
-        return Lock(msgspec.convert(document, _File).blob)
+        file = msgspec.convert(document, _File)
+        return Lock(file.blob, file.secret)
     except (ValueError, RecursionError) as error:
         # msgspec's ValidationError is a ValueError too.
         message = "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -130,6 +143,13 @@ def _entry(name: str, one: Locked) -> str:
     ]
     if one.imports:
         lines += ["imports = [", *(f"    {_text(interface)}," for interface in one.imports), "]"]
+    if one.base is not None:
+        lines.append(f"base = {_text(one.base)}")
+    return "\n".join(lines) + "\n"
+
+
+def _secret(name: str, sealed: dict[str, Digest]) -> str:
+    lines = [f"\n[secret.{_text(name)}]", *(f"{_text(host)} = {_text(one)}" for host, one in sorted(sealed.items()))]
     return "\n".join(lines) + "\n"
 
 

@@ -210,7 +210,8 @@ def advance(state: Mapping[str, Mapping[str, Digest]], steps: Iterable[Step]) ->
 
 def blobs_of(spec: ProcessSpec) -> tuple[Digest, ...]:
     """The blobs that a specification needs on its host, each once."""
-    return tuple(dict.fromkeys((spec.binary, *(spec.config[path] for path in sorted(spec.config)))))
+    files = (held[path] for held in (spec.config, spec.secrets) for path in sorted(held))
+    return tuple(dict.fromkeys((spec.binary, *files)))
 
 
 def blobs_by_host(plan: Plan) -> dict[str, tuple[Digest, ...]]:

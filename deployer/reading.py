@@ -44,14 +44,17 @@ def read_table(table: type[Table], raw: object, path: Path, findings: list[Findi
     return table(**values) if complete else None
 
 
-def read_values(table: type[Table], raw: object, path: Path, findings: list[Finding]) -> tuple[Values, bool]:
-    """Those fields of a table that can be read, and whether all required ones could."""
+def read_values(
+    table: type[Table], raw: object, path: Path, findings: list[Finding], *, also: Iterable[str] = ()
+) -> tuple[Values, bool]:
+    """Those fields of a table that can be read, and whether all required ones could. `also`: further keys that could
+    have been meant where one is unknown."""
     if not isinstance(raw, dict):
         findings.append(Finding(path, f"must be a table, not {kind_of(raw)}", _table_hint(path)))
         return {}, False
     fields = fields_of(table)
     findings.extend(
-        Finding((*path, key), UNKNOWN_KEY, near_hint(key, fields, "keys here"), of_key=True)
+        Finding((*path, key), UNKNOWN_KEY, near_hint(key, [*fields, *also], "keys here"), of_key=True)
         for key in raw
         if key not in fields
     )

@@ -10,7 +10,7 @@ finds the version before as the base of its delta.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import BinaryIO, NamedTuple
@@ -27,7 +27,7 @@ from deployer.positions import Path
 from deployer.problems import DefinitionInvalid, Problem
 from deployer.reading import Finding
 from deployer.regular_file import NotReadable, open_regular
-from deployer.schema import Definition, Process
+from deployer.schema import Definition, Process, Secret
 from deployer.wasm_imports import Facts, FactsReader, NotWasm, facts_of
 from deployer.wording import near_hint, quoted
 
@@ -59,9 +59,21 @@ class _Use(NamedTuple):
     stored_as: str
 
 
-def resolve(parsed: Parsed, store: BlobStore, *, locked: Lock | None = None) -> Resolved:
+SealedFor = Callable[[str, str], Digest | None]
+"""The newest blob in which a secret (by name) was sealed to a host; None where there is none."""
+
+
+def resolve(
+    parsed: Parsed,
+    store: BlobStore,
+    *,
+    locked: Lock | None = None,
+    before: Lock | None = None,
+    sealed: SealedFor | None = None,
+) -> Resolved:
     """Store every file that the definition names and check that every digest is there. With `locked`, no file is read:
-    each name stands for what the lock says, and the store must have it; nor are binaries looked into again.
+    each name stands for what the lock says, and the store must have it; nor are binaries looked into again. `before` is
+    the lock that the new one replaces, from which the bases are known; `sealed` tells of secrets.
 
     Raises DefinitionInvalid with everything that is missing or cannot be read, and what the store raises when it is
     full or busy."""
@@ -70,11 +82,13 @@ def resolve(parsed: Parsed, store: BlobStore, *, locked: Lock | None = None) -> 
     work.protect(uses)
     for name, of_name in uses.items():
         work.add(name, of_name)
+    secrets = work.secrets(parsed.definition, sealed or _nothing_sealed)
     if work.findings:
         raise DefinitionInvalid(parsed.problems(work.findings))
-    definition = _named_by_digest(parsed.definition, work.blobs)
+    definition = _named_by_digest(parsed.definition, work.blobs, secrets)
+    blobs = {name: _with_base(name, one, before) for name, one in work.blobs.items()} if before else work.blobs
     findings = ungranted(parsed.definition, work.facts)
-    return Resolved(definition, Lock(work.blobs), (*parsed.warnings, *parsed.problems(findings)), work.stored)
+    return Resolved(definition, Lock(blobs, secrets), (*parsed.warnings, *parsed.problems(findings)), work.stored)
 
 
 class _Refused(Exception):
@@ -159,6 +173,58 @@ class _Resolution:
         self.stored[name] = stored
         return _locked(digest, stored.size, self.facts.get(name))
 
+    def secrets(self, definition: Definition, newest: SealedFor) -> dict[str, dict[str, Digest]]:
+        """For every secret that a process uses, on each of its hosts: what was sealed for it. What the definition
+        itself says comes first."""
+        found: dict[str, dict[str, Digest]] = {}
+        for process, guest_path, name, host in _secret_uses(definition):
+            written = definition.secret[name].sealed if name in definition.secret else {}
+            known = self.locked.secret.get(name, {}).get(host) if self.locked else newest(name, host)
+            digest = written.get(host, known)
+            path = ("process", process, "secret", guest_path)
+            if digest is not None:
+                found.setdefault(name, {})[host] = digest
+            elif self.locked is not None:
+                message = f"the secret {quoted(name)} for host {host} is not in the lock file"
+                self.findings.append(Finding(path, message, "write it anew with `lowcloud resolve`"))
+            else:
+                message = f"the secret {quoted(name)} is not set for host {host}"
+                hint = f"lowcloud secret set {name} --for {process} < FILE"
+                self.findings.append(Finding(path, message, hint))
+        self.must_have_sealed(definition, found)
+        return found
+
+    def must_have_sealed(self, definition: Definition, found: dict[str, dict[str, Digest]]) -> None:
+        digests = sorted({digest for hosts in found.values() for digest in hosts.values()})
+        self.store.lease(digests, owner=LEASE_OWNER, ttl_s=LEASE_S)
+        missing = set(self.store.missing(digests))
+        for process, guest_path, name, host in _secret_uses(definition) if missing else ():
+            digest = found.get(name, {}).get(host)
+            if digest in missing:
+                path = ("process", process, "secret", guest_path)
+                message = f"the store has no blob {digest}, which holds {quoted(name)} for host {host}"
+                self.findings.append(Finding(path, message, f"lowcloud secret set {name} --host {host} < FILE"))
+
+
+def _nothing_sealed(_name: str, _host: str) -> Digest | None:
+    return None
+
+
+def _secret_uses(definition: Definition) -> Iterator[tuple[str, str, str, str]]:
+    """Process, guest path, secret and host."""
+    for process_name, process in sorted(definition.process.items()):
+        for guest_path, name in sorted(process.secret.items()):
+            for host in process.hosts:
+                yield process_name, guest_path, name, host
+
+
+def _with_base(name: str, one: Locked, before: Lock) -> Locked:
+    """The lock's next entry of a name: its base is what the name stood for before, and stays while that does."""
+    previous = before.blob.get(name)
+    if previous is None or is_digest(name):
+        return one
+    return msgspec.structs.replace(one, base=previous.base if previous.digest == one.digest else previous.digest)
+
 
 def _locked(digest: Digest, size: int, facts: Facts | None) -> Locked:
     return Locked(digest, size, facts.kind, facts.imports) if facts else Locked(digest, size, "file")
@@ -228,10 +294,16 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _named_by_digest(definition: Definition, blobs: dict[str, Locked]) -> Definition:
+def _named_by_digest(
+    definition: Definition, blobs: dict[str, Locked], secrets: dict[str, dict[str, Digest]]
+) -> Definition:
     def resolved(process: Process) -> Process:
         config = {path: blobs[reference].digest for path, reference in process.config.items()}
         return msgspec.structs.replace(process, binary=blobs[process.binary].digest, config=config)
 
     processes = {name: resolved(process) for name, process in definition.process.items()}
-    return msgspec.structs.replace(definition, process=processes)
+    return msgspec.structs.replace(
+        definition,
+        process=processes,
+        secret={name: Secret(sealed=dict(sorted(hosts.items()))) for name, hosts in sorted(secrets.items())},
+    )

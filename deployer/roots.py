@@ -1,5 +1,5 @@
 """What a collection of the deployer's store must keep: everything that any release of any ref needs, so that every
-rollback stays possible, and the newest blob of each name, which the next version will be a delta of."""
+rollback stays possible, the newest blob of each name, which the next version will be a delta of, and the secrets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 from cas.digest import Digest
 from deployer import canonical, release
 from deployer.release import ReleaseStore
+from deployer.secrets import is_of_secret
 
 
 class NamedStore(ReleaseStore, Protocol):
@@ -22,7 +23,10 @@ def roots(store: NamedStore) -> set[Digest]:
     read as a whole; then nothing may be collected, because what it needs is not known."""
     keep = set(store.newest_of_names())
     definitions: set[Digest] = set()
-    for start in store.refs().values():
+    for ref, start in store.refs().items():
+        if is_of_secret(ref):
+            keep.add(start)
+            continue
         for link in release.chain(store, start):
             keep |= {link.digest, link.release.plan, link.release.definition}
             definitions.add(link.release.definition)

@@ -55,9 +55,11 @@ MAX_MILLICORES = 1 << 24
 HOUR_MS = 3_600_000
 
 
-def field(change: Change, description: str, *, example: str = "", **limits: Any) -> Meta:
-    """The declaration of one field. `example` is TOML, as it would stand to the right of the equals sign."""
-    return Meta(description=description, extra={"change": change, "example": example}, **limits)
+def field(change: Change, description: str, *, example: str = "", later: bool = False, **limits: Any) -> Meta:
+    """The declaration of one field. `example` is TOML, as it would stand to the right of the equals sign. `later`: the
+    field came after version 1 of the canonical form, which therefore leaves it out where it has its default, so that
+    the definitions of before keep their digests."""
+    return Meta(description=description, extra={"change": change, "example": example, "later": later}, **limits)
 
 
 Name = Annotated[
@@ -70,6 +72,10 @@ EnvName = Annotated[
     str,
     Meta(pattern=r"^[^=\x00]+\Z", max_length=256, description="a name without `=`"),
 ]
+FilePath = Annotated[
+    str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00\\]+\Z", description="a path relative to this file")
+]
+KeyPath = Annotated[str, Meta(min_length=1, max_length=4096, description="a dotted key, as TOML writes it")]
 HttpPath = Annotated[
     str, Meta(pattern=r"^/[!-~]*\Z", max_length=1024, description="a path that begins with /, without spaces")
 ]
@@ -215,6 +221,25 @@ class Process(Table, frozen=True):
             example='{ kv = "kv@fra1:6379/tcp" }',
         ),
     ] = {}
+    secret: Annotated[
+        dict[GuestPath, Name],
+        field(
+            Change.RESTART,
+            "files that hold a secret, read-only: guest path = the name that `lowcloud secret set` gave it; a "
+            "directory with a secret in it holds nothing else",
+            example='{ "/run/secrets/db" = "db-password" }',
+            later=True,
+        ),
+    ] = {}
+    gpu: Annotated[
+        Literal["none", "webgpu"],
+        field(
+            Change.RESTART,
+            "reserved: `webgpu` asks for a GPU, and a plan is refused where no host offers one",
+            example='"none"',
+            later=True,
+        ),
+    ] = "none"
     ready: Annotated[
         Ready | None,
         field(Change.HOT, "when a new version may take over", example='{ tcp = "http", within = "10s" }'),
@@ -230,6 +255,20 @@ class Volume(Table, frozen=True):
     size: Annotated[Bytes, field(Change.HOT, "its size; it can grow", example='"1GiB"', ge=1, le=MAX_BYTES)]
 
 
+class Secret(Table, frozen=True):
+    """What only a process may read, by name. Written by hand only to fix a version: `lowcloud resolve` fills it in."""
+
+    sealed: Annotated[
+        dict[Name, BlobRef],
+        field(
+            Change.RESTART,
+            "host = `b3:<hash>` of what was sealed to that host's key; without it the newest that "
+            "`lowcloud secret set` has made",
+            example='{ fra1 = "b3:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef" }',
+        ),
+    ] = {}
+
+
 class Definition(Table, frozen=True):
     """The whole infrastructure."""
 
@@ -238,3 +277,27 @@ class Definition(Table, frozen=True):
     host: Annotated[dict[Name, Host], field(Change.NONE, "hosts by name")] = {}
     process: Annotated[dict[Name, Process], field(Change.MOVE, "processes by name")] = {}
     volume: Annotated[dict[Name, Volume], field(Change.HOT, "volumes by name")] = {}
+    secret: Annotated[
+        dict[Name, Secret], field(Change.RESTART, "sealed secrets by name; filled in by `lowcloud resolve`", later=True)
+    ] = {}
+
+
+class Head(Table, frozen=True):
+    """What a file says about itself. It is no part of the definition that the files make together."""
+
+    include: Annotated[
+        tuple[FilePath, ...],
+        field(
+            Change.NONE,
+            "further files that belong to the definition; each may include more",
+            example='["hosts.toml", "regions/eu.toml"]',
+        ),
+    ] = ()
+    remove: Annotated[
+        tuple[KeyPath, ...],
+        field(
+            Change.NONE,
+            "in an overlay only: keys that the definition has and this overlay takes away",
+            example='["process.debug", "process.web.env.LOG"]',
+        ),
+    ] = ()

@@ -7,6 +7,7 @@ own address, `process@host:port` by an address and a port.
 from __future__ import annotations
 
 from agent.api import Endpoint, ProcessSpec, Ready, Update
+from cas.digest import Digest
 from deployer import endpoints
 from deployer.endpoints import OWN_HOST, Listener, ProcessTarget
 from deployer.errors import DeployerError
@@ -67,7 +68,19 @@ def _spec(definition: Definition, addresses: dict[str, str], name: str, process:
         restart=process.restart,
         ready=_ready(process),
         update=_update(process),
+        secret={
+            path: _sealed(definition, f"process.{name}.secret.{path}", secret, host)
+            for path, secret in process.secret.items()
+        },
     )
+
+
+def _sealed(definition: Definition, where: str, name: str, host: str) -> Digest:
+    """What was sealed to this host."""
+    secret = definition.secret.get(name)
+    if secret is None or host not in secret.sealed:
+        raise SpecImpossible(f"{where}: the secret {name} is not sealed to {host}")
+    return secret.sealed[host]
 
 
 def _ready(process: Process) -> Ready | None:

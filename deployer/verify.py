@@ -20,6 +20,7 @@ from deployer.audit import Journals
 from deployer.errors import DeployerError
 from deployer.plan import Plan
 from deployer.release import Link, Release, ReleaseStore
+from deployer.secrets import is_of_secret
 
 RESTART = "restart"
 """What a host writes for a call that runs the same specification again: it needs no plan, and keeps the one of the
@@ -56,6 +57,8 @@ def verify(store: ReleaseStore, journals: Journals) -> Verified:
     records: dict[Digest, _Record] = {}
     findings: list[Finding] = []
     for name, start in sorted(store.refs().items()):
+        if is_of_secret(name):
+            continue
         findings += _history(store, name, start, records)
     for host, entries in sorted(journals.items()):
         findings += _chain(host, entries)
@@ -166,7 +169,9 @@ def _unplanned(entry: JournalEntry, planned: _Planned) -> str:
     """What about an entry is not as planned; empty where all is. A restart is not in the plan, but what it runs is."""
     spec = planned.specs.get(entry.spec or "")
     runs_as_planned = (
-        spec is not None and entry.process == spec.name and entry.binary == spec.binary and entry.config == spec.config
+        spec is not None
+        and (entry.process, entry.binary) == (spec.name, spec.binary)
+        and (entry.config, entry.secrets) == (spec.config, spec.secrets)
     )
     if entry.event is Event.SERVING or entry.detail == RESTART:
         return "" if runs_as_planned else "it served something"

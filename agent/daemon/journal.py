@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypedDict, Unpack
 
 import msgspec
+from msgspec import UnsetType
 
 from agent.api import Event, JournalEntry, entry_hash
 from agent.daemon.durable import sync_directory
@@ -68,6 +69,7 @@ class Facts(TypedDict, total=False):
     spec: Digest | None
     binary: Digest | None
     config: dict[str, Digest]
+    secret: dict[str, Digest] | UnsetType
     release: Digest | None
     plan: Digest | None
     call: Digest | None

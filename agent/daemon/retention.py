@@ -13,7 +13,7 @@ STOP: Final = "stop"
 
 
 def blobs_of_last_releases(entries: Iterable[JournalEntry], keep: int) -> set[Digest]:
-    """The binaries and configurations that served under any of the last `keep` releases.
+    """The binaries, configurations and sealed secrets that served under any of the last `keep` releases.
 
     A process that a release did not touch goes on serving under it. So what counts is everything that served since the
     oldest of these releases first made something serve, and what served at that instant. The release that is current
@@ -27,7 +27,7 @@ def blobs_of_last_releases(entries: Iterable[JournalEntry], keep: int) -> set[Di
             serving.pop(entry.process, None)
         if entry.event is not Event.SERVING or entry.binary is None:
             continue
-        serving[entry.process] = {entry.binary, *entry.config.values()}
+        serving[entry.process] = {entry.binary, *entry.config.values(), *entry.secrets.values()}
         if entry.release is not None and entry.release != latest:
             latest = entry.release
             releases.pop(latest, None)  # it comes again as the newest

@@ -111,7 +111,7 @@ class Staging:
 
 
 def blobs_of(spec: ProcessSpec) -> tuple[Digest, ...]:
-    return (spec.binary, *spec.config.values())
+    return (spec.binary, *spec.config.values(), *spec.secrets.values())
 
 
 def _missing(digests: list[Digest]) -> Refused:

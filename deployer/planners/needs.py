@@ -183,8 +183,12 @@ class _Reasons:
         return _changes(paths) or (Cause(("volume", volume), drift=True),)
 
     def _elsewhere(self, host: str, process: str, field: str) -> list[tuple[str, ...]]:
-        """Changed fields of other tables that a listener or a connection stands for: addresses of hosts, and listeners
-        of the process that is connected to."""
+        """Changed fields of other tables that a listener, a connection or a secret stands for: addresses of hosts,
+        listeners of the process that is connected to, and what was sealed to this host."""
+        if field == "secret":
+            names = sorted(set(self._following.process[process].secret.values()))
+            paths = [path for name in names for path in self._by_table.get(("secret", name), [])]
+            return [path for path in paths if len(path) == 2 or path[3:] == (host,)]
         if field not in ("listen", "connect"):
             return []
         wanted = {("host", host): "address"}

@@ -18,7 +18,7 @@ from deployer.observe import HostState, Observed, assume, running
 from deployer.plan import Kind, Plan, Step, decode, encode
 from deployer.planners import Version, find, make_plan, names, version
 from deployer.planners.needs import change_of, definition_field
-from deployer.schema import Change, Definition, Host, Process, Ready, Region, Table, Update, Volume
+from deployer.schema import Change, Definition, Host, Process, Ready, Region, Secret, Table, Update, Volume
 from deployer.specs import specs_of, volumes_of
 from tests.deployer.worlds import BLOBS, MiB, World, definitions, observed_of
 
@@ -121,10 +121,12 @@ BASE = Definition(
             listen={"http": "host:8080/tcp"},
             connect={"kv": "kv@h1:6379/tcp"},
             ready=Ready(tcp="http", path="/"),
+            secret={"/run/secrets/db": "db"},
         ),
         "kv": Process(binary=BLOBS[0], hosts=("h1",), volume={"/data": "kv-data"}, listen={"kv": "0.0.0.0:6379/tcp"}),
     },
     volume={"kv-data": Volume(size=MiB), "other": Volume(size=MiB)},
+    secret={name: Secret(sealed={"h1": BLOBS[1], "h2": BLOBS[1]}) for name in ("db", "other")},
 )
 
 OTHER_VALUES: dict[str, Any] = {
@@ -145,6 +147,9 @@ OTHER_VALUES: dict[str, Any] = {
     "path": "/healthz",
     "order": "stop-first",
     "on_failure": "pause",
+    "secret": {"/run/secrets/db": "other"},
+    "sealed": {"h1": BLOBS[2], "h2": BLOBS[1]},
+    "gpu": "webgpu",
 }
 """Another value for every field that is not a number; a number gets one more of its unit."""
 

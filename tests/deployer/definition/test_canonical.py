@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from deployer.canonical import CanonicalInvalid, blobs_of, decode, encode, version_of
-from deployer.schema import Definition, Host, Process, Ready, Region, Volume
+from deployer.schema import Definition, Host, Process, Ready, Region, Secret, Volume
 from tests.deployer.definition.definitions import definitions
 
 BINARY = "b3:" + "12" * 32
@@ -34,6 +34,13 @@ SHOP = Definition(
     volume={"files": Volume(size=1 << 30)},
 )
 
+SEALED = "b3:" + "56" * 32
+SHOP_WITH_SECRET = msgspec.structs.replace(
+    SHOP,
+    process={"web": msgspec.structs.replace(SHOP.process["web"], secret={"/run/secrets/db": "db"})},
+    secret={"db": Secret(sealed={"fra1": SEALED})},
+)
+
 GOLDEN = (
     '{"definition":{"host":{"fra1":{"address":"10.0.0.1:7400","cores":8000,"disk":429496729600,"memory":34359738368,'
     '"region":"fra"}},"name":"shop","process":{"web":{"args":["--port","8080"],"binary":"' + BINARY + '",'
@@ -49,6 +56,19 @@ def test_the_form_of_version_1_stays_what_it_is() -> None:
     assert encode(SHOP).decode() == GOLDEN
     assert version_of(SHOP) == "b3:21e450e0d108368501e2dd2cca2dc10b4937ecf5b8db7539210e695d7f372a11"
     assert decode(GOLDEN.encode()) == SHOP
+
+
+def test_fields_that_came_later_show_only_where_they_are_used() -> None:
+    """Golden: the same form with a secret in it."""
+    golden = GOLDEN.replace('"restart":"always",', '"restart":"always","secret":{"/run/secrets/db":"db"},', 1)
+    golden = golden.replace(
+        ',"volume":{"files"', ',"secret":{"db":{"sealed":{"fra1":"' + SEALED + '"}}},"volume":{"files"'
+    )
+    assert encode(SHOP_WITH_SECRET).decode() == golden
+    assert decode(golden.encode()) == SHOP_WITH_SECRET
+    assert blobs_of(SHOP_WITH_SECRET) == sorted([BINARY, CONFIG, SEALED])
+    with pytest.raises(CanonicalInvalid, match="not in its canonical form"):
+        decode(GOLDEN.replace('"restart":"always",', '"restart":"always","secret":{},', 1).encode())
 
 
 @settings(max_examples=60, deadline=None)

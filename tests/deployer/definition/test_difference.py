@@ -14,7 +14,7 @@ from deployer.difference import FieldChange, FieldPath, differences, format_valu
 from deployer.fields import Field, Shape, bare, field_at, fields_of
 from deployer.schema import Change, Definition, Table
 from tests.deployer.definition.definitions import definitions
-from tests.deployer.definition.test_canonical import SHOP
+from tests.deployer.definition.test_canonical import SHOP_WITH_SECRET as SHOP
 
 
 def every_field(table: type[Table] = Definition, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Field]]:
@@ -77,7 +77,9 @@ def test_every_field_of_the_schema_has_a_class_and_a_meaning() -> None:
 
 def test_a_first_definition_is_all_new() -> None:
     found = {change.path: change for change in differences(None, SHOP)}
-    assert set(found) == {("name",), ("region", "fra"), ("host", "fra1"), ("process", "web"), ("volume", "files")}
+    assert set(found) == {("name",), ("region", "fra"), ("host", "fra1"), ("process", "web"), ("volume", "files")} | {
+        ("secret", "db")
+    }
     assert found["process", "web"].change is Change.MOVE
     assert all(change.before is None for change in found.values())
 
