@@ -28,7 +28,7 @@ from deployer import release as releases
 from deployer.errors import ApplyRaced, DeployerError, HostsUnreachable, StagingFailed, WorldMoved
 from deployer.execute import Execution, swallow_cancellation, undisturbed
 from deployer.observe import Observed, assume, observe
-from deployer.outcome import Applied, HostEnd, Outcome, ends
+from deployer.outcome import Applied, HostEnd, Outcome, ends, unwell
 from deployer.plan import Plan, plan_digest
 from deployer.planners import Version, make_plan
 from deployer.planning import current_version, keep_definition
@@ -145,6 +145,8 @@ async def _report(site: Site, plan: Plan, execution: Execution) -> Applied:
     interrupted = await undisturbed([observing])
     observed = observing.result()
     reached = ends(plan, observed)
+    if execution.went_well:  # it may be that what ran when its stage ended does not run any more
+        execution.unwell += unwell(tuple(plan.steps()), observed)
     whole = all(end is HostEnd.NEW for end in reached.values())
     return Applied(
         outcome=Outcome.APPLIED if whole else Outcome.PARTIAL,

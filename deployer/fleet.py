@@ -38,11 +38,18 @@ class Answers(Generic[T]):
 
 
 class Fleet:
-    """Use as an asynchronous context manager. `addresses`: address:port of each host's agent, by the host's name."""
+    """Use as an asynchronous context manager. `addresses`: address:port of each host's agent, by the host's name.
+    `connect`: makes a host's client from its name and address, where that should be another than the real one."""
 
-    def __init__(self, addresses: Mapping[str, str], credentials: Path) -> None:
+    def __init__(
+        self,
+        addresses: Mapping[str, str],
+        credentials: Path,
+        *,
+        connect: Callable[[str, str], AgentClient] | None = None,
+    ) -> None:
         self.addresses = dict(addresses)
-        self._credentials = credentials
+        self._connect = connect or (lambda host, address: AgentClient(host, address, credentials))
         self._clients: dict[str, asyncio.Task[AgentClient]] = {}
         self._stack = AsyncExitStack()
 
@@ -65,7 +72,7 @@ class Fleet:
         if host not in self.addresses:
             raise HostUnknown(host, self.hosts)
         if host not in self._clients:
-            made = AgentClient(host, self.addresses[host], self._credentials)
+            made = self._connect(host, self.addresses[host])
             self._clients[host] = asyncio.ensure_future(self._stack.enter_async_context(made))
         return await asyncio.shield(self._clients[host])
 

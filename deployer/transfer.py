@@ -67,25 +67,43 @@ class Source:
 async def estimate(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[str, int]:
     """About how many bytes each host would be sent. `blobs`: what each must have (`plan.blobs_by_host`). Raises
     HostsUnreachable, TransferFailed where a blob is nowhere to be had."""
-    source = Source(site.store)
+    return costs(site.store, await lacks(site, blobs))
+
+
+def costs(store: ExchangeStore, lacking: Mapping[str, Lack]) -> dict[str, int]:
+    """About how many bytes it takes to send each host what it lacks. Raises TransferFailed where a blob is nowhere to
+    be had."""
+    source = Source(store)
     found: dict[str, int] = {}
-    unreachable: dict[str, str] = {}
     failures: dict[str, str] = {}
+    known: dict[Lack, int] = {}
+    for host, lack in lacking.items():
+        try:
+            if lack not in known:
+                known[lack] = source.cost(lack)
+            found[host] = known[lack]
+        except CasError as error:
+            failures[host] = str(error)
+    if failures:
+        raise TransferFailed(failures)
+    return found
+
+
+async def lacks(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[str, Lack]:
+    """What each host lacks of these blobs. Raises HostsUnreachable."""
+    source = Source(site.store)
+    found: dict[str, Lack] = {}
+    unreachable: dict[str, str] = {}
 
     async def one(host: str) -> None:
         try:
-            lack = await _ask(await site.fleet.client(host), source, tuple(blobs[host]))
-            found[host] = await asyncio.to_thread(source.cost, lack)
+            found[host] = await _ask(await site.fleet.client(host), source, tuple(blobs[host]))
         except AgentError as error:
             unreachable[host] = str(error)
-        except CasError as error:
-            failures[host] = str(error)
 
     await for_each(sorted(blobs), one, at_once=HOSTS_AT_ONCE)
     if unreachable:
         raise HostsUnreachable(unreachable)
-    if failures:
-        raise TransferFailed(failures)
     return dict(sorted(found.items()))
 
 
