@@ -14,7 +14,7 @@ _Noreturn void fail(u32 reason) {
     __builtin_trap();
 }
 
-enum { PAGE = 65536 };
+enum { PAGE = 65536, GROW_PAGES = 16 };
 
 void *allocate(u64 n) {
     if (heap_top == 0) {
@@ -25,8 +25,9 @@ void *allocate(u64 n) {
     u64 end = (start + n + 15) & ~15ull;
     if (end > 0xffff0000ull) fail(E_MEMORY);
     if (end > heap_end) {
-        u64 pages = (end - heap_end + PAGE - 1) / PAGE;
-        if (__builtin_wasm_memory_grow(0, (u32)pages) == (u32)-1) fail(E_MEMORY);
+        u64 pages = (end - heap_end + PAGE - 1) / PAGE, many = pages < GROW_PAGES ? GROW_PAGES : pages;
+        if (__builtin_wasm_memory_grow(0, (u32)many) != (u32)-1) pages = many;
+        else if (__builtin_wasm_memory_grow(0, (u32)pages) == (u32)-1) fail(E_MEMORY);
         heap_end += pages * PAGE;
     }
     heap_top = end;

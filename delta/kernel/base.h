@@ -145,6 +145,70 @@ INLINE u32 read_sleb(const u8 *b, u32 p, u32 end, i64 *v) {
     return 0;
 }
 
+/* Canonical numbers of up to 8 bytes, read at once from a place that 8 readable bytes follow. Return the number of bytes,
+   0 where the number is longer or padded. */
+INLINE u32 short_number(const u8 *b, u64 *v) {
+    u64 w;
+    __builtin_memcpy(&w, b, 8);
+    u64 ends = ~w & 0x8080808080808080ull;
+    if (UNLIKELY(!ends)) return 0;
+    u32 bits = (u32)__builtin_ctzll(ends) + 1;
+    w &= 0x7f7f7f7f7f7f7f7full >> (64 - bits);
+    w = (w & 0x007f007f007f007full) | (w & 0x7f007f007f007f00ull) >> 1;
+    w = (w & 0x00003fff00003fffull) | (w & 0x3fff00003fff0000ull) >> 2;
+    *v = (w & 0x0fffffffull) | (w & 0x0fffffff00000000ull) >> 4;
+    return bits >> 3;
+}
+
+INLINE u32 short_uleb(const u8 *b, i64 *v) {
+    if (LIKELY(b[0] < 128)) {
+        *v = b[0];
+        return 1;
+    }
+    u64 x;
+    u32 n = short_number(b, &x);
+    *v = (i64)x;
+    return n > 1 && x >> (7 * (n - 1)) ? n : 0;
+}
+
+INLINE u32 short_sleb(const u8 *b, i64 *v) {
+    if (LIKELY(b[0] < 128)) {
+        *v = (i64)((u64)b[0] << 57) >> 57;
+        return 1;
+    }
+    u64 x;
+    u32 n = short_number(b, &x);
+    if (UNLIKELY(n < 2)) return 0;
+    *v = (i64)(x << (64 - 7 * n)) >> (64 - 7 * n);
+    i64 left = *v >> (7 * (n - 1) - 1);
+    return left != 0 && left != -1 ? n : 0;
+}
+
+/* The lowest 7 * n bits of v as n bytes, n at most 8; writes 8 bytes. */
+INLINE void write_short(u8 *to, u64 v, u32 n) {
+    u64 w = (v & 0x0fffffffull) | (v << 4 & 0x0fffffff00000000ull);
+    w = (w & 0x00003fff00003fffull) | (w << 2 & 0x3fff00003fff0000ull);
+    w = (w & 0x007f007f007f007full) | (w << 1 & 0x7f007f007f007f00ull);
+    w |= 0x80808080808080ull & ((1ull << (8 * (n - 1))) - 1);
+    __builtin_memcpy(to, &w, 8);
+}
+
+/* As write_uleb and write_sleb, for many numbers of any size; up to 10 bytes behind `to` are written. */
+INLINE u32 write_uleb_quickly(u8 *to, u64 v) {
+    u32 n = ((70u - (u32)__builtin_clzll(v | 1)) * 37) >> 8;
+    if (UNLIKELY(v >> 56)) return write_uleb(to, v);
+    write_short(to, v, n);
+    return n;
+}
+
+INLINE u32 write_sleb_quickly(u8 *to, i64 v) {
+    u64 size = (u64)(v ^ v >> 63);
+    u32 n = ((71u - (u32)__builtin_clzll(size | 1) - (size == 0)) * 37) >> 8;
+    if (UNLIKELY(size >> 55)) return write_sleb(to, v);
+    write_short(to, (u64)v & ~0ull >> (64 - 7 * n), n);
+    return n;
+}
+
 INLINE u32 word_at(const u8 *b) {
     u32 v;
     __builtin_memcpy(&v, b, 4);

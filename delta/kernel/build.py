@@ -20,6 +20,7 @@ SOURCES = (
     "cover",
     "match",
     "encode",
+    "decode_code",
     "decode",
     "cover_codec",
 )

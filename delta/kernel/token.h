@@ -48,6 +48,12 @@ INLINE u32 write_operand(u8 *to, u32 op, i64 v) {
     return op & OP_SIGNED ? write_sleb(to, v) : write_uleb(to, (u64)v);
 }
 
+/* The same, quickly, where 10 bytes behind `to` may be written. */
+INLINE u32 write_operand_quickly(u8 *to, u32 op, i64 v) {
+    if (UNLIKELY(op & OP_PADDED)) return write_padded(to, v);
+    return op & OP_SIGNED ? write_sleb_quickly(to, v) : write_uleb_quickly(to, (u64)v);
+}
+
 /* `strict` (whenever a module is analysed): no value that its type cannot hold, so that larger ones are free for marks. */
 INLINE int token_operand(token *t, const u8 *b, u32 at, u32 end, u32 op, u32 cls, int is_signed, int strict) {
     u32 n, least;
