@@ -1,42 +1,32 @@
-"""Successive versions of real programs in our store, beside git (with and without gc) and ostree, in the same run.
+"""Successive versions of real programs in our store, beside what else keeps versions of files.
 
-    python benchmarks/store.py CORPUS [--series oxc rolldown ruby] [--match '*wasi.wasm' ruby.wasm] [--json]
+    python -m benchmarks.store CORPUS [--only lowcloud ...] [--kept FILE] [--plot FILE.svg]
+                                      [--series oxc rolldown ruby] [--match '*wasi.wasm' ruby.wasm]
 
-CORPUS holds SERIES/VERSION/FILE. Every version is added in order, by a process of its own measurements: time, peak
-memory, bytes on disk; then the newest version of every series is read, by a fresh process each time for all.
-Peers that are not installed are left out and named.
+CORPUS holds SERIES/VERSION/FILE. Every version is added in order, each by a fresh process; then the newest version of
+every series is read by a fresh process, five times. Times are of the commands alone: user and system time, and wall
+time. Peers that are not installed are left out and named.
+
+`--kept` is a JSON file of rows: what is measured replaces the rows of the same systems in it, and the table shows all,
+so that peers, which do not change, need not run every time.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import json
-import multiprocessing
-import os
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.delta_sizes import version_order
+from benchmarks.corpus import version_order
+from benchmarks.measure import Cost
+from benchmarks.peers import SYSTEMS, Peer, directory_bytes
 
 READS = 5
-KIB = 1 << 10
-MIB = 1 << 20
-
-READ_OURS = """
-import sys
-from pathlib import Path
-from cas.store import Store
-with Store.open(Path(sys.argv[1]), create=False) as store:
-    sys.stdout.buffer.write(store.read(store.history(sys.argv[2])[0]))
-"""
 
 
 @dataclass(frozen=True)
@@ -48,143 +38,104 @@ class Version:
 @dataclass
 class Row:
     system: str
-    add_s: float
     stored_bytes: int
-    newest_read_s: float
-    """Sum over the series of the median time in which a fresh process gives the newest version."""
-    peak_mib: float | None
+    add_cpu_s: float
+    add_wall_s: float
+    read_cpu_s: float
+    """Sum over the series of the median in which a fresh process gives the newest version."""
+    read_wall_s: float
+    next_bytes: dict[str, int]
+    """By series: what takes the last version but one to the last."""
+    peak_over_largest: float
+    """Peak memory of the largest process that adds or reads, by the size of the largest blob."""
 
 
 def versions_of(corpus: Path, series: list[str], match: list[str]) -> list[Version]:
-    found = []
-    for name in series:
-        for directory in sorted((corpus / name).iterdir(), key=version_order):
-            found += [Version(f"{name}/{path.name}", path) for glob in match for path in sorted(directory.glob(glob))]
-    return found
+    return [
+        Version(name, path)
+        for name in series
+        for directory in sorted((corpus / name).iterdir(), key=version_order)
+        for glob in match
+        for path in sorted(directory.glob(glob))
+    ]
 
 
-def newest_of(versions: list[Version]) -> dict[str, Version]:
-    return {version.series: version for version in versions}
-
-
-def run(*command: str, cwd: Path | None = None, data: bytes | None = None) -> bytes:
-    return subprocess.run(command, cwd=cwd, input=data, check=True, stdout=subprocess.PIPE).stdout
-
-
-def directory_bytes(directory: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
-
-
-def median_s(act: Callable[[], bytes], expected: Path) -> float:
-    times = []
-    for _ in range(READS):
-        start = time.perf_counter()
-        got = act()
-        times.append(time.perf_counter() - start)
-        assert got == expected.read_bytes()
-    return statistics.median(times)
-
-
-def add_ours(directory: Path, versions: list[Version]) -> tuple[float, int, float]:
-    from cas.store import Store
-
-    with Store.open(directory) as store:
-        start = time.perf_counter()
-        for version in versions:
-            store.put(version.path.read_bytes(), name=version.series)
-        elapsed = time.perf_counter() - start
-        used = store.access.env.used_bytes()
-    return elapsed, used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB
-
-
-def ours(scratch: Path, versions: list[Version]) -> Row:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        elapsed, used, peak = pool.apply(add_ours, (scratch / "ours", versions))
-    command = [sys.executable, "-c", READ_OURS, str(scratch / "ours")]
-    read = sum(median_s(lambda c=[*command, s]: run(*c), v.path) for s, v in newest_of(versions).items())
-    return Row("lowcloud", elapsed, used, read, peak)
-
-
-def git(scratch: Path, versions: list[Version]) -> list[Row]:
-    repository = scratch / "git"
-    repository.mkdir()
-    run("git", "init", "-q", cwd=repository)
-    run("git", "config", "user.email", "bench@example.org", cwd=repository)
-    run("git", "config", "user.name", "bench", cwd=repository)
-    start = time.perf_counter()
+def measure(peer: Peer, versions: list[Version], scratch: Path) -> Row:
+    added = Cost()
+    next_bytes: dict[str, int] = {}
+    newest: dict[str, Path] = {}
     for version in versions:
-        target = repository / version.series
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(version.path, target)
-        run("git", "add", version.series, cwd=repository)
-        run("git", "commit", "-q", "-m", version.path.parent.name, cwd=repository)
-    add_s = time.perf_counter() - start
-    rows = []
-    for name in ("git", "git + gc"):
-        if name == "git + gc":
-            start = time.perf_counter()
-            run("git", "gc", "-q", cwd=repository)
-            add_s += time.perf_counter() - start
-        read = sum(
-            median_s(lambda s=s: run("git", "cat-file", "blob", f"HEAD:{s}", cwd=repository), v.path)
-            for s, v in newest_of(versions).items()
-        )
-        rows.append(Row(name, add_s, directory_bytes(repository / ".git"), read, None))
-    return rows
-
-
-def ostree(scratch: Path, versions: list[Version]) -> Row:
-    """A commit for each version and a static delta from the one before."""
-    repository = scratch / "ostree"
-    run("ostree", "init", "--mode=archive", f"--repo={repository}")
-    start = time.perf_counter()
-    last: dict[str, str] = {}
-    for version in versions:
-        tree = scratch / "tree"
-        shutil.rmtree(tree, ignore_errors=True)
-        tree.mkdir()
-        shutil.copyfile(version.path, tree / "file")
-        branch = version.series.replace("/", "-")
-        commit = run("ostree", f"--repo={repository}", "commit", f"--branch={branch}", str(tree)).decode().strip()
-        if branch in last:
-            command = ["static-delta", "generate", f"--from={last[branch]}", f"--to={commit}"]
-            run("ostree", f"--repo={repository}", *command)
-        last[branch] = commit
-    add_s = time.perf_counter() - start
-    read = sum(
-        median_s(lambda s=s: run("ostree", f"--repo={repository}", "cat", s.replace("/", "-"), "/file"), v.path)
-        for s, v in newest_of(versions).items()
+        cost, next_bytes[version.series] = peer.add(version.series, version.path)
+        added += cost
+        newest[version.series] = version.path
+    added += peer.finish()
+    reads = {series: _reads(peer, series, path, scratch) for series, path in newest.items()}
+    largest = max(version.path.stat().st_size for version in versions)
+    every = [cost for costs in reads.values() for cost in costs]
+    return Row(
+        peer.name,
+        directory_bytes(peer.directory),
+        added.cpu_s,
+        added.wall_s,
+        sum(statistics.median(cost.cpu_s for cost in costs) for costs in reads.values()),
+        sum(statistics.median(cost.wall_s for cost in costs) for costs in reads.values()),
+        next_bytes,
+        max(cost.peak_bytes for cost in [added, *every]) / largest,
     )
-    return Row("ostree + static delta", add_s, directory_bytes(repository), read, None)
+
+
+def _reads(peer: Peer, series: str, expected: Path, scratch: Path) -> list[Cost]:
+    costs = []
+    out = scratch / "read"
+    for _ in range(READS):
+        costs.append(peer.read(series, out))
+        if not filecmp.cmp(out, expected, shallow=False):
+            raise SystemExit(f"{peer.name} gave back other bytes of {series}")
+        out.unlink()
+    return costs
+
+
+def table(rows: list[Row]) -> str:
+    series = list(rows[0].next_bytes)
+    lines = [
+        f"| | stored MB | add, CPU s | wall s | read newest, CPU ms | wall ms | n-1 to n, KB ({' / '.join(series)}) "
+        "| peak / largest |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        steps = " / ".join(f"{row.next_bytes[name] / 1e3:.0f}" for name in series)
+        lines.append(
+            f"| {row.system} | {row.stored_bytes / 1e6:.1f} | {row.add_cpu_s:.1f} | {row.add_wall_s:.1f} "
+            f"| {row.read_cpu_s * 1e3:.0f} | {row.read_wall_s * 1e3:.0f} | {steps} | {row.peak_over_largest:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
+    parser.add_argument("--only", nargs="+", choices=[system.name for system in SYSTEMS])
+    parser.add_argument("--kept", type=Path)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--series", nargs="+", default=["oxc", "rolldown", "ruby"])
     parser.add_argument("--match", nargs="+", default=["*wasi.wasm", "ruby.wasm"])
-    parser.add_argument("--only-ours", action="store_true")
-    parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     versions = versions_of(asked.corpus, asked.series, asked.match)
-    raw = sum(version.path.stat().st_size for version in versions)
-    largest = max(version.path.stat().st_size for version in versions)
-    absent = [name for name in ("git", "ostree") if not shutil.which(name)]
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    with tempfile.TemporaryDirectory() as directory:
-        scratch = Path(directory)
-        rows = [ours(scratch, versions)]
-        if not asked.only_ours:
-            rows += git(scratch, versions) if "git" not in absent else []
-            rows += [ostree(scratch, versions)] if "ostree" not in absent else []
-    if asked.json:
-        print(json.dumps({"raw_bytes": raw, "largest_bytes": largest, "rows": [asdict(row) for row in rows]}))
-        return
-    print(f"{len(versions)} versions, {raw / MIB:.1f} MiB raw, the largest {largest / MIB:.1f} MiB; absent: {absent}")
-    print(f"{'':24}{'add s':>8}{'stored MB':>11}{'read s':>8}{'peak MiB':>10}")
-    for row in rows:
-        peak = f"{row.peak_mib:.0f}" if row.peak_mib else ""
-        print(f"{row.system:24}{row.add_s:8.1f}{row.stored_bytes / 1e6:11.2f}{row.newest_read_s:8.2f}{peak:>10}")
+    sizes = [version.path.stat().st_size for version in versions]
+    print(f"{len(versions)} versions, {sum(sizes) / 1e6:.1f} MB raw, the largest {max(sizes) / 1e6:.1f} MB")
+    kept = json.loads(asked.kept.read_text()) if asked.kept and asked.kept.exists() else {}
+    for system in SYSTEMS:
+        if asked.only and system.name not in asked.only:
+            continue
+        if not shutil.which(system.needs):
+            print(f"not installed: {system.needs}")
+            continue
+        with tempfile.TemporaryDirectory() as directory:
+            kept[system.name] = asdict(measure(system(Path(directory)), versions, Path(directory)))
+        if asked.kept:
+            asked.kept.write_text(json.dumps(kept, indent=1))
+    rows = [Row(**kept[system.name]) for system in SYSTEMS if system.name in kept]
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -76,12 +76,14 @@ class Batch:
         sealed = self._staged.get(raw) or self.txn.get(raw, db=self.env.blobs)
         return None if sealed is None else entries.decode(raw, sealed)
 
-    def lacks(self, raw: bytes) -> bool:
-        """Whether the index has nothing under this digest. What it has is protected: somebody wants it."""
-        if raw not in self._staged and self.txn.get(raw, db=self.env.blobs) is None:
-            return True
-        self.protect(raw)
-        return False
+    def present(self, raws: Iterable[bytes]) -> list[bytes]:
+        """Those that the index has. They are protected: somebody wants them."""
+        get, blobs, staged = self.txn.get, self.env.blobs, self._staged
+        found = [raw for raw in sorted(raws) if get(raw, None, blobs) is not None or raw in staged]
+        if self.collecting:
+            for raw in found:
+                self.touch(raw)
+        return found
 
     def add(
         self,
@@ -107,16 +109,25 @@ class Batch:
 
     def add_small_plain(self, blobs: Iterable[tuple[bytes, bytes]]) -> None:
         """As `add`, for many plain blobs of at most SMALL_BYTES: (digest, bytes) of blobs that the index lacks."""
-        size = 0
-        encode, staged, into_pack = entries.encode_packed_plain, self._staged, self._into_pack
+        encode, staged = entries.encode_packed_plain, self._staged
+        pack, body, used, total = self._pack, self._pack_body, self._pack_bytes, 0
+        added = []
         for raw, data in blobs:
-            body, offset = into_pack(data)
-            staged[raw] = encode(raw, len(data), body, offset)
-            size += len(data)
-            if self.collecting:
+            size = len(data)
+            if not body or used + size > PACK_BYTES:
+                self._pack_bytes = used
+                pack, body, used = self._next_pack(), self._pack_body, 0
+            staged[raw] = encode(raw, size, body, used)
+            pack.append(data)
+            used += size
+            total += size
+            added.append(raw)
+        self._pack_bytes = used
+        self.totals.raw_bytes += total
+        self.totals.stored_bytes += total
+        if self.collecting:
+            for raw in added:
                 self.touch(raw)
-        self.totals.raw_bytes += size
-        self.totals.stored_bytes += size
 
     def index(self, raw: bytes, entry: Entry) -> None:
         """Point a digest at a body that is there already."""
@@ -174,20 +185,23 @@ class Batch:
             self.totals.write(self.env, self.txn)
 
     def _write_index(self) -> None:
-        blobs = self.env.blobs
-        put = self.txn.put
-        for raw, sealed in sorted(self._staged.items()):
-            put(raw, sealed, db=blobs)
-        self._staged.clear()
+        staged = self._staged
+        with self.txn.cursor(self.env.blobs) as cursor:
+            cursor.putmulti([(raw, staged[raw]) for raw in sorted(staged)])
+        staged.clear()
 
     def _into_pack(self, stored: bytes) -> tuple[int, int]:
         if not self._pack_body or self._pack_bytes + len(stored) > PACK_BYTES:
-            self._close_pack()
-            self._pack_body = self.new_body()
+            self._next_pack()
         offset = self._pack_bytes
         self._pack.append(stored)
         self._pack_bytes += len(stored)
         return self._pack_body, offset
+
+    def _next_pack(self) -> list[bytes]:
+        self._close_pack()
+        self._pack_body = self.new_body()
+        return self._pack
 
     def _close_pack(self) -> None:
         if self._pack_body:

@@ -27,6 +27,7 @@ _SHORT_ZSTD = 0x02
 _LONG = 0x10
 
 _SHORT = struct.Struct("<BHHQH")
+_SHORT_PACK = _SHORT.pack
 _LONG_HEAD = struct.Struct("<BBBQQQIQ8s")
 _CRC = struct.Struct("<I")
 _SHORT_LIMIT = 0xFFFF
@@ -124,8 +125,8 @@ def _decode_long(value: bytes) -> Entry:
 
 def encode_packed_plain(raw: bytes, size: int, body: int, offset: int) -> bytes:
     """As `encode`."""
-    value = _SHORT.pack(_SHORT_PLAIN, size, size, body, offset)
-    return value + _CRC.pack(crc32(value, crc32(raw)))
+    value = _SHORT_PACK(_SHORT_PLAIN, size, size, body, offset)
+    return value + crc32(raw + value).to_bytes(4, "little")
 
 
 def locate_packed_plain(sealed: memoryview) -> tuple[bytes, int, int] | None:

@@ -20,6 +20,13 @@ import msgspec
 from cas.digest import Digest
 
 
+class KeptPatch(msgspec.Struct, frozen=True):
+    """A delta that a store keeps beside a blob, for receivers that have its base."""
+
+    base: Digest
+    stored_bytes: int
+
+
 class BlobStat(msgspec.Struct, frozen=True):
     """What a store knows of one blob without reading it."""
 
@@ -31,9 +38,11 @@ class BlobStat(msgspec.Struct, frozen=True):
     base: Digest | None = None
     depth: int = 0
     """How many deltas must be applied to read it."""
+    patches: tuple[KeptPatch, ...] = ()
+    """Further deltas that `patch` gives out."""
 
 
-class Stored(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """What a `put` did."""
 
     digest: Digest
@@ -60,6 +69,18 @@ class Collected(msgspec.Struct, frozen=True):
     """How many blobs were removed (or would be, in a dry run)."""
     bytes: int
     kept: int
+    failed: tuple[Damage, ...] = ()
+
+
+class Repacked(msgspec.Struct, frozen=True):
+    """What a repack did."""
+
+    blobs: int
+    """How many blobs are encoded in another way now."""
+    saved_bytes: int
+    """How many bytes fewer the store holds for it; negative where it holds more."""
+    complete: bool
+    """False where it was stopped before it had looked at everything."""
     failed: tuple[Damage, ...] = ()
 
 
@@ -107,7 +128,7 @@ class BlobStore(BlobSource, Protocol):
         ...
 
     def patch(self, digest: Digest, bases: Iterable[Digest]) -> tuple[Digest, bytes] | None:
-        """The stored delta of this blob, where it has one and its base is among `bases`."""
+        """A delta of this blob that is stored, where there is one whose base is among `bases`."""
         ...
 
     def put_patch(self, digest: Digest, patch: bytes, *, name: str | None = None, max_size: int) -> Stored:
@@ -135,9 +156,21 @@ class BlobStore(BlobSource, Protocol):
 
     def unpin(self, digest: Digest, *, owner: str) -> None: ...
 
-    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False) -> Collected:
+    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False, ignoring: str | None = None) -> Collected:
         """Remove every blob that is not a root, leased, pinned, or the base of one that stays. Goes on past a bad item
-        and reports it."""
+        and reports it. Leases and pins of the owner `ignoring` protect nothing, this time."""
+        ...
+
+    def repack(
+        self,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Repacked:
+        """Encode blobs anew so that the newest version of every name is read fast and the older ones take little room.
+        Changes no name, and nothing that can be read; may be killed or stopped at any instant. `should_stop` is asked
+        before each blob; `progress` is called with (names done, names in all). Raises StoreBusy where another repack
+        is running."""
         ...
 
     def check(self, *, source: BlobSource | None = None, progress: Callable[[int, int], None] | None = None) -> Checked:

@@ -1,11 +1,14 @@
 """Storing many blobs at once: few transactions, little work for each blob, no deltas.
 
-Most are small and many of them noise, so a sample decides whether it is worth trying to compress each of them.
+Most are small and many of them noise, so a sample decides whether it is worth trying to compress each of them. Whether
+the store has a small plain blob is asked only inside the transaction, once. While one group is written, the next ones
+are hashed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 
 from blake3 import blake3
 
@@ -13,13 +16,17 @@ from cas import encoding, protection, putting
 from cas.access import Access
 from cas.batch import Batch
 from cas.bodies import SMALL_BYTES
-from cas.digest import from_raw
+from cas.digest import PREFIX
+from cas.encoding import Encoded
 from cas.entries import PLAIN
+from cas.errors import StoreFull
 from cas.interface import Stored
 
 GROUP_BLOBS = 16384
 GROUP_BYTES = 16 << 20
 """How much goes into one job."""
+AHEAD_GROUPS = 2
+"""How many groups may wait to be written while the next one is hashed."""
 SAMPLES = 16
 SAMPLE_BYTES = 64 << 10
 """How many blobs of a group, and how much of them, are asked whether the group compresses."""
@@ -29,11 +36,15 @@ Leased = tuple[str, float]
 
 
 def put_many(access: Access, blobs: Iterable[bytes], lease: Leased | None = None) -> list[Stored]:
-    """Many blobs in few transactions, each whole (no delta)."""
+    """Many blobs in few transactions, each whole (no delta). Where it raises, some of them may have been stored."""
     results: list[Stored] = []
+    waiting: deque[Callable[[], list[Stored]]] = deque()
     for group in _groups(blobs):
-        hashed = [(blake3(data).digest(), data) for data in group]
-        results += _put_group(access, hashed, lease)
+        if len(waiting) == AHEAD_GROUPS:
+            results += waiting.popleft()()
+        waiting.append(_submit(access, group, lease))
+    while waiting:
+        results += waiting.popleft()()
     return results
 
 
@@ -50,34 +61,80 @@ def _groups(blobs: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield group
 
 
-def _put_group(access: Access, hashed: list[tuple[bytes, bytes]], lease: Leased | None) -> list[Stored]:
-    with access.env.reading() as txn:
-        get, blobs = txn.get, access.env.blobs
-        here = {raw for raw, _ in sorted(hashed) if get(raw, db=blobs) is not None}
-    damaged = {raw: putting.body_in_index(access, raw) for raw in here if not putting.is_whole(access, raw)}
-    absent = {raw: data for raw, data in hashed if raw not in here or raw in damaged}
-    noise = _looks_like_noise([data for _, data in hashed[:: max(1, len(hashed) // SAMPLES)]])
-    plain = {raw: data for raw, data in absent.items() if raw not in damaged and _is_small_plain(data, noise)}
-    encoded = {raw: (len(data), encoding.whole(raw, data)) for raw, data in absent.items() if raw not in plain}
+def _submit(access: Access, group: list[bytes], lease: Leased | None) -> Callable[[], list[Stored]]:
+    """Hand a group to the writer. Returns what waits until it is durable."""
+    raws = [blake3(data).digest() for data in group]
+    every = dict(zip(raws, group, strict=True))
+    noise = _looks_like_noise(group[:: max(1, len(group) // SAMPLES)])
+    if noise and max(map(len, group)) <= SMALL_BYTES:
+        small = every
+    else:
+        small = {raw: data for raw, data in every.items() if _is_small_plain(data, noise)}
+    encoded = _encode(access, {raw: data for raw, data in every.items() if raw not in small})
 
     def change(batch: Batch) -> dict[bytes, int]:
         """Stored bytes of each blob that is new."""
         if lease is not None:
-            protection.lease(batch, (raw for raw, _ in hashed), *lease)
-        if batch.collecting:
-            for raw in here:
+            protection.lease(batch, every, *lease)
+        new = dict.fromkeys(small, 0)
+        for raw in batch.present(small):
+            del new[raw]
+        batch.add_small_plain((raw, small[raw]) for raw in new)
+        for raw in new:
+            new[raw] = len(small[raw])
+        for raw, (form, damaged_body) in encoded.items():
+            if form is None:
                 batch.protect(raw)
-        new = {raw: data for raw, data in plain.items() if batch.lacks(raw)}
-        batch.add_small_plain(new.items())
-        stored_bytes = {raw: len(data) for raw, data in new.items()}
-        for raw, (size, form) in encoded.items():
-            if putting.clear_damaged(batch, raw, damaged.get(raw)):
-                stored_bytes[raw] = putting.add_encoded(batch, raw, size, form)
-        return stored_bytes
+            elif putting.clear_damaged(batch, raw, damaged_body):
+                new[raw] = putting.add_encoded(batch, raw, len(every[raw]), form)
+        return new
 
-    room = sum(map(len, plain.values())) + sum(len(form.stored) for _, form in encoded.values())
-    new = access.write(change, max(1, room))
-    return [Stored(from_raw(raw), len(data), raw in new, new.pop(raw, 0)) for raw, data in hashed]
+    job = access.submit(change, max(1, _room(access, small, encoded)))
+
+    def finish() -> list[Stored]:
+        new = job.wait()
+        if len(new) < len(every):
+            _heal(access, {raw: data for raw, data in small.items() if raw not in new}, new)
+        return [
+            Stored(PREFIX + raw.hex(), len(data), raw in new, new.pop(raw, 0))
+            for raw, data in zip(raws, group, strict=True)
+        ]
+
+    return finish
+
+
+Form = tuple[Encoded | None, int | None]
+"""How a blob will be stored, None where it is here and whole; and the body that it has, where that is damaged."""
+
+
+def _encode(access: Access, blobs: dict[bytes, bytes]) -> dict[bytes, Form]:
+    forms: dict[bytes, Form] = {}
+    for raw, data in blobs.items():
+        if putting.is_whole(access, raw):
+            forms[raw] = None, None
+        else:
+            forms[raw] = encoding.whole(raw, data), putting.body_in_index(access, raw)
+    return forms
+
+
+def _heal(access: Access, here: dict[bytes, bytes], new: dict[bytes, int]) -> None:
+    """Store those anew that were here, but damaged."""
+    for raw, data in here.items():
+        if not putting.is_whole(access, raw):
+            stored = putting.store_encoded(access, raw, len(data), encoding.whole(raw, data), None)
+            if stored is not None and stored.new:
+                new[raw] = stored.stored_bytes
+
+
+def _room(access: Access, small: dict[bytes, bytes], encoded: dict[bytes, Form]) -> int:
+    """Bytes that will be added. Where there may be too little room, what is here already is not counted."""
+    large = sum(len(form.stored) for form, _ in encoded.values() if form is not None)
+    room = large + sum(map(len, small.values()))
+    try:
+        access.ensure_room(room)
+    except StoreFull:
+        return large + sum(len(data) for raw, data in small.items() if not putting.is_indexed(access, raw))
+    return room
 
 
 def _is_small_plain(data: bytes, noise: bool) -> bool:
