@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Self
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from agent.api import Event, HostFacts, VolumeStatus
 from agent.daemon import host as host_facts
 from agent.daemon.builder import GuestBuilder
 from agent.daemon.capacity import Limits
 from agent.daemon.code_cache import CodeCache
+from agent.daemon.durable import FileDamaged
 from agent.daemon.guarantees import guarantees
 from agent.daemon.guests import Guests
 from agent.daemon.handlers import Handlers
@@ -22,6 +25,7 @@ from agent.daemon.journal import Journal
 from agent.daemon.output import OutputFiles
 from agent.daemon.placement import MILLI
 from agent.daemon.processes import Processes
+from agent.daemon.sealing import KEY_NAME, OpenedSecrets, SealingKey
 from agent.daemon.server import Service
 from agent.daemon.staging import Staging
 from agent.daemon.state import State
@@ -31,6 +35,8 @@ from agent.sandbox.engine import fingerprint
 from agent.supervisor.client import connect
 from cas.digest import Digest
 from cas.store import Store
+
+_log = logging.getLogger(__name__)
 
 SHARED_CORES_MILLI: Final = 1 << 40
 """On a machine that several agents share no core is anybody's own, so asking for many is no reason to refuse."""
@@ -60,9 +66,16 @@ class Agent:
         self._volumes = Volumes(state_dir / "volumes")
         output = OutputFiles(state_dir / "output")
         cache = CodeCache(state_dir / "code", fingerprint())
-        staging = Staging(store, cache, state_dir / "work", lambda: self._binaries())
+        self._sealing = SealingKey(state_dir / KEY_NAME)
+        staging = Staging(store, cache, state_dir / "work", lambda: self._binaries(), self._sealing)
+        guest_files = state_dir / "guests"
         self._builder = GuestBuilder(
-            state_dir / "guests", staging, self._volumes, output, lambda process: self.processes.cpus_of(process)
+            guest_files,
+            staging,
+            self._volumes,
+            output,
+            lambda process: self.processes.cpus_of(process),
+            OpenedSecrets(state_dir, guest_files),
         )
         guests = Guests(self._builder, journal)
         cpus = host_facts.usable_cpus() if pin else ()
@@ -120,11 +133,19 @@ class Agent:
             store_blobs=usage.blobs,
             store_bytes=usage.stored_bytes,
             version=version(),
+            sealing_key=self._sealing_key(),
         )
 
     def _cores(self) -> int:
         cores_milli = self._limits.cores_milli
         return len(host_facts.usable_cpus()) if cores_milli == SHARED_CORES_MILLI else cores_milli // MILLI
+
+    def _sealing_key(self) -> str | UnsetType:
+        try:
+            return self._sealing.public()
+        except (FileDamaged, OSError) as error:
+            _log.error("secrets cannot be opened here: %s", error)
+            return UNSET
 
     def _volume(self, name: str, size_bytes: int) -> VolumeStatus:
         return VolumeStatus(

@@ -1,8 +1,8 @@
 """Turning a version into an order to run it: code, files, environment, output, CPUs.
 
 A guest's own directory `<state>/guests/GUEST/` holds its configuration files and its scratch space, and goes when the
-guest is forgotten. Its environment is what the specification says, and the addresses of its connections and listeners:
-`LOWCLOUD_CONNECT_<NAME>` and `LOWCLOUD_LISTEN_<NAME>`, each `address:port`.
+guest is forgotten; a second one, in memory, holds its secrets. Its environment is what the specification says, and the
+addresses of its connections and listeners: `LOWCLOUD_CONNECT_<NAME>` and `LOWCLOUD_LISTEN_<NAME>`, each `address:port`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from agent.daemon.guest_files import SCRATCH_DIRECTORY, plan_files
 from agent.daemon.guests import guest_of
 from agent.daemon.output import OutputFiles
 from agent.daemon.refusal import Refused
+from agent.daemon.sealing import OpenedSecrets
 from agent.daemon.staging import Staging
 from agent.daemon.state import Version
 from agent.daemon.volumes import Volumes
@@ -40,8 +41,10 @@ class GuestBuilder:
         volumes: Volumes,
         output: OutputFiles,
         cpus: Callable[[str], tuple[int, ...]],
+        secrets: OpenedSecrets,
     ) -> None:
         self._directory = directory
+        self._secrets = secrets
         self._staging = staging
         self._volumes = volumes
         self._output = output
@@ -65,6 +68,9 @@ class GuestBuilder:
             await asyncio.to_thread(_make_directories, own, [*plan.roots.values()], plan.files)
             for relative, digest in plan.files.items():
                 await self._staging.write_config(digest, own / relative)
+            opened = await asyncio.to_thread(self._secrets.make, guest, plan.secrets) if plan.secrets else own
+            for relative, digest in plan.secrets.items():
+                await self._staging.write_secret(digest, opened / relative)
         except BaseException:
             await self.clear(guest)
             raise
@@ -76,7 +82,7 @@ class GuestBuilder:
             code_kind=code.kind,
             args=spec.args,
             env=environment(spec),
-            preopens=plan.preopens(own, {name: self._volumes.path(name) for name in spec.volume.values()}),
+            preopens=plan.preopens(own, {name: self._volumes.path(name) for name in spec.volume.values()}, opened),
             listen=dict(spec.listen),
             connect=dict(spec.connect),
             memory_bytes=spec.memory_bytes,
@@ -86,6 +92,7 @@ class GuestBuilder:
 
     async def clear(self, guest: GuestId) -> None:
         await asyncio.to_thread(_remove, self._directory / guest)
+        await asyncio.to_thread(self._secrets.clear, guest)
 
     async def output_tail(self, version: Version) -> str:
         data = await asyncio.to_thread(self._output.tail, version.spec.name, TAIL_BYTES, guest=version.guest)
@@ -96,6 +103,7 @@ class GuestBuilder:
         for path in self._directory.iterdir():
             if path.name not in known:
                 _remove(path)
+        self._secrets.sweep(known)
 
 
 def _remove(own: Path) -> None:

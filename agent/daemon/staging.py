@@ -15,10 +15,13 @@ from typing import Final
 from agent.api import ProcessSpec, Reason
 from agent.daemon.code_cache import Code, CodeCache
 from agent.daemon.compiler import MAX_BINARY_BYTES, CompileFailed, compile_file
+from agent.daemon.durable import FileDamaged
 from agent.daemon.refusal import Refused
+from agent.daemon.sealing import FILE_MODE, SealingKey
 from cas.digest import Digest, short
 from cas.errors import BlobDamaged, BlobMissing
 from cas.interface import BlobStore
+from cas.sealed import MAX_SEALED_BYTES, SealedInvalid
 
 COMPILES_AT_ONCE: Final = 2
 STAGE_OWNER: Final = "stage"
@@ -29,12 +32,18 @@ class Staging:
     """Store and code cache of one host. `needed` names the binaries whose code must stay."""
 
     def __init__(
-        self, store: BlobStore, cache: CodeCache, work_directory: Path, needed: Callable[[], Collection[Digest]]
+        self,
+        store: BlobStore,
+        cache: CodeCache,
+        work_directory: Path,
+        needed: Callable[[], Collection[Digest]],
+        sealing: SealingKey,
     ) -> None:
         self._store = store
         self._cache = cache
         self._work = work_directory
         self._needed = needed
+        self._sealing = sealing
         self._compiling: dict[Digest, asyncio.Task[Code]] = {}
         self._slots = asyncio.Semaphore(COMPILES_AT_ONCE)
         self.compiled = 0
@@ -45,6 +54,10 @@ class Staging:
         BAD_BLOB, BAD_BINARY, TOO_LARGE."""
         specs = tuple(specs)
         await self.require(specs, hold_s=hold_s)
+        for secret in dict.fromkeys(digest for spec in specs for digest in spec.secrets.values()):
+            await asyncio.to_thread(
+                self._unsealed, secret
+            )  # one that does not open is found before anything is touched
         binaries = dict.fromkeys(spec.binary for spec in specs)
         results = await asyncio.gather(*(self.code(binary) for binary in binaries), return_exceptions=True)
         for result in results:
@@ -76,6 +89,10 @@ class Staging:
         """Write a configuration file, verified. Raises Refused."""
         await asyncio.to_thread(self._write, digest, path, MAX_CONFIG_FILE_BYTES)
 
+    async def write_secret(self, digest: Digest, path: Path) -> None:
+        """Open a sealed secret into a new file that only its owner may read. Raises Refused."""
+        await asyncio.to_thread(lambda: _write_private(path, self._unsealed(digest)))
+
     # --- inside ------------------------------------------------------------------------------------------------------
 
     async def _compile(self, binary: Digest) -> Code:
@@ -95,6 +112,19 @@ class Staging:
         await asyncio.to_thread(self._cache.prune, {binary, *self._needed()})
         return code
 
+    def _unsealed(self, digest: Digest) -> bytes:
+        """Raises Refused. What is said about a secret never holds a part of it."""
+        try:
+            if self._store.stat(digest).size > MAX_SEALED_BYTES:
+                raise Refused(Reason.TOO_LARGE, f"blob {short(digest)} is larger than a sealed secret may be")
+            return self._sealing.unseal(self._store.read(digest))
+        except BlobMissing as error:
+            raise _missing([error.digest]) from error
+        except BlobDamaged as error:
+            raise Refused(Reason.BAD_BLOB, str(error), hint="send the blob again; that repairs it") from error
+        except (SealedInvalid, FileDamaged) as error:
+            raise Refused(Reason.BAD_BLOB, f"blob {short(digest)}: {error}", hint=error.hint) from error
+
     def _write(self, digest: Digest, path: Path, limit: int) -> None:
         """Blob to file. The store verifies: the last piece comes only after the digest was right."""
         try:
@@ -108,6 +138,12 @@ class Staging:
             raise _missing([error.digest]) from error
         except BlobDamaged as error:
             raise Refused(Reason.BAD_BLOB, str(error), hint="send the blob again; that repairs it") from error
+
+
+def _write_private(path: Path, value: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(value)
 
 
 def blobs_of(spec: ProcessSpec) -> tuple[Digest, ...]:

@@ -12,6 +12,7 @@ from agent.api import ProcessSpec, Reason
 from agent.daemon.code_cache import CodeCache
 from agent.daemon.compiler import CompileFailed, compile_file
 from agent.daemon.refusal import Refused
+from agent.daemon.sealing import SealingKey
 from agent.daemon.staging import Staging
 from cas.digest import Digest, digest_of
 from cas.store import Store
@@ -102,7 +103,7 @@ def test_one_program_is_compiled_once_however_many_ask() -> None:
 
 def new_staging(tmp: Path, store: Store) -> Staging:
     (tmp / "work").mkdir(exist_ok=True)
-    return Staging(store, CodeCache(tmp / "code", ENGINE), tmp / "work", set)
+    return Staging(store, CodeCache(tmp / "code", ENGINE), tmp / "work", set, SealingKey(tmp / "sealing.key"))
 
 
 def test_a_compiler_that_takes_too_long_or_too_much_memory_is_ended() -> None:
