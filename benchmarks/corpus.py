@@ -1,4 +1,4 @@
-"""The files that deltas are measured on: CORPUS/SERIES/VERSION/FILE, every two successive versions of a file being a pair.
+"""What deltas are measured on: CORPUS/SERIES/VERSION/FILE; every two successive versions of a file are a pair.
 
 Versions are ordered by the numbers in their names. `python -m benchmarks.fetch` makes such a folder.
 """

@@ -1,0 +1,1 @@
+"""Fuzzing of the delta decoder; see tests/fuzz/__main__.py."""
