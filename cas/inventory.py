@@ -1,0 +1,120 @@
+"""What a release consists of, blob by blob, in every form in which it may travel.
+
+A release names its inventory, an inventory names the manifests: so whoever trusts a release can check each piece of
+each blob, and of each recorded patch, no matter who sends it. An inventory is a line that says what it is and one
+msgpack map, with equal content written in one way only. Specified in docs/formats.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from cas import manifest as manifests
+from cas.digest import Digest
+from cas.errors import ExchangeError
+from cas.interface import ExchangeStore
+from cas.manifest import PIECE_BYTES
+
+MAX_INVENTORY_BYTES: Final = 256 << 20
+MAX_ITEMS: Final = 1 << 20
+MAX_PATCHES: Final = 16
+_LINE: Final = b"lowcloud inventory 1\n"
+
+_Size = Annotated[int, Meta(ge=0, le=1 << 48)]
+
+
+class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Some bytes from which a blob can be had: its own, or a patch."""
+
+    digest: Digest
+    """Of these bytes."""
+    size: _Size
+    manifest: Digest | None = None
+    """Of the manifest of these bytes; None where they are one piece."""
+    base: Digest | None = None
+    """What the patch needs; None for the blob's own bytes."""
+
+
+class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A blob, and what it can be made from."""
+
+    whole: Form
+    patches: Annotated[tuple[Form, ...], Meta(max_length=MAX_PATCHES)] = ()
+
+
+class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ordered by the blobs' digests, each once."""
+
+    items: Annotated[tuple[Item, ...], Meta(max_length=MAX_ITEMS)]
+
+    def by_blob(self) -> dict[Digest, Item]:
+        return {item.whole.digest: item for item in self.items}
+
+    def manifests(self) -> tuple[Digest, ...]:
+        """The manifests that it names, each once, sorted: the release needs them as it needs its blobs."""
+        forms = (form for item in self.items for form in (item.whole, *item.patches))
+        return tuple(sorted({form.manifest for form in forms if form.manifest is not None}))
+
+
+def take_inventory(store: ExchangeStore, blobs: Iterable[Digest]) -> Inventory:
+    """The inventory of these blobs with the patches that the store holds; the manifests are put into the store. Raises
+    BlobMissing, BlobDamaged, StoreFull."""
+    return Inventory(tuple(_item(store, blob) for blob in sorted(set(blobs))))
+
+
+def _item(store: ExchangeStore, blob: Digest) -> Item:
+    stat = store.stat(blob)
+    whole = Form(digest=blob, size=stat.size)
+    if stat.size > PIECE_BYTES:
+        own = manifests.manifest_of(store.stream(blob))
+        whole = Form(digest=blob, size=stat.size, manifest=store.put(manifests.encode(own)).digest)
+    return Item(whole=whole, patches=_patches(store, blob, stat.base))
+
+
+def _patches(store: ExchangeStore, blob: Digest, base: Digest | None) -> tuple[Form, ...]:
+    found = store.patch(blob, (base,)) if base is not None else None
+    if found is None:
+        return ()
+    base, patch = found
+    manifest = manifests.manifest_of([patch])
+    digest = store.put(manifests.encode(manifest)).digest if len(patch) > PIECE_BYTES else None
+    return (Form(digest=manifest.digest, size=len(patch), manifest=digest, base=base),)
+
+
+def encode(inventory: Inventory) -> bytes:
+    return _LINE + msgspec.msgpack.encode(inventory, order="deterministic")
+
+
+def decode(data: bytes) -> Inventory:
+    """Raises ExchangeError for what is no inventory, or contradicts itself."""
+    if len(data) > MAX_INVENTORY_BYTES or not data.startswith(_LINE):
+        raise ExchangeError("this is no inventory that this lowcloud can read")
+    try:
+        inventory = msgspec.msgpack.decode(data[len(_LINE) :], type=Inventory)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ExchangeError(f"this is no inventory: {error}") from error
+    blobs = [item.whole.digest for item in inventory.items]
+    if blobs != sorted(set(blobs)):
+        raise ExchangeError("an inventory lists each blob once, in order")
+    for item in inventory.items:
+        if item.whole.base is not None or any(patch.base in (None, item.whole.digest) for patch in item.patches):
+            raise ExchangeError(f"the inventory's forms of {item.whole.digest} contradict each other")
+        if any((form.manifest is None) != (form.size <= PIECE_BYTES) for form in (item.whole, *item.patches)):
+            raise ExchangeError(f"the inventory of {item.whole.digest} lacks a manifest, or has one too many")
+    return inventory
+
+
+def manifest_for(form: Form, read: manifests.Manifest | None) -> manifests.Manifest:
+    """The manifest by which the pieces of a form are checked: the one that was read, which must be of these bytes, or
+    for bytes of one piece the form itself. Raises ExchangeError."""
+    if read is None:
+        if form.manifest is not None:
+            raise ExchangeError(f"the manifest of {form.digest} is needed to take in its pieces")
+        return manifests.of_one_piece(form.digest, form.size)
+    if (read.digest, read.size) != (form.digest, form.size):
+        raise ExchangeError(f"a manifest of other bytes than {form.digest}")
+    return read
