@@ -8,7 +8,7 @@ msgpack map, with equal content written in one way only. Specified in docs/forma
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,29 +21,32 @@ from cas.manifest import PIECE_BYTES
 
 MAX_INVENTORY_BYTES: Final = 256 << 20
 MAX_ITEMS: Final = 1 << 20
-MAX_PATCHES: Final = 16
+MAX_FORMS: Final = 16
 _LINE: Final = b"lowcloud inventory 1\n"
 
 _Size = Annotated[int, Meta(ge=0, le=1 << 48)]
 
 
 class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Some bytes from which a blob can be had: its own, or a patch."""
+    """Some bytes from which a blob can be had: its own, one zstd frame, or a patch of `delta`."""
 
     digest: Digest
     """Of these bytes."""
     size: _Size
     manifest: Digest | None = None
     """Of the manifest of these bytes; None where they are one piece."""
+    encoding: Literal["plain", "zstd", "delta"] = "plain"
     base: Digest | None = None
-    """What the patch needs; None for the blob's own bytes."""
+    """What a patch needs; None for the other encodings."""
 
 
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A blob, and what it can be made from."""
 
     whole: Form
-    patches: Annotated[tuple[Form, ...], Meta(max_length=MAX_PATCHES)] = ()
+    """Its own bytes."""
+    others: Annotated[tuple[Form, ...], Meta(max_length=MAX_FORMS)] = ()
+    """Frames and patches."""
 
 
 class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,33 +59,38 @@ class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def manifests(self) -> tuple[Digest, ...]:
         """The manifests that it names, each once, sorted: the release needs them as it needs its blobs."""
-        forms = (form for item in self.items for form in (item.whole, *item.patches))
+        forms = (form for item in self.items for form in (item.whole, *item.others))
         return tuple(sorted({form.manifest for form in forms if form.manifest is not None}))
 
 
 def take_inventory(store: ExchangeStore, blobs: Iterable[Digest]) -> Inventory:
-    """The inventory of these blobs with the patches that the store holds; the manifests are put into the store. Raises
+    """The inventory of these blobs in the encodings that the store holds; the manifests are put into the store. Raises
     BlobMissing, BlobDamaged, StoreFull."""
     return Inventory(tuple(_item(store, blob) for blob in sorted(set(blobs))))
 
 
 def _item(store: ExchangeStore, blob: Digest) -> Item:
-    stat = store.stat(blob)
-    whole = Form(digest=blob, size=stat.size)
-    if stat.size > PIECE_BYTES:
-        own = manifests.manifest_of(store.stream(blob))
-        whole = Form(digest=blob, size=stat.size, manifest=store.put(manifests.encode(own)).digest)
-    return Item(whole=whole, patches=_patches(store, blob, stat.base))
+    whole = _form(store, store.stream(blob))
+    stat, encoded = store.encoded(blob)
+    match stat.encoding:
+        case "plain":
+            return Item(whole=whole)
+        case "zstd":
+            return Item(whole=whole, others=(_form(store, encoded, encoding="zstd"),))
+        case _:
+            return Item(whole=whole, others=(_form(store, encoded, encoding="delta", base=stat.base),))
 
 
-def _patches(store: ExchangeStore, blob: Digest, base: Digest | None) -> tuple[Form, ...]:
-    found = store.patch(blob, (base,)) if base is not None else None
-    if found is None:
-        return ()
-    base, patch = found
-    manifest = manifests.manifest_of([patch])
-    digest = store.put(manifests.encode(manifest)).digest if len(patch) > PIECE_BYTES else None
-    return (Form(digest=manifest.digest, size=len(patch), manifest=digest, base=base),)
+def _form(
+    store: ExchangeStore,
+    chunks: Iterable[bytes],
+    *,
+    encoding: Literal["plain", "zstd", "delta"] = "plain",
+    base: Digest | None = None,
+) -> Form:
+    own = manifests.manifest_of(chunks)
+    manifest = store.put(manifests.encode(own)).digest if own.size > PIECE_BYTES else None
+    return Form(digest=own.digest, size=own.size, manifest=manifest, encoding=encoding, base=base)
 
 
 def encode(inventory: Inventory) -> bytes:
@@ -101,11 +109,17 @@ def decode(data: bytes) -> Inventory:
     if blobs != sorted(set(blobs)):
         raise ExchangeError("an inventory lists each blob once, in order")
     for item in inventory.items:
-        if item.whole.base is not None or any(patch.base in (None, item.whole.digest) for patch in item.patches):
+        if item.whole.encoding != "plain" or not all(_may_be(form, item.whole.digest) for form in item.others):
             raise ExchangeError(f"the inventory's forms of {item.whole.digest} contradict each other")
-        if any((form.manifest is None) != (form.size <= PIECE_BYTES) for form in (item.whole, *item.patches)):
+        if any((form.manifest is None) != (form.size <= PIECE_BYTES) for form in (item.whole, *item.others)):
             raise ExchangeError(f"the inventory of {item.whole.digest} lacks a manifest, or has one too many")
     return inventory
+
+
+def _may_be(form: Form, blob: Digest) -> bool:
+    if form.encoding == "delta":
+        return form.base is not None and form.base != blob
+    return form.encoding == "zstd" and form.base is None
 
 
 def manifest_for(form: Form, read: manifests.Manifest | None) -> manifests.Manifest:

@@ -91,10 +91,10 @@ def test_an_inventory_names_manifests_and_stored_patches_and_says_the_same_twice
         assert items[blobs[2]] == Item(whole=Form(digest=blobs[2], size=5))
         own = manifest.decode(store.read(items[blobs[1]].whole.manifest or ""))
         assert own == manifest_of([second])
-        (patch,) = items[blobs[1]].patches
+        (patch,) = items[blobs[1]].others
         found = store.patch(blobs[1], [blobs[0]])
         assert found is not None
-        assert (patch.base, patch.digest, patch.size) == (blobs[0], digest_of(found[1]), len(found[1]))
+        assert patch == Form(digest=digest_of(found[1]), size=len(found[1]), encoding="delta", base=blobs[0])
         assert store.missing(taken.manifests()) == []
         assert inventory.decode(inventory.encode(taken)) == taken
 
@@ -107,9 +107,11 @@ LARGE = Form(digest=digest_of(b"large"), size=PIECE_BYTES + 1, manifest=digest_o
     "items",
     [
         (Item(whole=SMALL), Item(whole=SMALL)),
-        (Item(whole=Form(digest=SMALL.digest, size=5, base=LARGE.digest)),),
-        (Item(whole=SMALL, patches=(LARGE,)),),
-        (Item(whole=SMALL, patches=(Form(digest=LARGE.digest, size=9, base=SMALL.digest),)),),
+        (Item(whole=Form(digest=SMALL.digest, size=5, encoding="delta", base=LARGE.digest)),),
+        (Item(whole=SMALL, others=(LARGE,)),),
+        (Item(whole=SMALL, others=(Form(digest=LARGE.digest, size=9, encoding="delta"),)),),
+        (Item(whole=SMALL, others=(Form(digest=LARGE.digest, size=9, encoding="delta", base=SMALL.digest),)),),
+        (Item(whole=SMALL, others=(Form(digest=LARGE.digest, size=9, encoding="zstd", base=LARGE.digest),)),),
         (Item(whole=Form(digest=SMALL.digest, size=PIECE_BYTES + 1)),),
         (Item(whole=Form(digest=SMALL.digest, size=5, manifest=LARGE.digest)),),
     ],
