@@ -460,6 +460,16 @@ class BlobReceipt(Struct, frozen=True):
     raw_bytes: int
 
 
+class CodeQuery(Struct, frozen=True):
+    """Which of these binaries has the host not compiled for its engine? Asking changes nothing."""
+
+    binaries: Annotated[tuple[Digest, ...], Meta(max_length=MAX_SPECS_PER_STAGE)]
+
+
+class CodeAnswer(Struct, frozen=True):
+    missing: tuple[Digest, ...]
+
+
 class Routes:
     """Paths of the HTTP service. All are under TLS 1.3 with client certificates."""
 
@@ -471,6 +481,7 @@ class Routes:
     JOURNAL = "/v1/journal"
     """`?after=SEQ&limit=N`: entries after a sequence number."""
     BLOBS_QUERY = "/v1/blobs/query"
+    CODE_QUERY = "/v1/code/query"
     BLOBS = "/v1/blobs"
     """POST: a stream of exchange frames (`cas.exchange`)."""
     BLOB = "/v1/blobs/{digest}"

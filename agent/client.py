@@ -23,10 +23,13 @@ import msgspec
 
 from agent import tls
 from agent.api import (
+    MAX_SPECS_PER_STAGE,
     BlobAnswer,
     BlobQuery,
     BlobReceipt,
     Call,
+    CodeAnswer,
+    CodeQuery,
     Envelope,
     HostFacts,
     JournalEntry,
@@ -161,6 +164,16 @@ class AgentClient:
     async def query(self, query: BlobQuery) -> BlobAnswer:
         """What does the host lack, and which bases does it hold? Leases what is wanted."""
         return await self._ask("POST", Routes.BLOBS_QUERY, BlobAnswer, body=msgspec.msgpack.encode(query))
+
+    async def uncompiled(self, binaries: Iterable[Digest]) -> tuple[Digest, ...]:
+        """Those of these binaries that the host has never compiled, or not for the engine that it has now."""
+        wanted = tuple(binaries)
+        parts = [wanted[n : n + MAX_SPECS_PER_STAGE] for n in range(0, len(wanted), MAX_SPECS_PER_STAGE)]
+        missing: list[Digest] = []
+        for part in parts:
+            body = msgspec.msgpack.encode(CodeQuery(part))
+            missing += (await self._ask("POST", Routes.CODE_QUERY, CodeAnswer, body=body)).missing
+        return tuple(missing)
 
     async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
         """Send a stream of exchange frames. An ordinary iterable is run in a thread, so it may read a store."""

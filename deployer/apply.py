@@ -31,9 +31,8 @@ from deployer.observe import Observed, assume, observe
 from deployer.outcome import Applied, HostEnd, Outcome, ends, unwell
 from deployer.plan import Plan, plan_digest
 from deployer.planners import Version, make_plan
-from deployer.planning import current_version, keep_definition
+from deployer.planning import current_version, definition_before
 from deployer.release import Release
-from deployer.schema import Definition
 from deployer.site import Site
 from deployer.transfer import transfer
 
@@ -175,7 +174,7 @@ async def _return(site: Site, plan: Plan, applied: Applied) -> Applied:
     """Bring every host that was called back to the definition before, and look where they are then."""
     site.progress.phase("revert", len(plan.hosts()))
     try:
-        before = await asyncio.to_thread(_before, site, plan)
+        before = await asyncio.to_thread(definition_before, site.store, plan)
         back = await _plan_back(site, plan, before, applied.release)
         message = f"revert of {_name(applied.release)}: {_first_trouble(applied)}"[:MAX_REASON_CHARS]
         revert = await apply(site, back, message=message, kind="revert", restores=plan.from_release)
@@ -202,15 +201,6 @@ async def _plan_back(site: Site, plan: Plan, before: Version, failed_release: Di
     failed = await asyncio.to_thread(current_version, site.store, newest)
     observed = await observe(site.fleet, plan.hosts())
     return make_plan(RETURN_PLANNER, failed, before, observed, from_release=newest.digest)
-
-
-def _before(site: Site, plan: Plan) -> Version:
-    """What ran before the plan; before the first release that is the same infrastructure with nothing on it."""
-    if plan.from_definition is not None:
-        return Version(plan.from_definition, releases.read_definition(site.store, plan.from_definition))
-    following = releases.read_definition(site.store, plan.definition)
-    empty: Definition = msgspec.structs.replace(following, process={}, volume={})
-    return keep_definition(site.store, empty)
 
 
 def _first_trouble(applied: Applied) -> str:

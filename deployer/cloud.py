@@ -49,9 +49,10 @@ CONFIG_TEXT: Final = """\
 
 # definition = "cloud.toml"     # the definition file that `plan`, `apply`, `up` and `resolve` take when none is named
 # ref = "prod"                  # the history that `apply` and `rollback` move
-# planner = "minimal"           # how a difference becomes calls: minimal, rolling, or one that a package brings
+# planner = "minimal"           # how a difference becomes calls: minimal, rolling, canary, regions, or a package's
 # refs = "lmdb"                 # where the history is; shared: "etcd://10.0.0.1:2379,10.0.0.2:2379/shop"
 # blobs = "lmdb"                # where blobs are; shared: "s3://bucket/prefix" (credentials: AWS_ACCESS_KEY_ID, ...)
+# require_signed_plans = false  # whether `apply` takes nothing but plans that an operator has signed (`plan --sign`)
 """
 
 
@@ -63,6 +64,7 @@ class CloudConfig(NamedTuple):
     planner: str = DEFAULT_PLANNER
     refs: str = DEFAULT_ENGINE
     blobs: str = DEFAULT_ENGINE
+    require_signed_plans: bool = False
 
 
 class Cloud:
@@ -225,7 +227,7 @@ def parse_config(text: str, path: Path) -> CloudConfig:
     except tomllib.TOMLDecodeError as error:
         line, column, message = _place_of(error, text)
         raise ConfigInvalid(path, line, column, message) from error
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in table.items():
         if key not in CloudConfig._fields:
             raise _config_error(path, text, key, f"no setting is called {key!r}", _nearest_setting(key))
@@ -233,7 +235,11 @@ def parse_config(text: str, path: Path) -> CloudConfig:
     return CloudConfig(**settings)
 
 
-def _checked_setting(path: Path, text: str, key: str, value: Any) -> str:
+def _checked_setting(path: Path, text: str, key: str, value: Any) -> str | bool:
+    if key == "require_signed_plans":
+        if not isinstance(value, bool):
+            raise _config_error(path, text, key, f"{key} is true or false, not {value!r}", f"{key} = true")
+        return value
     if not isinstance(value, str) or not value:
         raise _config_error(path, text, key, f"{key} is a text in quotes, not {value!r}", f'{key} = "…"')
     if key == "definition":

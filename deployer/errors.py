@@ -102,6 +102,12 @@ class PlannerBroken(DeployerError):
     """A planner that could not be loaded or gave something that is not a plan."""
 
 
+class SignatureInvalid(BadInput):
+    """A signature that does not count, or one that is missing where the cloud asks for it."""
+
+    hint = "an operator of this cloud signs with `lowcloud plan --sign -o FILE`"
+
+
 class NotReversible(DeployerError):
     """A plan that does not carry what it replaces."""
 

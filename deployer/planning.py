@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+import msgspec
+
 from cas.digest import Digest
 from deployer import canonical, release
 from deployer.errors import HostsUnreachable
 from deployer.fleet import Fleet, addresses_of
+from deployer.gpu import require_gpus
 from deployer.observe import Observed, observe
 from deployer.plan import Plan
 from deployer.planners import Version, make_plan
@@ -32,6 +35,15 @@ def current_version(store: ReleaseStore, newest: Link | None) -> Version | None:
         return None
     digest = newest.release.definition
     return Version(digest, release.read_definition(store, digest))
+
+
+def definition_before(store: ReleaseStore, plan: Plan) -> Version:
+    """What ran before a plan; before the first release that is the same infrastructure with nothing on it."""
+    if plan.from_definition is not None:
+        return Version(plan.from_definition, release.read_definition(store, plan.from_definition))
+    following = release.read_definition(store, plan.definition)
+    empty: Definition = msgspec.structs.replace(following, process={}, volume={})
+    return keep_definition(store, empty)
 
 
 def addresses_for(
@@ -75,12 +87,14 @@ class StartingPoint(NamedTuple):
 
 
 async def starting_point(site: Site, following: Version, *, allow_unreachable: bool = False) -> StartingPoint:
-    """Where the history is and what the hosts run. Raises HostsUnreachable unless `allow_unreachable`."""
+    """Where the history is and what the hosts run. Raises HostsUnreachable unless `allow_unreachable`; GpuNotOffered
+    where what follows asks for what no host has."""
     newest = await asyncio.to_thread(release.head, site.store, site.ref)
     current = await asyncio.to_thread(current_version, site.store, newest)
     hosts = set(following.definition.host) | set(current.definition.host if current else ())
     site.progress.phase("observe", len(hosts))
     observed = await look(site.fleet, hosts, allow_unreachable=allow_unreachable)
+    require_gpus(following.definition, observed.facts)
     return StartingPoint(current, following, observed, newest.digest if newest else None)
 
 

@@ -33,7 +33,15 @@ from deployer.plan import Kind, Plan, blobs_of
 from deployer.verify import verify
 from tools import guests
 from tools.commands.audit import show_spans, span_as_dict
-from tools.deploying import carried_out, open_site, planned, planned_rollback, rolled_back, version_of_file
+from tools.deploying import (
+    carried_out,
+    open_site,
+    planned,
+    planned_rollback,
+    rollback_target,
+    rolled_back,
+    version_of_file,
+)
 from tools.errors import CommandError
 from tools.load import Load, LoadProcess, Report
 from tools.local_cloud import local_hosts, start_agents, stop_agents
@@ -204,7 +212,8 @@ class Demo:
 
     def roll_back(self, what: str) -> Applied:
         self.title(f"{what}, under load")
-        plan, _, to = asyncio.run(planned_rollback(self.cloud, None, None))
+        to = rollback_target(self.cloud)
+        plan, _ = asyncio.run(planned_rollback(self.cloud, to, None))
         return self.note(what, plan, asyncio.run(rolled_back(self.cloud, plan, to, self.quiet)))
 
     def note(self, what: str, plan: Plan, applied: Applied) -> Applied:

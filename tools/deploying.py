@@ -13,9 +13,10 @@ from tools.output import printable, printable_lines, shorten, size
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
     from deployer.cloud import Cloud
+    from deployer.offline import HostReadiness
     from deployer.outcome import Applied, CallDone
     from deployer.plan import Plan, Step
     from deployer.planners import Version
@@ -29,8 +30,32 @@ if TYPE_CHECKING:
 
 def add_definition_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--planner", metavar="NAME", help="how the difference becomes calls (default: as configured)")
-    parser.add_argument("--locked", action="store_true", help="take every hash from lowcloud.lock and read no file")
+    parser.add_argument("--locked", action="store_true", help="take every hash from the lock file and read no file")
     parser.add_argument("--allow-unreachable", action="store_true", help="leave hosts alone that do not answer")
+    add_probation_argument(parser)
+
+
+def add_probation_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--probation", metavar="TIME", help="how long the canary planner watches what has changed (default: 60s)"
+    )
+
+
+def probation_s(args: argparse.Namespace) -> float | None:
+    """What `--probation` says, in seconds. Raises UsageError."""
+    if args.probation is None:
+        return None
+    from deployer.plan import MAX_HOLD_S
+    from deployer.schema import Unit
+    from deployer.units import UnitError, parse
+
+    try:
+        seconds = parse(Unit.MILLISECONDS, args.probation) / 1000
+    except UnitError as error:
+        raise UsageError(f"--probation: {error}", hint=error.hint) from error
+    if seconds > MAX_HOLD_S:
+        raise UsageError(f"a probation is at most {MAX_HOLD_S / 86400:.0f} days")
+    return seconds
 
 
 # --- from a file to a version ---------------------------------------------------------------------------------------
@@ -41,17 +66,20 @@ def resolved_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool =
     DefinitionInvalid."""
     from deployer import definition, lock
     from deployer.resolve import resolve
+    from deployer.secrets import Secrets
 
     path = Path(file) if file else cloud.definition_path
-    parsed = definition.load(path)
-    written = lock.read(lock.lock_path(path))
+    lock_path = lock.lock_path(path, cloud.overlay)
+    parsed = definition.load(path, cloud.overlay)
+    written = lock.read(lock_path)
     if locked and written is None:
-        raise UsageError(f"there is no {shown_path(lock.lock_path(path))}", hint="write it with `lowcloud resolve`")
-    resolved = resolve(parsed, cloud.store, locked=written if locked else None)
+        raise UsageError(f"there is no {shown_path(lock_path)}", hint="write it with `lowcloud resolve`")
+    sealed = Secrets(cloud.store, cloud.ref).newest
+    resolved = resolve(parsed, cloud.store, locked=written if locked else None, before=written, sealed=sealed)
     for warning in resolved.warnings:
         out.remark(f"warning: {warning}")
     if written is not None and not locked and written != resolved.lock:
-        out.remark(f"note: {lock.LOCK_NAME} is out of date; `lowcloud resolve` writes it anew")
+        out.remark(f"note: {lock_path.name} is out of date; `lowcloud resolve` writes it anew")
     return resolved
 
 
@@ -67,28 +95,35 @@ def version_of_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool
 
 @asynccontextmanager
 async def open_site(
-    cloud: Cloud, following: Definition | None = None, progress: Progress | None = None
+    cloud: Cloud, following: Definition | None = None, progress: Progress | None = None, *, back: bool = False
 ) -> AsyncIterator[Site]:
-    """Everything that an operation on the cloud's hosts needs."""
+    """Everything that an operation on the cloud's hosts needs. `back`: `following` is an earlier definition, so hosts
+    whose address differs in it are still where they are now."""
     from deployer import trust
     from deployer.fleet import Fleet
     from deployer.planning import addresses_for
     from deployer.progress import Quiet
     from deployer.site import Site
 
-    addresses = addresses_for(cloud.store, cloud.ref, following)
+    addresses = addresses_for(cloud.store, cloud.ref, following, back=back)
     async with Fleet(addresses, cloud.credentials) as fleet:
         yield Site(cloud.store, cloud.ref, fleet, trust.common_name(cloud.credentials), progress or Quiet())
 
 
 async def planned(
-    cloud: Cloud, following: Version, planner: str | None, *, allow_unreachable: bool = False
+    cloud: Cloud,
+    following: Version,
+    planner: str | None,
+    *,
+    allow_unreachable: bool = False,
+    probation_s: float | None = None,
 ) -> tuple[Plan, dict[str, int]]:
     """A plan to this version, and the bytes that each host would be sent."""
     from deployer.planning import plan_for
 
     async with open_site(cloud, following.definition) as site:
-        plan = await plan_for(site, following, planner or cloud.config.planner, allow_unreachable=allow_unreachable)
+        name = planner or cloud.config.planner
+        plan = await plan_for(site, following, name, allow_unreachable=allow_unreachable, probation_s=probation_s)
         return plan, await bytes_to_send(site, plan)
 
 
@@ -108,26 +143,54 @@ async def carried_out(cloud: Cloud, plan: Plan, out: Output, *, message: str) ->
         return await apply(site, plan, message=message)
 
 
-async def planned_rollback(
-    cloud: Cloud, named: str | None, planner: str | None, *, allow_unreachable: bool = False
-) -> tuple[Plan, dict[str, int], Link]:
-    """A plan back to a release (default: the previous one), the bytes to send, and that release."""
-    from deployer.rollback import plan_rollback, target
+def refuse_unsigned(cloud: Cloud) -> None:
+    """For what makes its plan itself. Raises SignatureInvalid where the cloud takes signed plans only."""
+    if cloud.config.require_signed_plans:
+        from deployer.signing import require
 
-    async with open_site(cloud) as site:
-        to = target(site, named)
-    definition = release_definition(cloud, to)
-    async with open_site(cloud, definition) as site:
+        require(None, required=True)
+
+
+def rollback_target(cloud: Cloud, named: str | None = None) -> Link:
+    """The release that this (abbreviated) hash names, or the one before what runs. Raises ReleaseMissing,
+    NothingReleased."""
+    from deployer import release
+
+    return release.find(cloud.store, cloud.ref, named) if named else release.previous(cloud.store, cloud.ref)
+
+
+async def rollback_readiness(cloud: Cloud, to: Link, planner: str | None) -> tuple[Plan, list[HostReadiness]]:
+    """A plan back to a release, and what each host that answers has of what it would need."""
+    from deployer.offline import readiness
+    from deployer.rollback import plan_rollback
+
+    async with open_site(cloud, release_definition(cloud, to), back=True) as site:
+        plan = await plan_rollback(site, to, planner or cloud.config.planner, allow_unreachable=True)
+        return plan, await readiness(site, plan)
+
+
+async def planned_rollback(
+    cloud: Cloud,
+    to: Link,
+    planner: str | None,
+    *,
+    allow_unreachable: bool = False,
+    probation_s: float | None = None,
+) -> tuple[Plan, dict[str, int]]:
+    """A plan back to a release, and the bytes to send."""
+    from deployer.rollback import plan_rollback
+
+    async with open_site(cloud, release_definition(cloud, to), back=True) as site:
         name = planner or cloud.config.planner
-        plan = await plan_rollback(site, to, name, allow_unreachable=allow_unreachable)
-        return plan, await bytes_to_send(site, plan), to
+        plan = await plan_rollback(site, to, name, allow_unreachable=allow_unreachable, probation_s=probation_s)
+        return plan, await bytes_to_send(site, plan)
 
 
 async def rolled_back(cloud: Cloud, plan: Plan, to: Link, out: Output, *, message: str = "") -> Applied:
     """As `carried_out`, for a rollback."""
     from deployer.rollback import rollback
 
-    async with _watched(cloud, plan, out) as site:
+    async with _watched(cloud, plan, out, back=True) as site:
         return await rollback(site, plan, to, message=message)
 
 
@@ -138,12 +201,12 @@ def release_definition(cloud: Cloud, link: Link) -> Definition:
 
 
 @asynccontextmanager
-async def _watched(cloud: Cloud, plan: Plan, out: Output) -> AsyncIterator[Site]:
+async def _watched(cloud: Cloud, plan: Plan, out: Output, *, back: bool = False) -> AsyncIterator[Site]:
     from deployer import release
 
     following = release.read_definition(cloud.store, plan.definition)
     with out.progress("send") as bar:
-        async with open_site(cloud, following, Telling(out, bar)) as site:
+        async with open_site(cloud, following, Telling(out, bar), back=back) as site:
             yield site
 
 
@@ -201,6 +264,7 @@ def applied_as_dict(applied: Applied) -> dict[str, Any]:
 def show_applied(applied: Applied, out: Output) -> None:
     """The same for a person."""
     from deployer.outcome import Outcome
+    from tools.showing import HOST_ENDS
 
     for call in applied.failed:
         out.line(f"{call.kind} of {call.subject}@{call.host} failed: {printable(call.message)}")
@@ -217,7 +281,7 @@ def show_applied(applied: Applied, out: Output) -> None:
     if applied.outcome is Outcome.REVERTED:
         out.line("every host that was called runs again what it ran before")
     if applied.outcome is Outcome.PARTIAL:
-        out.table(("HOST", "RUNS"), [(host, _ENDS[str(end)]) for host, end in sorted(applied.hosts.items())])
+        out.table(("HOST", "RUNS"), [(host, HOST_ENDS[str(end)]) for host, end in sorted(applied.hosts.items())])
     if applied.interrupted and applied.outcome is Outcome.APPLIED:
         out.line("the interruption came when everything was under way already; nothing is left to do")
     elif applied.interrupted:
@@ -229,15 +293,6 @@ def show_applied(applied: Applied, out: Output) -> None:
 
 def exit_code(applied: Applied) -> int:
     return PARTIAL if applied.exit_code else 0
-
-
-_ENDS: Mapping[str, str] = {
-    "new": "all of the new version",
-    "old": "the version before",
-    "between": "neither: `lowcloud status` tells",
-    "unwell": "the new version, but a process does not run",
-    "unknown": "unknown: it does not answer",
-}
 
 
 def _call_as_dict(call: CallDone) -> dict[str, Any]:

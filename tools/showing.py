@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tools.output import shorten, size
+from tools.output import printable, printable_lines, shorten, size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from deployer.comparison import Cost
     from deployer.plan import Plan, Step
+    from deployer.simulate import Simulated
+    from deployer.timing import Links
     from tools.output import Output
 
 
@@ -27,6 +30,7 @@ def plan_as_dict(plan: Plan, sizes: Mapping[str, int]) -> dict[str, Any]:
         "bytes": dict(sizes),
         "notes": list(plan.notes),
         "unreachable": list(plan.unreachable),
+        "holds": [{"after": hold.after, "seconds": hold.hold_s} for hold in plan.holds],
     }
 
 
@@ -50,10 +54,81 @@ def show_plan(plan: Plan, sizes: Mapping[str, int], out: Output) -> None:
         out.line(f"changed without a call: {', '.join(quiet)}")
     if sizes:
         out.line("to send: " + ", ".join(f"{host} {size(count)}" for host, count in sorted(sizes.items())))
+    for hold in plan.holds:
+        out.line(f"after stage {hold.after}: a probation of {hold.hold_s:g} s")
     for host in plan.unreachable:
         out.line(f"left alone, because it does not answer: {host}")
     for note in plan.notes:
         out.line(f"note: {note}")
+
+
+def show_costs(costs: Sequence[Cost], links: Links, out: Output) -> None:
+    """Plans of several planners side by side."""
+    rows = [
+        (
+            cost.planner,
+            str(cost.calls),
+            str(cost.stages),
+            str(cost.hosts),
+            size(cost.bytes),
+            f"{cost.seconds:.2f}",
+            f"{cost.probation_s:g}",
+            f"{cost.risk.at_once} of {cost.risk.of} {cost.risk.process}" if cost.risk.at_once else "none",
+        )
+        for cost in costs
+    ]
+    head = ("PLANNER", "CALLS", "STAGES", "HOSTS", "TO SEND", "SECONDS", "PROBATION", "MOST AT RISK AT ONCE")
+    out.table(head, rows, right=head[1:-1])
+    out.line(
+        f"SECONDS are a model: {size(links.bytes_per_s)}/s and {links.round_trip_s * 1000:g} ms to each host, "
+        "a constant for each kind of call, probations included"
+    )
+
+
+def simulated_as_dict(plan: Plan, result: Simulated) -> dict[str, Any]:
+    """The stable JSON of a simulation."""
+    from deployer.plan import plan_digest
+
+    return {
+        "plan": plan_digest(plan),
+        "outcome": result.outcome,
+        "exit": result.exit_code,
+        "seconds": result.seconds,
+        "hosts": {host: str(end) for host, end in result.hosts.items()},
+        "trouble": result.trouble,
+        "failures": [{**_as_builtins(failure), "text": str(failure)} for failure in result.failures],
+        "history": [{"at": happening.at_s, "what": happening.what} for happening in result.history],
+    }
+
+
+def show_simulated(result: Simulated, out: Output) -> None:
+    """A simulation for a person."""
+    for failure in result.failures:
+        out.line(f"fails: {failure}")
+    rows = [(f"{happening.at_s:.3f}", printable(happening.what)) for happening in result.history]
+    out.table(("SECOND", "WHAT"), rows, right=("SECOND",))
+    if result.hosts:
+        out.table(("HOST", "WOULD RUN"), [(host, HOST_ENDS[str(end)]) for host, end in sorted(result.hosts.items())])
+    if result.trouble:
+        for line in printable_lines(result.trouble):
+            out.line(line)
+    out.line(f"it would end as {result.outcome} after {result.seconds:.2f} s, with exit code {result.exit_code}")
+
+
+def _as_builtins(value: Any) -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(value)
+    return found
+
+
+HOST_ENDS: Mapping[str, str] = {
+    "new": "all of the new version",
+    "old": "the version before",
+    "between": "neither: `lowcloud status` tells",
+    "unwell": "the new version, but a process does not run",
+    "unknown": "unknown: it does not answer",
+}
 
 
 def dotted(path: tuple[str, ...]) -> str:

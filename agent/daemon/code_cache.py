@@ -56,17 +56,16 @@ class CodeCache:
     def get(self, binary: Digest) -> Code | None:
         """The checked entry of a binary, or None where there is none that may be used."""
         code, head_path = self._paths(binary)
-        try:
-            head = msgspec.msgpack.decode(unseal(head_path, MAGIC, VERSION), type=CodeHead)
-        except (FileNotFoundError, FileDamaged, msgspec.MsgspecError):
-            self._remove(binary)
-            return None
-        made_for_this = head.binary == binary and head.fingerprint == self._fingerprint
-        if not made_for_this or _measure(code) != (head.code_bytes, head.code_digest):
+        head = self._sound_head(binary)
+        if head is None:
             self._remove(binary)
             return None
         os.utime(head_path)
         return Code(path=code, kind=head.kind)
+
+    def holds(self, binary: Digest) -> bool:
+        """Whether `get` would find it; unlike `get` this changes nothing, not even what was used last."""
+        return self._sound_head(binary) is not None
 
     def put(self, binary: Digest, kind: Literal["core", "component"], compiled: Path) -> Code:
         """Move the file that the compiler made into the cache; durable when this returns."""
@@ -96,6 +95,15 @@ class CodeCache:
         return removed
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _sound_head(self, binary: Digest) -> CodeHead | None:
+        code, head_path = self._paths(binary)
+        try:
+            head = msgspec.msgpack.decode(unseal(head_path, MAGIC, VERSION), type=CodeHead)
+        except (FileNotFoundError, FileDamaged, msgspec.MsgspecError):
+            return None
+        made_for_this = head.binary == binary and head.fingerprint == self._fingerprint
+        return head if made_for_this and _measure(code) == (head.code_bytes, head.code_digest) else None
 
     def _suffix(self) -> str:
         return hashlib.blake2b(self._fingerprint.encode(), digest_size=8).hexdigest()

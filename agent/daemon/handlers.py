@@ -10,7 +10,7 @@ half done (a lost supervisor, a full disk), that comes from the next look at the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
@@ -120,6 +120,10 @@ class Handlers:
                 return await self._collect(call, envelope, by)
             case Check():
                 return await self._check()
+
+    async def uncompiled(self, binaries: Sequence[Digest]) -> tuple[Digest, ...]:
+        """Those of which there is no compiled code that this host's engine may use."""
+        return tuple([binary for binary in binaries if not await asyncio.to_thread(self._cache.holds, binary)])
 
     # --- processes ---------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ from agent.api import (
     BlobAnswer,
     BlobQuery,
     BlobReceipt,
+    CodeAnswer,
+    CodeQuery,
     Envelope,
     HostFacts,
     Reason,
@@ -100,6 +102,7 @@ class Service:
             ("GET", Routes.OUTPUT, self._read_output, (tls.OPERATOR,)),
             ("GET", Routes.JOURNAL, self._read_journal, (tls.OPERATOR,)),
             ("POST", Routes.BLOBS_QUERY, self._query_blobs, (tls.OPERATOR,)),
+            ("POST", Routes.CODE_QUERY, self._query_code, (tls.OPERATOR,)),
             ("POST", Routes.BLOBS, self._receive_blobs, (tls.OPERATOR,)),
             ("GET", Routes.BLOB, self._send_blob, (tls.OPERATOR, tls.HOST)),
             ("POST", Routes.SHUTDOWN, self._end, (tls.OPERATOR,)),
@@ -176,6 +179,10 @@ class Service:
         bases = tuple(base for base in query.bases if base not in lacking)
         self._store.lease(bases, owner=LEASE_OWNER, ttl_s=query.lease_s)
         return BlobAnswer(missing=tuple(self._store.missing(query.want)), bases=bases)
+
+    async def _query_code(self, request: web.Request) -> web.Response:
+        query = decode(await read_body(request, MAX_QUERY_BYTES), CodeQuery)
+        return answer(CodeAnswer(await self._handlers.uncompiled(query.binaries)))
 
     async def _receive_blobs(self, request: web.Request) -> web.Response:
         from cas.exchange import Receiver

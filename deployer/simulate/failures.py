@@ -65,7 +65,7 @@ def draw(plan: Plan, wanted: Iterable[str], *, seed: int | None, length_s: float
     """The failures of one simulation. `wanted`: as `--fail` has them; where there are none, a seed brings some of its
     own. `length_s`: how long the plan takes when all goes well. Raises BadInput for what the plan does not call."""
     texts = list(wanted)
-    if plan.is_empty or (not texts and seed is None):
+    if not texts and (seed is None or plan.is_empty):
         return ()
     chance = random.Random(seed or 0)
     if not texts:

@@ -52,3 +52,99 @@ def test_hosts_that_do_not_answer_are_named_and_may_be_left_alone(written: Shop)
     assert "fra1" in result.err
     assert "ams1" in result.err
     written.succeed("plan", "--allow-unreachable")
+
+
+# --- plans in files -------------------------------------------------------------------------------------------------
+
+
+def test_a_signed_plan_is_shown_with_its_signer_and_applied_later(shop: Shop) -> None:
+    file = shop.root / "shop.plan"
+    shop.use(greeting="signed and sealed")
+    shop.succeed("plan", "--sign", "-o", file)
+    planned = shop.json("plan")
+    shown = shop.json("plan", "--show", file)
+    assert (shown["plan"], shown["signer"]) == (planned["plan"], "operator:ada")
+    assert "signed by operator:ada" in shop.succeed("plan", "--show", file).out
+    applied = shop.succeed("apply", file, "--yes")
+    assert "signed by operator:ada" in applied.err
+    assert shop.answers() == {"signed and sealed from web 1.0\n"}
+    again = shop.run("apply", file, "--yes")
+    assert again.code != 0, "the world has moved"
+    shop.succeed("plan", "--reverse", file, "-o", shop.root / "back.plan")
+    shop.succeed("apply", shop.root / "back.plan", "--yes")
+    assert shop.answers() == {"hello from web 1.0\n"}
+
+
+def test_a_plan_that_a_stranger_signed_is_refused(shop: Shop, written: Shop) -> None:
+    file = shop.root / "strange.plan"
+    written.succeed("plan", "--allow-unreachable", "--sign", "-o", file)
+    for words in (("plan", "--show", file), ("apply", file, "--yes")):
+        refused = shop.run(*words)
+        assert refused.code == 2
+        assert "does not know" in refused.err
+
+
+def test_a_cloud_that_requires_signatures_applies_nothing_else(shop: Shop) -> None:
+    settings = shop.root / "lowcloud.toml"
+    before = settings.read_text()
+    shop.use(greeting="vouched for")
+    try:
+        settings.write_text("require_signed_plans = true\n")
+        shop.succeed("plan", "-o", shop.root / "bare.plan")
+        for words in (("apply", "--yes"), ("apply", shop.root / "bare.plan", "--yes"), ("rollback", "--yes")):
+            refused = shop.run(*words)
+            assert refused.code == 2
+            assert "require_signed_plans" in refused.err
+        shop.succeed("plan", "--sign", "-o", shop.root / "signed.plan")
+        shop.succeed("apply", shop.root / "signed.plan", "--yes")
+    finally:
+        settings.write_text(before)
+    assert shop.answers() == {"vouched for from web 1.0\n"}
+
+
+# --- other questions ------------------------------------------------------------------------------------------------
+
+
+def test_planners_are_compared_side_by_side(shop: Shop) -> None:
+    shop.use(greeting="compare me")
+    compared = shop.json("plan", "--compare", "--probation", "5s")
+    costs = {row["planner"]: row for row in compared["planners"]}
+    assert {"canary", "minimal", "regions", "rolling"} <= costs.keys()
+    assert {row["calls"] for row in costs.values()} == {2}
+    assert costs["minimal"]["risk"] == {"process": "web", "at_once": 2, "of": 2}
+    assert costs["rolling"]["risk"]["at_once"] == 1
+    assert costs["canary"]["seconds"] > 5.0 > costs["minimal"]["seconds"]
+    assert {row["bytes"] for row in costs.values()} == {sum(shop.json("plan")["bytes"].values())}
+    text = shop.succeed("plan", "--compare").out
+    assert "2 of 2 web" in text
+    slow = shop.json("plan", "--compare", "--probation", "5s", "--link", "1kB")["planners"]
+    assert all(row["seconds"] > costs[row["planner"]]["seconds"] for row in slow)
+
+
+def test_a_simulation_shows_what_would_have_happened_and_touches_nothing(shop: Shop) -> None:
+    before = shop.json("history"), [row["spec"] for row in shop.json("ps")]
+    shop.use(greeting="only imagined")
+    words = ("plan", "--planner", "rolling", "--simulate", "--fail", "never-ready=web@fra1", "--seed", "1")
+    result = shop.json(*words)
+    assert (result["outcome"], result["exit"]) == ("reverted", 4)
+    assert result["hosts"] == {"ams1": "old", "fra1": "old"}
+    assert result == shop.json(*words)
+    text = shop.succeed(*words).out
+    assert "never-ready web@fra1" in text
+    assert "with exit code 4" in text
+    assert shop.json("plan", "--simulate")["outcome"] == "applied"
+    assert (shop.json("history"), [row["spec"] for row in shop.json("ps")]) == before
+
+
+def test_words_that_do_not_go_together_are_bad_input(shop: Shop) -> None:
+    for words in (
+        ("--seed", "1"),
+        ("--fail", "host-down"),
+        ("--sign",),
+        ("--show", "nothing.plan"),
+        ("--compare", "--simulate"),
+        ("--simulate", "--fail", "earthquake"),
+        ("--probation", "soon"),
+        ("--compare", "--link", "fast"),
+    ):
+        assert shop.run("plan", *words).code == 2, words

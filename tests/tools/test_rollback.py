@@ -42,3 +42,20 @@ def test_what_is_no_release_is_bad_input(shop: Shop) -> None:
 
 def test_without_a_release_there_is_nothing_to_go_back_to(written: Shop) -> None:
     assert written.run("rollback", "--yes").code == 2
+
+
+def test_whether_a_rollback_could_be_done_offline_is_said_before(shop: Shop) -> None:
+    """The hosts ran it, so they have it, until they have collected it."""
+    shop.apply(web="web-2")
+    ready = shop.json("rollback", "--check")
+    assert (ready["offline"], ready["bytes"]) == (True, 0)
+    assert {row["host"] for row in ready["hosts"]} == {"fra1", "ams1"}
+    assert all(row["missing"] == row["uncompiled"] == [] for row in ready["hosts"])
+    assert "every host has everything" in shop.succeed("rollback", "--check").out
+    assert shop.answers() == {"hello from web 2.0\n"}
+    for code in (shop.root / ".lowcloud").rglob("*.code"):
+        code.write_bytes(b"no code any more")
+    not_ready = shop.run("rollback", "--check", "--json")
+    assert not_ready.code == 1
+    assert not_ready.json["offline"] is False
+    assert all(len(row["uncompiled"]) == 1 and row["missing"] == [] for row in not_ready.json["hosts"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools import errors
-from tools.cloud import open_cloud, shown_path
+from tools.cloud import open_cloud
 from tools.confirm import confirmed
 
 if TYPE_CHECKING:
@@ -71,15 +70,28 @@ def finish(applied: Applied, out: Output) -> None:
 def _plan(cloud: Cloud, args: argparse.Namespace, out: Output) -> tuple[Plan, dict[str, int]]:
     import asyncio
 
-    from tools.deploying import planned, version_of_file
+    from deployer.signing import require
+    from tools.deploying import planned, probation_s, version_of_file
+    from tools.plan_files import plan_in
 
-    given = _plan_file(args.file)
-    if given is None:
+    given = plan_in(cloud, args.file)
+    plan, signer = given or (None, None)
+    require(signer, required=cloud.config.require_signed_plans)
+    if plan is None:
         version = version_of_file(cloud, args.file, out, locked=args.locked)
-        return asyncio.run(planned(cloud, version, args.planner, allow_unreachable=args.allow_unreachable))
-    if args.planner or args.locked:
-        raise errors.UsageError("--planner and --locked are for definitions, not for a plan that is made already")
-    return given, asyncio.run(_sizes(cloud, given))
+        work = planned(
+            cloud,
+            version,
+            args.planner,
+            allow_unreachable=args.allow_unreachable,
+            probation_s=probation_s(args),
+        )
+        return asyncio.run(work)
+    if args.planner or args.locked or args.probation:
+        raise errors.UsageError("a plan that is made already has its planner, its lock and its probations")
+    if signer:
+        out.remark(f"signed by {signer}")
+    return plan, asyncio.run(_sizes(cloud, plan))
 
 
 async def _sizes(cloud: Cloud, plan: Plan) -> dict[str, int]:
@@ -88,28 +100,3 @@ async def _sizes(cloud: Cloud, plan: Plan) -> dict[str, int]:
 
     async with open_site(cloud, release.read_definition(cloud.store, plan.definition)) as site:
         return await bytes_to_send(site, plan)
-
-
-def _plan_file(text: str | None) -> Plan | None:
-    """The plan in a file, or None where the file is something else, or not there. Raises UsageError."""
-    from deployer import plan as plans
-    from deployer.errors import RecordInvalid
-
-    if text is None or not Path(text).is_file():
-        return None
-    with Path(text).open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            return None
-        file.seek(0)
-        data = file.read(plans.MAX_PLAN_BYTES + 1)
-    if len(data) > plans.MAX_PLAN_BYTES:
-        raise errors.UsageError(f"{shown_path(text)} is larger than a plan may be")
-    try:
-        return plans.decode(data)
-    except RecordInvalid as error:
-        raise errors.UsageError(
-            f"{shown_path(text)}: {error}", hint="make the plan again with `lowcloud plan -o FILE`"
-        ) from error
-
-
-_MAGIC = b"lowcloud plan "

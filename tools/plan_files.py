@@ -1,0 +1,52 @@
+"""Plans in files: read, whether signed or not, and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.cloud import shown_path
+from tools.errors import UsageError
+
+if TYPE_CHECKING:
+    from deployer.cloud import Cloud
+    from deployer.plan import Plan
+
+HINT = "make the plan again with `lowcloud plan -o FILE`"
+
+
+def plan_in(cloud: Cloud, file: str | Path | None) -> tuple[Plan, str | None] | None:
+    """The plan in a file and who signed it (None: nobody), or None where the file is something else, or not there.
+    Raises UsageError, SignatureInvalid."""
+    from deployer import signing
+    from deployer.errors import RecordInvalid
+
+    if file is None or not Path(file).is_file():
+        return None
+    with Path(file).open("rb") as opened:
+        if not signing.is_plan(opened.read(64)):
+            return None
+        opened.seek(0)
+        data = opened.read(signing.MAX_SIGNED_BYTES + 1)
+    if len(data) > signing.MAX_SIGNED_BYTES:
+        raise UsageError(f"{shown_path(file)} is larger than a plan may be")
+    try:
+        return signing.read_plan(data, cloud.credentials / "ca.pem")
+    except RecordInvalid as error:
+        raise UsageError(f"{shown_path(file)}: {error}", hint=HINT) from error
+
+
+def read(cloud: Cloud, file: Path) -> tuple[Plan, str | None]:
+    """As `plan_in`, of a file that must hold a plan."""
+    found = plan_in(cloud, file)
+    if found is None:
+        raise UsageError(f"{shown_path(file)} holds no plan", hint=HINT)
+    return found
+
+
+def write(cloud: Cloud, plan: Plan, file: Path, *, signed: bool) -> None:
+    """Raises TrustError where there is nothing to sign with."""
+    from deployer import plan as plans
+    from deployer import signing
+
+    file.write_bytes(signing.sign(plan, cloud.credentials) if signed else plans.encode(plan))
