@@ -5,8 +5,9 @@
    An input is one call: what to do, the number of a base, the size of the target, then the bytes:
 
        0  1  2  3  4  5 ...
-       op base  size  bytes       op 0: decode, 1: cover-decode, 2: encode towards the bytes, 3: encode away from them;
-                                  size: little-endian, 24 bits. base 255: the bytes begin with two of the base's size.
+       op base  size  bytes       op 0: decode, 1: cover-decode, 2: encode towards the bytes, 3: encode away from them,
+                                  4: cover-encode towards them; size: little-endian, 24 bits;
+                                  base 255: the bytes begin with one of their own, after its size in 16 bits.
 
    Streams are mutated one by one, so that the row of their sizes stays right. Called by tests/fuzz/inside.py; the bases
    are the files 0, 1, 2, ... in the directory $FUZZ_BASES. */
@@ -27,7 +28,7 @@ u32 kernel_cover_encode(const u8 *base, u32 base_bytes, const u8 *target, u32 ta
 u32 kernel_streams_bytes(void);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 
-enum { DECODE, COVER_DECODE, ENCODE_TOWARDS, ENCODE_AWAY, OPS };
+enum { DECODE, COVER_DECODE, ENCODE_TOWARDS, ENCODE_AWAY, COVER_ENCODE, OPS };
 enum { HEAD = 5, BASES = 64, COVER_STREAMS = 4, OWN_BASE = 255, EFFORT = 400 };
 enum { GAP = 32, AFTER_INPUT = 16, ALLOWANCE = 96 << 20, DECODE_FACTOR = 6, ENCODE_FACTOR = 24 };
 /* Low, because the kernel returns addresses as 32-bit numbers. */
@@ -108,7 +109,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     u32 n = (u32)(size - at), own = at > HEAD;
     const u8 *base = own ? data + HEAD + 2 : bases[data[1] % base_count].at;
     u32 base_bytes = own ? (u32)at - HEAD - 2 : bases[data[1] % base_count].n;
-    int encodes = op == ENCODE_TOWARDS || op == ENCODE_AWAY;
+    int encodes = op >= ENCODE_TOWARDS;
     open_arena((u64)(encodes ? ENCODE_FACTOR : DECODE_FACTOR) * (base_bytes + (encodes ? n : target_bytes)) + ALLOWANCE);
     if (setjmp(failed)) return 0;
     const u8 *b = put_in(base, base_bytes), *x = put_in(data + at, n);
@@ -118,6 +119,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case COVER_DECODE: made = kernel_cover_decode(b, base_bytes, x, n, target_bytes); break;
     case ENCODE_TOWARDS: made = kernel_encode(b, base_bytes, x, n, EFFORT); break;
     case ENCODE_AWAY: made = kernel_encode(x, n, b, base_bytes, EFFORT); break;
+    case COVER_ENCODE: made = kernel_cover_encode(b, base_bytes, x, n, EFFORT); break;
     }
     if (encodes) made_bytes = kernel_streams_bytes();
     if (made_bytes) __asan_region_is_poisoned((void *)(uintptr_t)made, made_bytes) ? abort() : (void)0;

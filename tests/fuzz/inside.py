@@ -60,7 +60,7 @@ def write_seeds(directory: Path) -> None:
     for number, (base, target) in enumerate(pairs()):
         base_number[base] = number
         (bases / str(number)).write_bytes(base)
-        for op in (2, 3):
+        for op in (2, 3, 4):
             (inputs / f"seed-encode-{op}-{number}").write_bytes(bytes([op, number, 0, 0, 0]) + target)
     for number, seed in enumerate(seeds()):
         size = len(seed.target).to_bytes(3, "little")

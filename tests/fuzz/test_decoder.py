@@ -9,7 +9,7 @@ from delta.kernel.build import build
 from tests.fuzz.outside import Report, fuzz
 from tests.fuzz.seeds import beyond_every_local, seeds
 
-EXECUTIONS = 6000
+EXECUTIONS = 8000
 
 
 @pytest.fixture(scope="module", autouse=True)
