@@ -28,10 +28,11 @@ _LONG = 0x10
 
 _SHORT = struct.Struct("<BHHQH")
 _SHORT_PACK = _SHORT.pack
+_SHORT_SEALED = struct.Struct("<BHHQHI")
+_SHORT_SEALED_UNPACK = _SHORT_SEALED.unpack
 _LONG_HEAD = struct.Struct("<BBBQQQIQ8s")
 _CRC = struct.Struct("<I")
 _SHORT_LIMIT = 0xFFFF
-_RECORD_KEY = struct.Struct(">QI")
 
 
 class BadEntry(Exception):
@@ -129,10 +130,10 @@ def encode_packed_plain(raw: bytes, size: int, body: int, offset: int) -> bytes:
     return value + crc32(raw + value).to_bytes(4, "little")
 
 
-def locate_packed_plain(sealed: memoryview) -> tuple[bytes, int, int] | None:
-    """Record key, start and end of a blob that lies plain in a pack, None for any other. The seal is not looked at: the
+def locate_packed_plain(sealed: memoryview) -> tuple[int, int, int] | None:
+    """Body, offset and size of a blob that lies plain in a pack, None for any other. The seal is not looked at: the
     caller compares what it finds with the blob's digest."""
-    if len(sealed) != _SHORT.size + _CRC.size or sealed[0] != _SHORT_PLAIN:
+    if len(sealed) != _SHORT_SEALED.size:
         return None
-    _, size, _, body, offset = _SHORT.unpack_from(sealed)
-    return _RECORD_KEY.pack(body, 0), offset, offset + size
+    tag, size, _, body, offset, _ = _SHORT_SEALED_UNPACK(sealed)
+    return (body, offset, size) if tag == _SHORT_PLAIN else None

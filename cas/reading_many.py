@@ -1,4 +1,9 @@
-"""Reading many small blobs in one go: one transaction for a group instead of one for each."""
+"""Reading many small blobs in one go: two transactions for a group instead of one for each blob.
+
+The index is asked in the order of the digests, and a pack is looked up once for all of a group's blobs that lie in it.
+Only plain blobs in packs go this way; everything else, and everything that is not as it should be, is left to
+`cas.reading`, which knows what to say about it.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +13,80 @@ from itertools import islice
 from blake3 import blake3
 
 from cas import entries, reading
-from cas.digest import Digest, from_raw, to_raw
+from cas.bodies import record_key
+from cas.digest import PREFIX, RAW_BYTES, Digest, to_raw
 from cas.environment import Environment
-from cas.errors import BlobDamaged, BlobMissing
 
-GROUP_BLOBS = 512
+GROUP_BLOBS = 1024
+"""How many blobs are looked up at a time."""
+HELD_BYTES = 256 << 10
+"""How many bytes of them are held at a time, and one blob more: what fits into a processor's cache is read fastest."""
+
+Place = tuple[int, int, int]
+"""Body, offset and size of a plain blob in a pack."""
 
 
 def read_many(env: Environment, digests: Iterable[Digest]) -> Iterator[tuple[Digest, bytes]]:
     """Raises BlobMissing, BlobDamaged for the first blob that cannot be read."""
     wanted = iter(digests)
     while group := list(islice(wanted, GROUP_BLOBS)):
-        raws = [to_raw(digest) for digest in group]
-        packed = _read_packed(env, raws)
-        for digest, raw, data in zip(group, raws, packed, strict=True):
-            yield digest, reading.read(env, raw) if data is None else data
+        raws = to_raws(group)
+        places = _places(env, raws)
+        start = 0
+        while start < len(group):
+            found = _read_packed(env, raws, places, start)
+            for digest, raw, data in zip(islice(group, start, None), islice(raws, start, None), found, strict=False):
+                yield digest, reading.read(env, raw) if data is None else data
+            start += len(found)
 
 
-def _read_packed(env: Environment, raws: list[bytes]) -> list[bytes | None]:
-    """The plain blobs that lie in packs, verified; None for all others."""
-    found: list[bytes | None] = []
+def to_raws(digests: list[Digest]) -> list[bytes]:
+    """As `to_raw` of each, at a third of the cost. Raises ValueError."""
+    text = "".join(digests)
+    try:
+        joined = bytes.fromhex(text.replace(PREFIX, ""))
+    except ValueError:
+        joined = b""
+    whole = len(joined) == RAW_BYTES * len(digests) and set(map(len, digests)) == {len(PREFIX) + 2 * RAW_BYTES}
+    if whole and text == PREFIX + joined.hex(":", RAW_BYTES).replace(":", PREFIX):
+        return [joined[start : start + RAW_BYTES] for start in range(0, len(joined), RAW_BYTES)]
+    return [to_raw(digest) for digest in digests]
+
+
+def _places(env: Environment, raws: list[bytes]) -> dict[bytes, Place]:
+    """Where those blobs are that lie plain in packs."""
+    places = {}
+    locate = entries.locate_packed_plain
     with env.reading() as txn:
-        get, blobs, records = txn.get, env.blobs, env.records
-        for raw in raws:
-            sealed = get(raw, db=blobs)
-            if sealed is None:
-                raise BlobMissing(from_raw(raw))
-            place = entries.locate_packed_plain(sealed)
+        get, blobs = txn.get, env.blobs
+        for raw in sorted(raws):
+            sealed = get(raw, None, blobs)
+            place = None if sealed is None else locate(sealed)
+            if place is not None:
+                places[raw] = place
+    return places
+
+
+def _read_packed(env: Environment, raws: list[bytes], places: dict[bytes, Place], start: int) -> list[bytes | None]:
+    """The blobs from `start` on, verified, as far as they are to be held at a time; None for one to be read alone."""
+    found: list[bytes | None] = []
+    held_bytes = 0
+    packs: dict[int, memoryview] = {}
+    with env.reading() as txn:
+        for raw in islice(raws, start, None):
+            if held_bytes > HELD_BYTES:
+                break
+            place = places.get(raw)
             if place is None:
                 found.append(None)
                 continue
-            key, start, end = place
-            pack = get(key, db=records)
-            data = b"" if pack is None else bytes(pack[start:end])
-            if blake3(data).digest() != raw:
-                reading.get_entry(env, txn, raw)  # It may be the entry that is damaged.
-                raise BlobDamaged(from_raw(raw), "its bytes have changed on disk")
-            found.append(data)
+            body, offset, size = place
+            pack = packs.get(body) or txn.get(record_key(body, 0), None, env.records)
+            if pack is None:
+                found.append(None)
+                continue
+            packs[body] = pack
+            data = bytes(pack[offset : offset + size])
+            found.append(data if blake3(data).digest() == raw else None)
+            held_bytes += size
     return found
