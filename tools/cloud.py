@@ -15,7 +15,34 @@ def open_cloud(args: argparse.Namespace) -> Cloud:
     """The cloud of `-C` (or LOWCLOUD_DIR), otherwise of the nearest directory upwards."""
     from deployer.cloud import Cloud
 
-    return Cloud.open(Path(args.directory) if args.directory else Path.cwd())
+    cloud = Cloud.open(Path(args.directory) if args.directory else Path.cwd())
+    cloud.on_stale = _StaleHistory(as_json=args.json)
+    return cloud
+
+
+class _StaleHistory:
+    """Says on stderr, once, that what is shown may be out of date; with --json as an object like an error's."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._said = False
+
+    def __call__(self, error: Exception, age_s: float) -> None:
+        if self._said:
+            return
+        self._said = True
+        import sys
+
+        from tools.output import ago, printable
+
+        text = f"the history is shown as it was {ago(age_s)} ago, because {printable(str(error))}"
+        if self._as_json:
+            import json
+
+            warning = {"kind": type(error).__name__, "message": text, "age_s": round(age_s, 3)}
+            print(json.dumps({"warning": warning}), file=sys.stderr)
+        else:
+            print(f"warning: {text}", file=sys.stderr)
 
 
 def blob_name(cloud: Cloud, path: Path) -> str:

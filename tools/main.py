@@ -47,6 +47,8 @@ VERBS: dict[str, str] = {
     "status": "compare what runs with what should run",
     "audit": "say what ran at a time, and prove the records",
     "host": "show a host's means and guarantees, or admit a new host",
+    "operator": "admit another operator of this cloud, on another machine",
+    "migrate": "move the history or the blobs to another engine: etcd, S3, or back",
     "restart": "run the same version of a process again, by the same swap",
     "gc": "remove the blobs that nothing refers to",
     "check": "verify every blob of the store",
