@@ -90,18 +90,19 @@ class EtcdRefs:
 
     def read_ref(self, name: str) -> Digest | None:
         """As a majority of the cluster has it now. Raises EngineUnreachable, EngineRefused, HistoryMoved."""
-        return _target(name, self._read(name))
+        return _target(name, _value(name, self._read(name)))
 
     def refs(self) -> dict[str, Digest]:
         """Raises as `read_ref`."""
+        targets = {name: _target(name, value) for name, value in self.entries().items()}
+        return {name: target for name, target in targets.items() if target is not None}
+
+    def entries(self) -> dict[str, RefValue]:
+        """What is under each ref's key, also of refs that were removed or retired. Raises as `read_ref`, but never
+        HistoryMoved."""
         found = self._client.range(self._prefix, prefix=True, deadline_s=self._read_deadline_s).found
-        targets = {}
-        for entry in found:
-            name = entry.key[len(self._prefix) :].decode(errors="replace")
-            target = _target(name, entry)
-            if target is not None:
-                targets[name] = target
-        return targets
+        names = [(entry.key[len(self._prefix) :].decode(errors="replace"), entry) for entry in found]
+        return {name: _value(name, entry) for name, entry in names}
 
     def move_ref(self, name: str, expected: Digest | None, to: Digest | None) -> None:
         """Raises RefMoved, EngineUnreachable where it has not happened, RefUncertain where nobody can know,
@@ -126,12 +127,12 @@ class EtcdRefs:
         first = True
         while True:
             read = self._client.range(key, deadline_s=self._read_deadline_s)
-            now = _target(name, read.found[0] if read.found else None)
+            now = _target(name, _value(name, read.found[0] if read.found else None))
             if first or now != last:
                 yield now
             first, last = False, now
             for entry in self._client.watch(key, after_revision=read.revision, idle_s=WATCH_IDLE_S):
-                now = _target(name, entry)
+                now = _target(name, _value(name, entry))
                 if now != last:
                     last = now
                     yield now
@@ -184,8 +185,7 @@ def _value(name: str, entry: KeyValue | None) -> RefValue:
     return RefValue(to=None, moves=()) if entry is None else decode(name, entry.value)
 
 
-def _target(name: str, entry: KeyValue | None) -> Digest | None:
-    value = _value(name, entry)
+def _target(name: str, value: RefValue) -> Digest | None:
     if value.moved_to is not None:
         raise HistoryMoved(name, value.moved_to)
     return value.to

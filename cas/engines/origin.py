@@ -127,8 +127,13 @@ class Origin:
         ends = self.clock() + WAIT_S
         while True:
             absent = self._hold(wanted)
-            for level in _levels(local, absent):
-                new += sum(side_by_side(lambda stat: self._upload(local, stat), self._not_there(level, absent)))
+            try:
+                for level in _levels(local, absent):
+                    new += sum(side_by_side(lambda stat: self._upload(local, stat), self._not_there(level, absent)))
+            except _EncodedAnew:
+                if self.clock() < ends:
+                    continue
+                raise
             if not wanted or not self._being_collected():
                 return new
             if self.clock() >= ends:
@@ -176,8 +181,8 @@ class Origin:
 
     def _upload(self, local: ExchangeStore, stat: BlobStat) -> bool:
         now, pieces = local.encoded(stat.digest)
-        if now.base != stat.base:  # Encoded anew meanwhile, perhaps on a base that is not at the origin.
-            raise StoreBusy(f"the blob {stat.digest} was encoded anew while it was uploaded", hint="try again")
+        if now.base != stat.base:  # Perhaps on a base that is not at the origin.
+            raise _EncodedAnew(f"the blob {stat.digest} is encoded anew again and again", hint="try again")
         head = pack(Header(now.digest, now.encoding, now.size, now.base))
         if now.stored_bytes <= WHOLE_BYTES:
             return self.objects.create(path_of(now.digest), head + b"".join(pieces))
@@ -230,6 +235,10 @@ class Origin:
                 raise
         except (DigestMismatch, ExchangeError, delta.DeltaError) as error:
             raise BlobDamaged(header.digest, f"the copy at {self.objects.name} is not what its name says") from error
+
+
+class _EncodedAnew(StoreBusy):
+    """The local store has changed a blob's encoding since it was asked for it."""
 
 
 class _Guarded:

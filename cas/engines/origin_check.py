@@ -25,22 +25,23 @@ def check(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
-    """`read` gives a verified blob, to decode deltas with; `local` has the copies for repairs. Raises
-    EngineUnreachable, EngineRefused."""
+    """`read` gives a verified blob, to decode deltas with; `local` has the copies for repairs. What is counted are the
+    blobs that only the origin has. Raises EngineUnreachable, EngineRefused."""
     digests = list(origin.digests())
+    only_there = set(local.missing(digests))
     done = total_bytes = 0
     damaged: list[Damage] = []
     for start in range(0, len(digests), AT_ONCE):
         group = digests[start : start + AT_ONCE]
         for digest, found in zip(group, side_by_side(lambda one: verify(origin, one, read), group), strict=True):
             if isinstance(found, int):
-                total_bytes += found
+                total_bytes += found if digest in only_there else 0
             elif found is not None:
                 damaged.append(Damage(digest, f"at {origin.objects.name}: {found}", _repair(origin, digest, local)))
         done += len(group)
         if progress is not None:
             progress(done, len(digests))
-    return Checked(done, total_bytes, tuple(damaged))
+    return Checked(len(only_there), total_bytes, tuple(damaged))
 
 
 def verify(origin: Origin, digest: Digest, read: Callable[[Digest], bytes]) -> int | str | None:

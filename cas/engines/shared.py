@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
+from cas import watching
 from cas.digest import Digest, abbreviation
 from cas.engines.errors import EngineRefused, EngineUnreachable
-from cas.engines.last_seen import RememberedRefs, WatchedRefs
+from cas.engines.last_seen import RememberedRefs
 from cas.engines.origin import Origin
 from cas.errors import AmbiguousDigest, BlobDamaged, BlobMissing
-from cas.interface import BlobSource, BlobStat, Checked, Collected, IncomingBlob, RefStore, Stored, Usage
+from cas.interface import BlobSource, BlobStat, Checked, Collected, IncomingBlob, RefStore, Repacked, Stored, Usage
 from cas.store import Store
 
 FETCH_OWNER = "origin"
@@ -205,11 +206,22 @@ class SharedStore:
     def unpin(self, digest: Digest, *, owner: str) -> None:
         self.local.unpin(digest, owner=owner)
 
-    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False) -> Collected:
+    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False, ignoring: str | None = None) -> Collected:
         """Of the local store. What is removed here can be fetched again."""
-        return self.local.collect(roots, dry_run=dry_run)
+        return self.local.collect(roots, dry_run=dry_run, ignoring=ignoring)
 
-    def collect_origin(self, roots: Iterable[Digest], *, dry_run: bool = False) -> Collected:
+    def repack(
+        self,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Repacked:
+        """Of the local store; the origin keeps each blob as it was first uploaded."""
+        return self.local.repack(should_stop=should_stop, progress=progress)
+
+    def collect_origin(
+        self, roots: Iterable[Digest], *, dry_run: bool = False, ignoring: str | None = None
+    ) -> Collected:
         """Of the origin. `roots` must be all that any operator needs. Raises StoreBusy."""
         if self.origin is None:
             return Collected(0, 0, 0)
@@ -219,11 +231,12 @@ class SharedStore:
 
         access = self.local.access
         with access.env.reading() as txn:
-            here = {from_raw(raw) for raw in protection.protected(access.env, txn, access.clock())}
+            here = {from_raw(raw) for raw in protection.protected(access.env, txn, access.clock(), ignoring)}
         return collect(self.origin, {*roots, *self.fresh_refs().values(), *here}, dry_run=dry_run)
 
     def check(self, *, source: BlobSource | None = None, progress: Callable[[int, int], None] | None = None) -> Checked:
-        """Of the local store, repaired from the origin, and then of the origin, repaired from here."""
+        """Of the local store, repaired from the origin, and then of the origin, repaired from here. A blob that is in
+        both counts once."""
         if self.origin is None:
             return self.local.check(source=source, progress=progress)
         from cas.engines.decoding import OriginSource
@@ -250,10 +263,12 @@ class SharedStore:
         """As the engine has them now, never the local copy. Raises EngineUnreachable."""
         return (self._refs.engine if isinstance(self._refs, RememberedRefs) else self._refs).refs()
 
-    @property
-    def watched_refs(self) -> WatchedRefs | None:
-        """The refs, where they tell when they move."""
-        return self._refs if isinstance(self._refs, RememberedRefs) else None
+    def watch(self, name: str) -> Iterator[Digest | None]:
+        """Where a ref is, and then again each time it has moved. Does not end. Raises EngineUnreachable where nobody
+        answers: watching again is safe."""
+        if isinstance(self._refs, RememberedRefs):
+            return self._refs.watch(name)
+        return watching.watch(self._refs, name)
 
 
 class _Incoming:

@@ -15,6 +15,7 @@ from tools.output import size
 if TYPE_CHECKING:
     import argparse
 
+    from cas.interface import Collected
     from deployer.cloud import Cloud
     from tools.output import Output
 
@@ -48,14 +49,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _collect_here(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
-    from deployer.roots import roots
     from tools.commands.push import OWNER
 
     if args.pushed and args.dry_run:
         out.remark("note: what --pushed would give up is not counted; --dry-run leaves it protected")
     elif args.pushed:
         cloud.store.release(OWNER)
-    collected = cloud.store.collect(roots(cloud.store), dry_run=args.dry_run)
+    collected, at_origin = _collect(cloud, dry_run=args.dry_run)
     if out.as_json:
         out.json(
             {
@@ -64,13 +64,32 @@ def _collect_here(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
                 "kept": collected.kept,
                 "failed": collected.failed,
                 "dry_run": args.dry_run,
+                "origin": at_origin,
             }
         )
     verb = "would remove" if args.dry_run else "removed"
     out.line(f"{verb} {collected.blobs} blobs, {size(collected.bytes)}; {collected.kept} stay")
-    for damage in collected.failed:
+    if at_origin is not None:
+        out.line(f"at {cloud.config.blobs}: {verb} {at_origin.blobs}, {size(at_origin.bytes)}; {at_origin.kept} stay")
+    failed = [*collected.failed, *(at_origin.failed if at_origin else ())]
+    for damage in failed:
         out.line(f"  left alone: {damage.digest}  {damage.reason}")
-    return errors.FAILED if collected.failed else errors.DONE
+    return errors.FAILED if failed else errors.DONE
+
+
+def _collect(cloud: Cloud, *, dry_run: bool) -> tuple[Collected, Collected | None]:
+    """Here, and at the shared origin where there is one. What must stay is never guessed from an old copy of the
+    history: it raises EngineUnreachable instead."""
+    from cas.engines.shared import SharedStore
+    from deployer.roots import roots
+
+    store = cloud.store
+    if not isinstance(store, SharedStore):
+        return store.collect(roots(store), dry_run=dry_run), None
+    store.fresh_refs()
+    keep = roots(store)
+    at_origin = store.collect_origin(keep, dry_run=dry_run) if store.origin is not None else None
+    return store.collect(keep, dry_run=dry_run), at_origin
 
 
 def _collect_on_hosts(cloud: Cloud, hosts: list[str], keep: int, out: Output) -> int:
