@@ -39,7 +39,10 @@ def candidates(access: Access, name: str | None, sketch: Sketch) -> list[Candida
         chains = [chain_of(env, txn, raw, promise) for promise, raw in promising]
     first = [candidate for chain in chains for candidate in chain[:1]]
     below = [candidate for chain in chains for candidate in chain[1:]]
-    return list({candidate.raw: candidate for candidate in reversed(first + below)}.values())[::-1]
+    found: dict[bytes, Candidate] = {}
+    for candidate in first + below:
+        found.setdefault(candidate.raw, candidate)
+    return list(found.values())
 
 
 def _promising(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cas import encoding, reading
+from cas import encoding, patches, reading
 from cas.access import Access
-from cas.batch import Totals
+from cas.batch import Batch, Totals
 from cas.collect import scan
 from cas.digest import digest_of, from_raw
 from cas.errors import BlobMissing, CasError
@@ -54,6 +54,7 @@ def check(access: Access, *, source: BlobSource | None, progress: Callable[[int,
             deltas.append((entry.depth, entry.body, raw))
     for _, _, raw in sorted(deltas):
         _verify(access, raw, source, tally)
+    _drop_damaged_patches(access)
     tally.report()
     return Checked(tally.blobs, tally.bytes, tuple(tally.damaged))
 
@@ -70,6 +71,24 @@ def _verify(access: Access, raw: bytes, source: BlobSource | None, tally: _Tally
         repaired = source is not None and _repair(access, raw, source)
         tally.damaged.append(Damage(from_raw(raw), reason, repaired))
     tally.count(size)
+
+
+def _drop_damaged_patches(access: Access) -> None:
+    """Deltas that are kept for receivers: without one, they are sent another or the whole blob."""
+    with access.env.reading() as txn:
+        kept = [key for key, _ in patches.every(access.env, txn)]
+    damaged = []
+    for key in kept:
+        with access.env.reading() as txn:
+            if not patches.is_sound(access.env, txn, key):
+                damaged.append(key)
+
+    def change(batch: Batch) -> None:
+        for key in damaged:
+            patches.drop(batch, key)
+
+    if damaged:
+        access.write(change)
 
 
 def _repair(access: Access, raw: bytes, source: BlobSource) -> bool:

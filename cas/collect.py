@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from threading import Lock
 
 import msgspec
 
-from cas import entries, incoming, protection, reading, refs, similarity
+from cas import entries, incoming, patches, protection, reading, refs, similarity
 from cas.access import Access
 from cas.batch import Batch, clear_mark, set_mark, sparse_packs
 from cas.bodies import RecordMissing, read_stored
-from cas.digest import Digest, from_raw, to_raw
+from cas.digest import RAW_BYTES, Digest, from_raw, to_raw
 from cas.entries import BadEntry, Entry
 from cas.errors import BlobDamaged, BlobMissing, CasError, StoreBusy
 from cas.interface import Collected, Damage
@@ -47,22 +49,24 @@ class _Doomed(msgspec.Struct, frozen=True):
     stored: int
 
 
-def collect(access: Access, roots: Iterable[Digest], *, dry_run: bool) -> Collected:
-    """Raises StoreBusy where another collection is running."""
+def collect(access: Access, roots: Iterable[Digest], *, dry_run: bool, ignoring: str | None = None) -> Collected:
+    """Leases and pins of the owner `ignoring` protect nothing. Raises StoreBusy where another collection is running."""
     named = [to_raw(root) for root in roots]
     tally = _Tally()
     if dry_run:
-        keep = _mark(access, named, tally)
+        keep = _mark(access, named, tally, ignoring)
         for group in _doomed(access, keep, None, tally):
             tally.blobs += len(group)
             tally.bytes += sum(item.stored for item in group)
     else:
-        with _alone(access):
+        busy = StoreBusy(f"the store {access.env.path} is being collected already", hint="wait until that has ended")
+        with alone(access.env.collect_lock, access.env.path / "collect.lock", busy):
             newest = access.write(set_mark)
             try:
-                keep = _mark(access, named, tally)
+                keep = _mark(access, named, tally, ignoring)
                 for group in _doomed(access, keep, newest, tally):
                     _sweep(access, group, tally)
+                _drop_useless_patches(access)
                 _discard_abandoned(access)
                 _repack(access, tally)
             finally:
@@ -71,13 +75,12 @@ def collect(access: Access, roots: Iterable[Digest], *, dry_run: bool) -> Collec
 
 
 @contextmanager
-def _alone(access: Access) -> Iterator[None]:
-    """One collection at a time, in this process and in others."""
-    busy = StoreBusy(f"the store {access.env.path} is being collected already", hint="wait until that has ended")
-    if not access.env.collect_lock.acquire(blocking=False):
+def alone(within: Lock, lock_file: Path, busy: StoreBusy) -> Iterator[None]:
+    """One at a time, in this process and in others. Raises `busy`."""
+    if not within.acquire(blocking=False):
         raise busy
     try:
-        lock = FileLock(access.env.path / "collect.lock")
+        lock = FileLock(lock_file)
         try:
             if not lock.try_acquire():
                 raise busy
@@ -85,15 +88,15 @@ def _alone(access: Access) -> Iterator[None]:
         finally:
             lock.close()
     finally:
-        access.env.collect_lock.release()
+        within.release()
 
 
-def _mark(access: Access, roots: list[bytes], tally: _Tally) -> set[bytes]:
+def _mark(access: Access, roots: list[bytes], tally: _Tally, ignoring: str | None) -> set[bytes]:
     """Everything that must stay: roots, refs, leases, pins, and what these are built on."""
     now = access.clock()
     with access.env.reading() as txn:
         wanted = set(roots)
-        wanted.update(protection.protected(access.env, txn, now))
+        wanted.update(protection.protected(access.env, txn, now, ignoring))
         wanted.update(to_raw(target) for _, target in refs.every(access.env, txn))
     keep: set[bytes] = set()
     waiting = list(wanted)
@@ -195,6 +198,24 @@ def _remove(batch: Batch, group: list[_Doomed]) -> list[int]:
     return removed
 
 
+def _drop_useless_patches(access: Access) -> None:
+    """Kept deltas of which one side is gone."""
+    with access.env.reading() as txn:
+        get, blobs = txn.get, access.env.blobs
+        useless = [
+            key
+            for key, _ in patches.every(access.env, txn)
+            if get(key[:RAW_BYTES], db=blobs) is None or get(key[RAW_BYTES:], db=blobs) is None
+        ]
+
+    def change(batch: Batch) -> None:
+        for key in useless:
+            patches.drop(batch, key)
+
+    if useless:
+        access.write(change)
+
+
 def _discard_abandoned(access: Access) -> None:
     """Leases that have run out, and streams that will not come to an end."""
     now = access.clock()
@@ -250,13 +271,13 @@ def _move(access: Access, group: list[bytes], sparse: set[int], tally: _Tally) -
                 batch.remove(raw, now)
                 batch.add(
                     raw,
-                    entry.encoding,
-                    entry.size,
+                    now.encoding,
+                    now.size,
                     stored,
-                    entry.check,
-                    base=entry.base,
-                    depth=entry.depth,
-                    chain_bytes=entry.chain_bytes,
+                    now.check,
+                    base=now.base,
+                    depth=now.depth,
+                    chain_bytes=now.chain_bytes,
                 )
 
     access.write(change)

@@ -64,6 +64,7 @@ class Environment:
         self.writer: Writer | None = None
         self.writer_lock = threading.Lock()
         self.collect_lock = threading.Lock()
+        self.repack_lock = threading.Lock()
         self.meta = dbs["meta"]
         self.blobs = dbs["blobs"]
         self.records = dbs["records"]

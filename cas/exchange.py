@@ -2,7 +2,7 @@
 
 The sender (`frames`) reuses what is stored: a delta travels as the delta that is stored, where the receiver has its
 base or gets it earlier in the stream, and a compressed blob as the frame that is stored. A blob several versions ahead
-of what the receiver has is sent as the deltas in between, where these are smaller than the whole.
+of what the receiver has is sent as the deltas in between, where these are smaller than the whole (`cas.routes`).
 
 The receiver (`Receiver`) trusts nothing: it is fed chunks of any size, holds a bounded part of them, leases each blob
 before it stores it, and keeps a blob only once its digest is verified. What was complete before an error stays.
@@ -19,10 +19,9 @@ import msgspec
 from cas import wire
 from cas.digest import Digest, digest_of, from_raw, to_raw
 from cas.errors import BlobMissing, BlobTooLarge, DigestMismatch, ExchangeError
-from cas.interface import BlobStat, ExchangeStore, IncomingBlob
+from cas.interface import ExchangeStore, IncomingBlob
+from cas.routes import Step, cheapest, reach
 
-MAX_CHAIN = 64
-"""How many deltas of a chain are looked at."""
 WHOLE_LEVEL = 9
 """zstd level for a blob that is stored as a delta and must be sent whole."""
 SMALL_BYTES = 64 << 10
@@ -32,9 +31,7 @@ GATHER_BYTES = 4 << 20
 GATHER_BLOBS = 2048
 LEASE_S = 3600.0
 
-_KINDS = {"plain": wire.PLAIN, "zstd": wire.ZSTD, "delta": wire.DELTA}
-_WHOLE = "whole"
-"""In place of an encoding: stored as a delta, but to be sent without its base."""
+_KINDS = {"plain": wire.PLAIN, "zstd": wire.ZSTD}
 _ENCODINGS = {wire.PLAIN: "plain", wire.ZSTD: "zstd"}
 
 
@@ -50,12 +47,13 @@ class Received(msgspec.Struct, frozen=True):
 
 
 def bases_of(store: ExchangeStore, digests: Iterable[Digest]) -> tuple[Digest, ...]:
-    """The blobs whose presence at the receiver would save bytes: all that these are built on, the nearest first.
+    """The blobs whose presence at the receiver would save bytes: all that deltas lead to these from, the nearest first.
     Raises BlobMissing."""
     found: dict[Digest, None] = {}
     for digest in digests:
-        for ancestor in _chain(store, digest)[1:]:
-            found.setdefault(ancestor.digest)
+        for other in reach(store.stat, digest):
+            if other != digest:
+                found.setdefault(other)
     return tuple(found)
 
 
@@ -68,10 +66,10 @@ def frames(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Dige
     sent = 0
     yield wire.preamble()
     for digest in wanted:
-        for stat in _route(store, digest, held, among):
-            held.add(stat.digest)
+        for step in cheapest(store.stat, digest, held, among):
+            held.add(step.stat.digest)
             sent += 1
-            yield from _frame(store, stat)
+            yield from _frame(store, step)
     yield wire.end(sent)
 
 
@@ -83,54 +81,24 @@ def cost(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest
     among = set(wanted)
     total = wire.PREAMBLE_BYTES + wire.HEADER_BYTES
     for digest in wanted:
-        for stat in _route(store, digest, held, among):
-            held.add(stat.digest)
-            whole = stat.encoding == _WHOLE
-            total += wire.HEADER_BYTES + (_chain(store, stat.digest)[-1] if whole else stat).stored_bytes
+        for step in cheapest(store.stat, digest, held, among):
+            held.add(step.stat.digest)
+            total += wire.HEADER_BYTES + step.bytes
     return total
 
 
-def _chain(store: ExchangeStore, digest: Digest) -> list[BlobStat]:
-    """A blob and what it is built on, the blob first."""
-    chain = [store.stat(digest)]
-    while (base := chain[-1].base) is not None and len(chain) <= MAX_CHAIN:
-        chain.append(store.stat(base))
-    return chain
-
-
-def _route(store: ExchangeStore, digest: Digest, held: set[Digest], among: set[Digest]) -> list[BlobStat]:
-    """What must be sent, in order, so that the receiver can build this blob."""
-    if digest in held:
-        return []
-    chain = _chain(store, digest)
-    start = next((index for index, stat in enumerate(chain) if stat.digest in held), None)
-    first: list[BlobStat] = []
-    if start is None:
-        # The receiver has nothing of the chain: the oldest blob of it that is wanted anyway goes whole.
-        start = max(index for index, stat in enumerate(chain) if stat.digest in among)
-        first = [_whole(chain[start])]
-    deltas = chain[:start][::-1]
-    if sum(stat.stored_bytes for stat in deltas) < chain[-1].stored_bytes:
-        return first + deltas
-    return [_whole(chain[0])]
-
-
-def _whole(stat: BlobStat) -> BlobStat:
-    return stat if stat.base is None else msgspec.structs.replace(stat, encoding=_WHOLE, base=None)
-
-
-def _frame(store: ExchangeStore, stat: BlobStat) -> Iterator[bytes]:
-    raw = to_raw(stat.digest)
-    if stat.encoding == _WHOLE:
-        kind, payload = _compressed(store.read(stat.digest))
-        yield wire.header(kind, raw, stat.size, len(payload)) + payload
+def _frame(store: ExchangeStore, step: Step) -> Iterator[bytes]:
+    digest, size, raw = step.stat.digest, step.stat.size, to_raw(step.stat.digest)
+    if step.base is not None and (found := store.patch(digest, [step.base])) is not None:
+        yield wire.header(wire.DELTA, raw, size, len(found[1])) + found[1]
         return
-    now, pieces = store.encoded(stat.digest)
-    if now.encoding == "delta" and now.base != stat.base:  # Encoded anew since the route was planned.
-        yield from _frame(store, _whole(stat))
+    stat, pieces = store.encoded(digest)
+    if stat.encoding == "delta":  # To be sent without its base, or encoded anew since the route was planned.
+        kind, payload = _compressed(store.read(digest))
+        yield wire.header(kind, raw, size, len(payload)) + payload
         return
     first = next(pieces, b"")
-    yield wire.header(_KINDS[now.encoding], raw, now.size, now.stored_bytes) + first
+    yield wire.header(_KINDS[stat.encoding], raw, size, stat.stored_bytes) + first
     yield from pieces
 
 

@@ -20,7 +20,7 @@ from cas.errors import (
     NotADigest,
     RefMoved,
 )
-from cas.interface import BlobSource, BlobStat, Checked, Collected, Damage, IncomingBlob, Stored, Usage
+from cas.interface import BlobSource, BlobStat, Checked, Collected, Damage, IncomingBlob, Repacked, Stored, Usage
 
 PIECE_BYTES = 256 << 10
 
@@ -173,11 +173,12 @@ class MemoryStore:
         with self._lock:
             self._pins.discard((owner, digest))
 
-    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False) -> Collected:
+    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False, ignoring: str | None = None) -> Collected:
         with self._lock:
             now = self._clock()
             self._leases = {key: expires for key, expires in self._leases.items() if expires > now}
-            waiting = [*roots, *self._refs.values(), *(d for _, d in self._leases), *(d for _, d in self._pins)]
+            protected = [digest for owner, digest in [*self._leases, *self._pins] if owner != ignoring]
+            waiting = [*roots, *self._refs.values(), *protected]
             keep: set[Digest] = set()
             while waiting:
                 digest = waiting.pop()
@@ -190,6 +191,19 @@ class MemoryStore:
                 del self.blobs[digest]
                 self._patches.pop(digest, None)
             return Collected(len(doomed), size, len(self.blobs) - (len(doomed) if dry_run else 0))
+
+    def repack(
+        self,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Repacked:
+        """Everything is whole already."""
+        if should_stop is not None and should_stop():
+            return Repacked(0, 0, False)
+        if progress is not None:
+            progress(len(self._names), len(self._names))
+        return Repacked(0, 0, True)
 
     def check(self, *, source: BlobSource | None = None, progress: Callable[[int, int], None] | None = None) -> Checked:
         damaged = []
@@ -209,6 +223,9 @@ class MemoryStore:
     # --- refs ---
 
     def read_ref(self, name: str) -> Digest | None:
+        from cas.refs import key_of
+
+        key_of(name)
         return self._refs.get(name)
 
     def move_ref(self, name: str, expected: Digest | None, to: Digest | None) -> None:

@@ -37,8 +37,15 @@ def newest_first(
     env: Environment, txn: lmdb.Transaction[bytes] | lmdb.Transaction[memoryview], name: str
 ) -> Iterator[bytes]:
     """Raw digests put under a name, each once. Damaged entries are passed over: they only cost a base."""
+    return newest_first_of_key(env, txn, key_of(name))
+
+
+def newest_first_of_key(
+    env: Environment, txn: lmdb.Transaction[bytes] | lmdb.Transaction[memoryview], name_key: bytes
+) -> Iterator[bytes]:
+    """As `newest_first`, for a name of which only the key is known (`keys`)."""
     seen = set()
-    for _, raw in _entries(env, txn, key_of(name)):
+    for _, raw in _entries(env, txn, name_key):
         if raw is not None and raw not in seen:
             seen.add(raw)
             yield raw
@@ -55,6 +62,17 @@ def remember(batch: Batch, name: str, raw: bytes) -> None:
     batch.txn.put(key, seal(key, raw), db=batch.env.names)
     if sequence >= HISTORY_LENGTH:
         batch.txn.delete(name_key + _SEQUENCE.pack(sequence - HISTORY_LENGTH), db=batch.env.names)
+
+
+def keys(env: Environment, txn: lmdb.Transaction[memoryview]) -> list[bytes]:
+    """Of all names that have a history."""
+    found = []
+    with txn.cursor(env.names) as cursor:
+        more = cursor.first()
+        while more:
+            found.append(bytes(cursor.key()[:_NAME_BYTES]))
+            more = cursor.set_range(found[-1] + _SEQUENCE.pack(_LAST))
+    return found
 
 
 def newest_of_all(env: Environment, txn: lmdb.Transaction[bytes] | lmdb.Transaction[memoryview]) -> Iterator[bytes]:

@@ -58,13 +58,18 @@ def unpin(batch: Batch, raw: bytes, owner: str) -> None:
     batch.txn.delete(key_of(owner) + raw, db=batch.env.pins)
 
 
-def protected(env: Environment, txn: lmdb.Transaction[memoryview], now_unix: float) -> Iterator[bytes]:
-    """Everything under a pin or a lease that has not run out. A damaged lease or pin still protects."""
+def protected(
+    env: Environment, txn: lmdb.Transaction[memoryview], now_unix: float, ignoring: str | None = None
+) -> Iterator[bytes]:
+    """Everything under a pin or a lease that has not run out, of any owner but one. A damaged lease or pin still
+    protects."""
+    ignored = None if ignoring is None else key_of(ignoring)
     for key, value in txn.cursor(env.leases):
-        if _expiry(bytes(key), value) > now_unix:
+        if _expiry(bytes(key), value) > now_unix and bytes(key[:_OWNER_BYTES]) != ignored:
             yield _raw(key)
     for key, _ in txn.cursor(env.pins):
-        yield _raw(key)
+        if bytes(key[:_OWNER_BYTES]) != ignored:
+            yield _raw(key)
 
 
 def drop_expired(batch: Batch, now_unix: float) -> int:

@@ -221,10 +221,10 @@ def _encode(access: Access, raw: bytes, data: bytes, name: str | None, sketch: S
             return None
 
     found = bases.candidates(access, name, sketch)
-    return encoding.choose(raw, data, found, read_base=read_base, encode_delta=_encode_delta)
+    return encoding.choose(raw, data, found, read_base=read_base, encode_delta=encode_delta)
 
 
-def _encode_delta(base: bytes, target: bytes) -> bytes | None:
+def encode_delta(base: bytes, target: bytes) -> bytes | None:
     import delta
 
     try:

@@ -260,11 +260,14 @@ def _skipping(pieces: Iterator[bytes], skip: int) -> Iterator[bytes]:
 
 
 def patch(env: Environment, raw: bytes, bases: set[bytes]) -> tuple[Digest, bytes] | None:
-    """The stored delta, where the blob has one against one of these bases. Raises BlobMissing, BlobDamaged."""
+    """The stored delta, or one kept beside the blob, where there is one against one of these bases. Raises BlobMissing,
+    BlobDamaged."""
     with env.reading() as txn:
         entry = get_entry(env, txn, raw)
         if entry.base is None or entry.base not in bases:
-            return None
+            from cas import patches
+
+            return patches.smallest(env, txn, raw, bases)
         stored = _stored(env, txn, raw, entry)
     if blake3(stored).digest(length=CHECK_BYTES) != entry.check:
         raise _damaged(raw, raw, "its bytes have changed on disk")

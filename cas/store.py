@@ -2,7 +2,8 @@
 
 This module only composes; each part has a module of its own: `environment` (opening, sharing), `writer` (one thread,
 group commit), `batch` and `bodies` (what a transaction writes, records, packs), `entries` (the index), `encoding` and
-`putting` (how a blob is stored), `reading`, `incoming` (streams), `names`, `protection`, `refs`, `collect`, `check`.
+`putting` (how a blob is stored), `reading`, `incoming` (streams), `names`, `protection`, `refs`, `collect`, `check`,
+`repack`.
 
 Any thread may call anything at any time; calls block, so asyncio programs use `asyncio.to_thread`. Several processes
 may have a store open. A store must be opened after forking.
@@ -22,7 +23,17 @@ from cas.digest import Digest, abbreviation, from_raw, to_raw
 from cas.entries import ENCODING_NAMES
 from cas.environment import Environment, acquire, relinquish
 from cas.errors import AmbiguousDigest, BlobMissing, NotADigest, StoreUnreadable
-from cas.interface import BlobSource, BlobStat, Checked, Collected, IncomingBlob, Stored, Usage
+from cas.interface import (
+    BlobSource,
+    BlobStat,
+    Checked,
+    Collected,
+    IncomingBlob,
+    KeptPatch,
+    Repacked,
+    Stored,
+    Usage,
+)
 from cas.lockfile import WAIT_TIMEOUT_S
 
 _FULL_HEX = 64
@@ -108,10 +119,14 @@ class Store:
         return reading.stream(self._env, to_raw(digest))
 
     def stat(self, digest: Digest) -> BlobStat:
+        from cas import patches
+
+        raw = to_raw(digest)
         with self._env.reading() as txn:
-            entry = reading.get_entry(self._env, txn, to_raw(digest))
+            entry = reading.get_entry(self._env, txn, raw)
+            kept = tuple(KeptPatch(from_raw(base), size) for base, size in patches.sizes(self._env, txn, raw))
         base = from_raw(entry.base) if entry.base is not None else None
-        return BlobStat(digest, entry.size, ENCODING_NAMES[entry.encoding], entry.stored, base, entry.depth)
+        return BlobStat(digest, entry.size, ENCODING_NAMES[entry.encoding], entry.stored, base, entry.depth, kept)
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         raws = {to_raw(digest): digest for digest in digests}
@@ -228,12 +243,22 @@ class Store:
         raw = to_raw(digest)
         self.access.write(lambda batch: protection.unpin(batch, raw, owner))
 
-    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False) -> Collected:
+    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False, ignoring: str | None = None) -> Collected:
         """Refs protect what they point at without being named as roots. Raises StoreBusy where another collection is
         running."""
         from cas.collect import collect
 
-        return collect(self.access, roots, dry_run=dry_run)
+        return collect(self.access, roots, dry_run=dry_run, ignoring=ignoring)
+
+    def repack(
+        self,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Repacked:
+        from cas.repack import repack
+
+        return repack(self.access, should_stop=should_stop, progress=progress)
 
     def check(self, *, source: BlobSource | None = None, progress: Callable[[int, int], None] | None = None) -> Checked:
         from cas.check import check
