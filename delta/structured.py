@@ -23,6 +23,7 @@ STREAMS_ALLOWANCE_BYTES = 64 << 10
 
 DECODE_MEMORY_FACTOR = 6
 """Of base and target together; measured on real modules: 2 to 4."""
+LIKELY_DECODE_FACTOR = 2
 ENCODE_MEMORY_FACTOR = 24
 MEMORY_ALLOWANCE_BYTES = 96 << 20
 
@@ -108,6 +109,7 @@ def decode_streams(method: Method, base: bytes, streams: bytes, size: int) -> by
     sandbox = kernel_host.Sandbox(
         memory_bytes=DECODE_MEMORY_FACTOR * total + MEMORY_ALLOWANCE_BYTES,
         time_s=TIME_ALLOWANCE_S + total / SLOWEST_DECODE_BYTES_PER_S,
+        likely_bytes=LIKELY_DECODE_FACTOR * total,
     )
     base_at, streams_at = sandbox.put(base), sandbox.put(streams)
     target_at = sandbox.call(method.decoder, base_at, len(base), streams_at, len(streams), size)

@@ -88,40 +88,80 @@ static u32 segment_of(const segments *s, u32 p) {
 
 static u64 start_of(const segment *s) { return s->addr < 0 ? 0 : (u64)s->addr; }
 
+/* Bytes that are in no aligned word of both sides. */
+static void copy_data_bytes(decoder *d, u8 *to, const u8 *from, u32 n) {
+    for (u32 i = 0; i < n;) {
+        u32 right = d->data_run < n - i ? (u32)d->data_run : n - i;
+        copy_bytes(to + i, from + i, right);
+        d->data_run -= right;
+        i += right;
+        if (i == n) return;
+        to[i++] = *take_bytes(&d->s[S_DATA_VALUE], 1);
+        d->data_run = next_run(&d->s[S_DATA_GAP]);
+    }
+}
+
+/* `known`: how many bytes of the old payload there are from `from` on. */
+static u32 next_word(decoder *d, const u8 *from, u32 known) {
+    i64 v = word_at(from), next = known >= 8 ? word_at(from + 4) : 0;
+    word_guess g = predict_word(&d->words, &d->m, v, next);
+    i64 actual = g.likely;
+    if (d->data_run > 0) {
+        d->data_run--;
+    } else {
+        actual = exception_value(take_number(&d->s[S_DATA_VALUE]), g.likely, g.other, v);
+        d->data_run = next_run(&d->s[S_DATA_GAP]);
+    }
+    learn_word(&d->words, &d->m, v, actual, g);
+    return (u32)actual;
+}
+
+static void copy_data_words(decoder *d, u8 *to, const u8 *from, u32 words, u32 known) {
+    for (u32 i = 0; i < 4 * words; i += 4) {
+        u32 v = word_at(from + i);
+        if (LIKELY(d->data_run > 0 && is_plain_word(&d->m, v))) {
+            d->data_run--;
+            v = plain_word(&d->words, v);
+        } else {
+            v = next_word(d, from + i, known - i);
+        }
+        __builtin_memcpy(to + i, &v, 4);
+    }
+}
+
+/* Bytes from where the segments of both sides are known: words where both addresses are aligned, single bytes before. A
+   word may reach into the next segment, but not beyond the cover. */
+static u32 decode_stretch(decoder *d, u8 *to, const u8 *from, u64 new_address, u64 old_address, u32 in_segments,
+                          u32 in_cover, u32 known) {
+    u32 i = (u32)(-new_address & 3);
+    if (((new_address ^ old_address) & 3) || i >= in_segments) i = in_segments;
+    copy_data_bytes(d, to, from, i);
+    if (i == in_segments) return i;
+    u32 words = (in_segments - i + 3) / 4, most = (in_cover - i) / 4;
+    if (words > most) words = most;
+    copy_data_words(d, to + i, from + i, words, known - i);
+    i += 4 * words;
+    if (i >= in_segments) return i;
+    copy_data_bytes(d, to + i, from + i, in_segments - i);
+    return in_segments;
+}
+
+static u32 end_of(const segments *s, u32 i, u32 end) { return i + 1 < s->n ? s->at[i + 1].pay : end; }
+
 static void decode_cover(decoder *d, const segments *segs, u8 *pay, cover c) {
     const segments *old = &d->o->segs;
-    const u8 *from = d->o->pay.at;
-    u32 si = segment_of(segs, c.n), oi = segment_of(old, c.o), end = c.n + c.len;
     if (!segs->n || !old->n) return;
-    for (u32 i = c.n; i < end;) {
-        u32 j = c.o + (i - c.n);
-        while (si + 1 < segs->n && segs->at[si + 1].pay <= i) si++;
-        while (oi + 1 < old->n && old->at[oi + 1].pay <= j) oi++;
-        u64 na = start_of(&segs->at[si]) + i - segs->at[si].pay, oa = start_of(&old->at[oi]) + j - old->at[oi].pay;
-        if (i + 4 > end || ((na | oa) & 3)) {
-            if (d->data_run > 0) {
-                d->data_run--;
-                pay[i] = from[j];
-            } else {
-                pay[i] = *take_bytes(&d->s[S_DATA_VALUE], 1);
-                d->data_run = next_run(&d->s[S_DATA_GAP]);
-            }
-            i++;
-            continue;
-        }
-        i64 v = word_at(from + j), next = j + 8 <= d->o->pay.n ? word_at(from + j + 4) : 0;
-        word_guess g = predict_word(&d->words, &d->m, v, next);
-        i64 actual = g.likely;
-        if (d->data_run > 0) {
-            d->data_run--;
-        } else {
-            actual = exception_value(take_number(&d->s[S_DATA_VALUE]), g.likely, g.other, v);
-            d->data_run = next_run(&d->s[S_DATA_GAP]);
-        }
-        learn_word(&d->words, &d->m, v, actual, g);
-        u32 w = (u32)actual;
-        __builtin_memcpy(pay + i, &w, 4);
-        i += 4;
+    u32 si = segment_of(segs, c.n), oi = segment_of(old, c.o);
+    for (u32 i = 0; i < c.len;) {
+        u32 at = c.n + i, from = c.o + i, in_segments = c.len - i;
+        while (end_of(segs, si, ~0u) <= at) si++;
+        while (end_of(old, oi, ~0u) <= from) oi++;
+        if (end_of(segs, si, ~0u) - at < in_segments) in_segments = end_of(segs, si, ~0u) - at;
+        if (end_of(old, oi, ~0u) - from < in_segments) in_segments = end_of(old, oi, ~0u) - from;
+        u64 new_address = start_of(&segs->at[si]) + at - segs->at[si].pay;
+        u64 old_address = start_of(&old->at[oi]) + from - old->at[oi].pay;
+        i += decode_stretch(d, pay + at, d->o->pay.at + from, new_address, old_address, in_segments, c.len - i,
+                            d->o->pay.n - from);
     }
 }
 

@@ -37,34 +37,29 @@ enum { FIRST_SLOTS = 1 << 12 };
 
 static u32 find_slot(const address_beliefs *t, u32 key) {
     u32 i = (u32)((key * 0x9E3779B97F4A7C15ull) >> 40) & t->mask;
-    while (t->keys[i] && t->keys[i] != key + 1) i = (i + 1) & t->mask;
+    while (t->slots[i].key && t->slots[i].key != key + 1) i = (i + 1) & t->mask;
     return i;
 }
 
-static void double_table(address_beliefs *t) {
+static void enlarge(address_beliefs *t) {
     address_beliefs old = *t;
     u32 slots = old.mask ? (old.mask + 1) * 4 : FIRST_SLOTS;
     if (slots > 1u << 24) fail(E_MEMORY);
-    t->keys = allocate((u64)slots * 4);
-    t->beliefs = allocate((u64)slots * sizeof(belief));
+    t->slots = allocate((u64)slots * sizeof(address_slot));
     t->mask = slots - 1;
-    for (u32 i = 0; old.mask && i <= old.mask; i++) {
-        if (!old.keys[i]) continue;
-        u32 at = find_slot(t, old.keys[i] - 1);
-        t->keys[at] = old.keys[i];
-        t->beliefs[at] = old.beliefs[i];
-    }
+    for (u32 i = 0; old.mask && i <= old.mask; i++)
+        if (old.slots[i].key) t->slots[find_slot(t, old.slots[i].key - 1)] = old.slots[i];
 }
 
 belief *address_belief_slow(address_beliefs *t, u32 key, int *is_new) {
-    if (!t->mask || t->n * 2 > t->mask) double_table(t);
-    u32 at = find_slot(t, key);
-    if (!t->keys[at]) {
-        t->keys[at] = key + 1;
+    if (!t->mask || t->n * 2 > t->mask) enlarge(t);
+    address_slot *slot = &t->slots[find_slot(t, key)];
+    if (!slot->key) {
+        slot->key = key + 1;
         t->n++;
         *is_new = 1;
     }
-    return &t->beliefs[at];
+    return &slot->belief;
 }
 
 void word_model_open(word_model *w) {
@@ -73,8 +68,6 @@ void word_model_open(word_model *w) {
     __builtin_memset(w->slot_score, 0, sizeof w->slot_score);
     w->was_slot = w->before_was_slot = 0;
 }
-
-static page_shift *page_of(word_model *w, i64 v) { return &w->pages[v >> 11 & (WORD_PAGES - 1)]; }
 
 static u32 slot_context(const word_model *w, const model *m, i64 v, i64 next) {
     return (u32)(w->was_slot | w->before_was_slot << 1 | (v >= SMALL_SLOT) << 2 |
@@ -86,25 +79,24 @@ word_guess predict_word(word_model *w, model *m, i64 v, i64 next) {
     i64 shifted = (i64)(u32)(v + page->shift), to;
     if (v >= m->low && v < m->high) {
         i64 a = predict_address(m, v);
-        if (page->choice < 0) return (word_guess){a, shifted == a ? v : shifted, WORD_NOT_SLOT};
-        return (word_guess){shifted, shifted == a ? v : a, WORD_NOT_SLOT};
+        if (page->choice < 0) return (word_guess){a, shifted == a ? v : shifted, a, WORD_NOT_SLOT};
+        return (word_guess){shifted, shifted == a ? v : a, a, WORD_NOT_SLOT};
     }
     if (v > 0 && v < m->table_count) {
         u32 c = slot_context(w, m, v, next);
         i64 slot = m->table[v];
-        return w->slot_score[c] > 0 ? (word_guess){slot, v, c} : (word_guess){v, slot, c};
+        return w->slot_score[c] > 0 ? (word_guess){slot, v, 0, c} : (word_guess){v, slot, 0, c};
     }
-    if (go_counter(m, v, &to)) return (word_guess){(i64)(u32)to, v, WORD_NOT_SLOT};
-    return (word_guess){v >= WORD_PLAIN_BELOW ? shifted : v, v, WORD_NOT_SLOT};
+    if (go_counter(m, v, &to)) return (word_guess){(i64)(u32)to, v, 0, WORD_NOT_SLOT};
+    return (word_guess){v >= WORD_PLAIN_BELOW ? shifted : v, v, 0, WORD_NOT_SLOT};
 }
 
-static void learn_page(word_model *w, model *m, i64 v, i64 actual) {
+static void learn_page(word_model *w, const model *m, i64 v, i64 actual, i64 mapped) {
     page_shift *page = page_of(w, v);
     i64 shifted = (i64)(u32)(v + page->shift);
     if (v >= m->low && v < m->high) {
-        i64 a = predict_address(m, v);
-        if (a != shifted && actual == shifted && page->choice < 3) page->choice++;
-        if (a != shifted && actual == a && page->choice > -3) page->choice--;
+        if (mapped != shifted && actual == shifted && page->choice < 3) page->choice++;
+        if (mapped != shifted && actual == mapped && page->choice > -3) page->choice--;
     }
     i32 shift = (i32)(actual - v);
     if (shift == page->shift) {
@@ -130,11 +122,8 @@ void learn_word(word_model *w, model *m, i64 v, i64 actual, word_guess g) {
         learn_slot(w, m, v, actual, g.context);
         return;
     }
-    if (v >= WORD_PLAIN_BELOW) learn_page(w, m, v, actual);
+    if (v >= WORD_PLAIN_BELOW) learn_page(w, m, v, actual, g.mapped);
     w->before_was_slot = w->was_slot;
     w->was_slot = 0;
-    if (v >= m->low && v < m->high) {
-        predict_address(m, v);
-        learn(m, C_OFFSET, v, g.likely, actual);
-    }
+    if (v >= m->low && v < m->high) learn(m, C_OFFSET, v, g.likely, actual);
 }

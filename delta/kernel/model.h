@@ -32,10 +32,14 @@ INLINE void believe(belief *e, u32 actual) {
     }
 }
 
-/* Old address -> belief about the new one; open addressing, doubled when half full. */
+/* Old address -> belief about the new one; open addressing, grown when half full. */
 typedef struct {
-    u32 *keys; /* address + 1; 0 is free */
-    belief *beliefs;
+    u32 key; /* address + 1; 0 is free */
+    belief belief;
+} address_slot;
+
+typedef struct {
+    address_slot *slots;
     u32 n, mask;
 } address_beliefs;
 
@@ -79,7 +83,7 @@ INLINE belief *address_belief(address_beliefs *t, u32 key, int *is_new) {
     *is_new = 0;
     if (LIKELY(t->mask)) {
         u32 i = (u32)((key * 0x9E3779B97F4A7C15ull) >> 40) & t->mask;
-        if (LIKELY(t->keys[i] == key + 1)) return &t->beliefs[i];
+        if (LIKELY(t->slots[i].key == key + 1)) return &t->slots[i].belief;
     }
     return address_belief_slow(t, key, is_new);
 }
@@ -201,12 +205,30 @@ typedef struct {
 
 typedef struct {
     i64 likely, other; /* the prediction and the second guess */
-    u32 context;
+    i64 mapped;        /* of an address: what the address map and experience say */
+    u32 context;       /* WORD_NOT_SLOT, or what is known around a possible table slot */
 } word_guess;
 
 void word_model_open(word_model *w);
 word_guess predict_word(word_model *w, model *m, i64 v, i64 next);
+/* Must follow `predict_word` for the same word. */
 void learn_word(word_model *w, model *m, i64 v, i64 actual, word_guess g);
+
+INLINE page_shift *page_of(word_model *w, i64 v) { return &w->pages[v >> 11 & (WORD_PAGES - 1)]; }
+
+/* Words that are neither addresses nor table slots nor program counters: most of them. For these, when the prediction is
+   right, this is what `predict_word` and `learn_word` come to. */
+INLINE int is_plain_word(const model *m, u32 v) {
+    return (v < m->low || v >= m->high) && (v == 0 || v >= m->table_count) && !(m->go && v >= GO_FIRST_PC);
+}
+INLINE u32 plain_word(word_model *w, u32 v) {
+    w->before_was_slot = w->was_slot;
+    w->was_slot = 0;
+    if (v < WORD_PLAIN_BELOW) return v;
+    page_shift *page = page_of(w, v);
+    if (page->trust < MAX_TRUST) page->trust++;
+    return v + (u32)page->shift;
+}
 
 /* How an exception's value is written: 0 the second guess, 1 the old value, else the distance to the prediction. */
 INLINE u64 exception_code(i64 actual, i64 predicted, int has_other, i64 other, i64 old) {

@@ -63,9 +63,9 @@ class Watched(kernel_host.Sandbox):
 
     executed = b""
 
-    def __init__(self, *, memory_bytes: int, time_s: float) -> None:
+    def __init__(self, *, memory_bytes: int, time_s: float, likely_bytes: int = 0) -> None:
         self._memory_bytes = memory_bytes
-        super().__init__(memory_bytes=memory_bytes, time_s=time_s)
+        super().__init__(memory_bytes=memory_bytes, time_s=time_s, likely_bytes=likely_bytes)
 
     def call(self, name: str, *arguments: int) -> int:
         try:
