@@ -23,7 +23,6 @@ hash of what was sealed to each host. It is TOML, so that people and other progr
 from __future__ import annotations
 
 import contextlib
-import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -35,6 +34,7 @@ from cas.digest import Digest
 from deployer.files import write_file
 from deployer.problems import DefinitionInvalid, Problem
 from deployer.regular_file import NotReadable, open_regular
+from deployer.wording import toml_text
 
 LOCK_NAME: Final = "lowcloud.lock"
 VERSION: Final = 1
@@ -136,23 +136,21 @@ def write(path: Path, lock: Lock) -> bool:
 
 def _entry(name: str, one: Locked) -> str:
     lines = [
-        f"\n[blob.{_text(name)}]",
-        f"hash = {_text(one.digest)}",
+        f"\n[blob.{toml_text(name)}]",
+        f"hash = {toml_text(one.digest)}",
         f"size = {one.size}",
-        f"kind = {_text(one.kind)}",
+        f"kind = {toml_text(one.kind)}",
     ]
     if one.imports:
-        lines += ["imports = [", *(f"    {_text(interface)}," for interface in one.imports), "]"]
+        lines += ["imports = [", *(f"    {toml_text(interface)}," for interface in one.imports), "]"]
     if one.base is not None:
-        lines.append(f"base = {_text(one.base)}")
+        lines.append(f"base = {toml_text(one.base)}")
     return "\n".join(lines) + "\n"
 
 
 def _secret(name: str, sealed: dict[str, Digest]) -> str:
-    lines = [f"\n[secret.{_text(name)}]", *(f"{_text(host)} = {_text(one)}" for host, one in sorted(sealed.items()))]
+    lines = [
+        f"\n[secret.{toml_text(name)}]",
+        *(f"{toml_text(host)} = {toml_text(one)}" for host, one in sorted(sealed.items())),
+    ]
     return "\n".join(lines) + "\n"
-
-
-def _text(text: str) -> str:
-    """A TOML basic string. JSON's escapes are TOML's, except that TOML wants DEL escaped as well."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -80,17 +80,17 @@ def scan(text: str) -> Positions:
 # No possessive quantifiers: Python 3.11 before 3.11.5, Debian 12's among them, matches some of them wrongly.
 _SPACE = re.compile(r"[ \t]*")
 _SPACE_AND_LINES = re.compile(r"[ \t\n]*")
-_COMMENT = re.compile(r"#[^\n]*")
+COMMENT = re.compile(r"#[^\n]*")
 _REST_OF_LINE = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\n|\Z)")
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d[0-9:.Zz+-]*|[A-Za-z0-9_.:+-]+")
-_QUOTES = {'"': re.compile('"+'), "'": re.compile("'+")}
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d[0-9:.Zz+-]*|[A-Za-z0-9_.:+-]+")
+QUOTES = {'"': re.compile('"+'), "'": re.compile("'+")}
 _IN_SHORT = {'"': re.compile(r'["\\\n]'), "'": re.compile(r"['\n]")}
 _IN_LONG = {'"': re.compile(r'["\\]'), "'": re.compile("'")}
 """By quotation mark: what means something inside a string that begins with one, and with three."""
 
 
-def _string_end(text: str, at: int, *, may_be_long: bool) -> int | None:
+def string_end(text: str, at: int, *, may_be_long: bool) -> int | None:
     """Where the string that begins at `at` ends, or None where it does not."""
     quote = text[at]
     is_long = may_be_long and text.startswith(quote * 3, at)
@@ -105,7 +105,7 @@ def _string_end(text: str, at: int, *, may_be_long: bool) -> int | None:
         elif not is_long:
             return at + 1
         else:
-            run = _QUOTES[quote].match(text, at)
+            run = QUOTES[quote].match(text, at)
             length = len(run.group()) if run else 0
             if length >= 3:
                 return at + min(length, 5)
@@ -148,10 +148,10 @@ class _Scanner:
             at = self.match(_SPACE_AND_LINES, at, "space")
             if not self.text.startswith("#", at):
                 return at
-            at = self.match(_COMMENT, at, "a comment")
+            at = self.match(COMMENT, at, "a comment")
 
     def string(self, at: int, *, may_be_long: bool) -> int:
-        end = _string_end(self.text, at, may_be_long=may_be_long)
+        end = string_end(self.text, at, may_be_long=may_be_long)
         if end is None:
             raise self.stop("expected a whole string", at)
         return end
@@ -244,9 +244,9 @@ class _Scanner:
             at += 1
 
     def simple_key(self, at: int) -> tuple[str, int]:
-        if bare := _BARE_KEY.match(self.text, at):
+        if bare := BARE_KEY.match(self.text, at):
             return bare.group(), bare.end()
-        if self.text[at : at + 1] not in _QUOTES:
+        if self.text[at : at + 1] not in QUOTES:
             raise self.stop("expected a key", at)
         end = self.string(at, may_be_long=False)
         try:
@@ -263,9 +263,9 @@ class _Scanner:
             return self.array(path, at + 1, depth=depth)
         if first == "{":
             return self.inline_table(path, at + 1, depth=depth)
-        if first in _QUOTES:
+        if first in QUOTES:
             return self.string(at, may_be_long=True)
-        return self.match(_PLAIN, at, "a value")
+        return self.match(PLAIN, at, "a value")
 
     def array(self, path: Path, at: int, *, depth: int) -> int:
         index = 0

@@ -21,7 +21,7 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path as FilePath
 from typing import Any, Final, NamedTuple
 
@@ -42,6 +42,7 @@ MAX_OVERLAYS_SHOWN: Final = 20
 
 HEAD: Final = tuple(fields_of(Head))
 TABLES: Final = tuple(field.name for field in fields_of(Definition).values() if field.shape is Shape.TABLES)
+_MISSING_HINT: Final = "write one (docs/definition.md), or name another"
 OVERLAY_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 
@@ -193,23 +194,17 @@ class _Reader:
         return source
 
     def bytes_of(self, path: FilePath, *, is_overlay: bool) -> bytes:
-        def fail(message: str, hint: str = "") -> DefinitionInvalid:
-            return DefinitionInvalid([Problem(str(path), 0, 0, message, hint)])
-
         try:
-            with open_regular(path) as file:
-                data = file.read(self.left_bytes + 1)
-        except NotReadable as reason:
-            if not reason.missing:
-                raise fail(str(reason)) from None
-            if is_overlay:
-                raise fail("there is no such overlay", _overlays(self.definition)) from None
-            raise fail(str(reason), "write one (docs/definition.md), or name another") from None
-        except OSError as error:
-            raise fail(f"cannot be read: {error.strerror}") from None
+            data = _bytes_in(path, self.left_bytes)
+        except _Missing:
+            if not is_overlay:
+                raise
+            message, hint = "there is no such overlay", _overlays_hint(self.definition)
+            raise DefinitionInvalid([Problem(str(path), 0, 0, message, hint)]) from None
         if len(data) > self.left_bytes:
             limit = f"{MAX_DEFINITION_BYTES >> 20} MiB that a definition may have"
-            raise fail(f"is larger than the {limit}" if not self.files else f"is more than is left of the {limit}")
+            message = f"is larger than the {limit}" if not self.files else f"is more than is left of the {limit}"
+            raise DefinitionInvalid([Problem(str(path), 0, 0, message)])
         self.left_bytes -= len(data)
         return data
 
@@ -299,7 +294,7 @@ class _Reader:
         """Take away what an overlay lists; what it took, with the index in the list."""
         removed: dict[Path, int] = {}
         for index, text in enumerate(self.listed(overlay, "remove")):
-            path = _key_path(text)
+            path = key_path(text)
             if not path:
                 hint = "write it as TOML does: process.web.env.LOG"
                 self.complain(overlay, ("remove", index), f"{quoted(text)} is not a key", hint, of_key=False)
@@ -310,7 +305,7 @@ class _Reader:
         return removed
 
 
-def _key_path(text: str) -> Path:
+def key_path(text: str) -> Path:
     """The parts of a dotted key; none where the text is not one."""
     if "\n" in text or "\r" in text or text.count(".") >= MAX_KEY_PARTS:
         return ()
@@ -356,20 +351,40 @@ def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _overlays(definition: FilePath) -> str:
+def _overlays_hint(definition: FilePath) -> str:
     """The overlays that lie beside a definition, as a hint."""
-    found = sorted(_names(definition))[:MAX_OVERLAYS_SHOWN]
+    found = overlays_of(definition)[:MAX_OVERLAYS_SHOWN]
     wanted = definition.with_name(f"{definition.stem}.NAME.toml").name
     return f"beside it there are: {', '.join(found)}" if found else f"write what differs into {wanted}"
 
 
-def _names(definition: FilePath) -> Iterator[str]:
+def overlays_of(definition: FilePath) -> list[str]:
+    """The names of the overlays that lie beside a definition file, sorted."""
     start, end = f"{definition.stem}.", ".toml"
     try:
         with os.scandir(definition.parent) as entries:
-            for entry in entries:
-                middle = entry.name[len(start) : -len(end)]
-                if entry.name.startswith(start) and entry.name.endswith(end) and OVERLAY_NAME.fullmatch(middle):
-                    yield middle
+            names = [entry.name for entry in entries if entry.name.startswith(start) and entry.name.endswith(end)]
     except OSError:
-        return
+        return []
+    return sorted(name for one in names if OVERLAY_NAME.fullmatch(name := one[len(start) : -len(end)]))
+
+
+def text_in(path: FilePath) -> str:
+    """The text of one file, for who wants nothing but that. Raises DefinitionInvalid."""
+    return text_of(_bytes_in(path, MAX_DEFINITION_BYTES), path)
+
+
+def _bytes_in(path: FilePath, most: int) -> bytes:
+    """At most so many bytes and one. Raises DefinitionInvalid; _Missing where there is no such file."""
+    try:
+        with open_regular(path) as file:
+            return file.read(most + 1)
+    except NotReadable as reason:
+        kind = _Missing if reason.missing else DefinitionInvalid
+        raise kind([Problem(str(path), 0, 0, str(reason), _MISSING_HINT if reason.missing else "")]) from None
+    except OSError as error:
+        raise DefinitionInvalid([Problem(str(path), 0, 0, f"cannot be read: {error.strerror}")]) from None
+
+
+class _Missing(DefinitionInvalid):
+    """There is no such file."""

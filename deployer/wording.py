@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import re
 from collections.abc import Iterable
 
@@ -19,6 +20,16 @@ def quoted(text: str) -> str:
     if shown.isprintable() and '"' not in shown and "\\" not in shown:
         return f'"{shown}"'
     return '"' + shown.encode("unicode_escape").decode("ascii").replace('"', '\\"') + '"'
+
+
+def toml_text(text: str) -> str:
+    """A TOML basic string, whole. JSON's escapes are TOML's, except that TOML wants DEL escaped as well."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def toml_key(name: str) -> str:
+    """A key as TOML writes it, without quotes where it needs none."""
+    return name if _BARE.fullmatch(name) else toml_text(name)
 
 
 def dotted(path: Iterable[str | int]) -> str:

@@ -12,10 +12,17 @@ if TYPE_CHECKING:
 
 
 def open_cloud(args: argparse.Namespace) -> Cloud:
-    """The cloud of `-C` (or LOWCLOUD_DIR), otherwise of the nearest directory upwards."""
-    from deployer.cloud import Cloud
+    """The cloud of `-C` (or LOWCLOUD_DIR), otherwise of the nearest directory upwards, with the overlay of `-e`."""
+    from deployer.cloud import NAME, Cloud
 
+    if args.overlay is not None and not NAME.fullmatch(args.overlay):
+        from tools.errors import UsageError
+
+        raise UsageError(
+            f"no overlay can be called {args.overlay!r}", hint="lower-case letters, digits and hyphens, a letter first"
+        )
     cloud = Cloud.open(Path(args.directory) if args.directory else Path.cwd())
+    cloud.overlay = args.overlay
     cloud.on_stale = _StaleHistory(as_json=args.json)
     return cloud
 

@@ -35,7 +35,7 @@ def known_addresses(cloud: Cloud) -> dict[str, str]:
 
     released = released_definition(cloud)
     try:
-        written = definition.load(cloud.definition_path).definition
+        written = definition.load(cloud.definition_path, cloud.overlay).definition
     except DefinitionInvalid:
         if released is None:
             raise

@@ -9,7 +9,7 @@ verbs so that `--help` needs none of their modules; a verb is the module `tools.
     prepare(words) -> list[str]           optional: what its words are to argparse
     SHORT = True                          optional: it is always over in a moment
 
-Common options (`-C`, `--json`) may stand before the verb or after it.
+Common options (`-C`, `-e`, `--json`) may stand before the verb or after it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ VERBS: dict[str, str] = {
     "agent": "run the daemon of one host",
     "push": "store files as blobs and print their hashes",
     "pull": "write a blob back to a file",
+    "fmt": "lay the definition's files out in the one canonical way",
+    "show": "print the definition as a whole, and where each value comes from",
+    "secret": "seal a secret to the hosts that need it, list them, or forget one",
     "resolve": "turn every name of the definition into a hash, and write the lock file",
     "plan": "show what an apply would change, and why",
     "apply": "make the hosts run what the definition says",
@@ -58,6 +61,7 @@ VERBS: dict[str, str] = {
 _EXPLAINED_OPTIONS = """\
 common options:
   -C DIR      the cloud's directory (default: LOWCLOUD_DIR, or the nearest parent with lowcloud.toml)
+  -e NAME     the overlay: shop.NAME.toml beside shop.toml, with a lock and a history of its own
   --json      print JSON with a stable schema instead of text
   --version   print the version
   --help      print help; after a verb: that verb's help with an example
@@ -101,7 +105,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     """The options before the verb, and the verb with all after it."""
     at = 0
     while at < len(words) and words[at].startswith("-"):
-        at += 2 if words[at] == "-C" else 1
+        at += 2 if words[at] in ("-C", "-e") else 1
     common = ["--help" if word == "-h" else word for word in words[:at]]
     return common, words[at:]
 
@@ -168,6 +172,7 @@ def parser_of(verb: str, module: ModuleType) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("-C", dest="directory", metavar="DIR", default=os.environ.get("LOWCLOUD_DIR"), help="the cloud")
+    parser.add_argument("-e", dest="overlay", metavar="NAME", help="the overlay, with its own lock and history")
     parser.add_argument("--json", action="store_true", help="print JSON")
     module.configure(parser)
     return parser

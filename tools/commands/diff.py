@@ -20,6 +20,7 @@ EXAMPLE = """
 lowcloud diff 8d2f01aa 41c7be90
 lowcloud diff prod cloud.toml
 lowcloud diff 8d2f01aa prod --json
+lowcloud diff -e staging staging cloud.toml    # the overlay's history against its files
 """
 
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from deployer.wording import dotted
 
     with open_cloud(args) as cloud:
-        changes = differences(_definition(cloud, args.a), _definition(cloud, args.b))
+        changes = differences(_definition(cloud, args.a, out), _definition(cloud, args.b, out))
     if out.as_json:
         out.json(
             [
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return errors.DONE
 
 
-def _definition(cloud: Cloud, text: str) -> Definition:
+def _definition(cloud: Cloud, text: str, out: Output) -> Definition:
     from deployer import release
 
     if text == cloud.ref:
@@ -57,10 +58,8 @@ def _definition(cloud: Cloud, text: str) -> Definition:
         if link is None:
             raise errors.UsageError(f"nothing has been released on {text!r} yet", hint="`lowcloud apply` does")
         return release.read_definition(cloud.store, link.release.definition)
-    path = Path(text)
-    if path.is_file():
-        from deployer import definition
-        from deployer.resolve import resolve
+    if Path(text).is_file():
+        from tools.deploying import resolved_file
 
-        return resolve(definition.load(path), cloud.store).definition
+        return resolved_file(cloud, text, out).definition
     return release.read_definition(cloud.store, release.find(cloud.store, cloud.ref, text).release.definition)

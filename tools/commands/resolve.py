@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """
 lowcloud resolve
+lowcloud resolve -e staging             # shop.staging.toml over shop.toml, into shop.staging.lock
 lowcloud resolve shop.toml --check      # in CI: fails if lowcloud.lock is out of date
 """
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from tools.deploying import resolved_file
 
     with open_cloud(args) as cloud:
-        path = lock.lock_path(Path(args.file) if args.file else cloud.definition_path)
+        path = lock.lock_path(Path(args.file) if args.file else cloud.definition_path, cloud.overlay)
         before = lock.read(path)
         resolved = resolved_file(cloud, args.file, out)
         definition = version_of(resolved.definition)
@@ -45,8 +46,20 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 "lock": shown_path(path),
                 "changed": not current,
                 "blobs": [
-                    {"name": name, "hash": one.digest, "size": one.size, "kind": one.kind, "imports": one.imports}
+                    {
+                        "name": name,
+                        "hash": one.digest,
+                        "size": one.size,
+                        "kind": one.kind,
+                        "imports": one.imports,
+                        "base": one.base,
+                    }
                     for name, one in sorted(resolved.lock.blob.items())
+                ],
+                "secrets": [
+                    {"name": name, "host": host, "hash": digest}
+                    for name, sealed in sorted(resolved.lock.secret.items())
+                    for host, digest in sorted(sealed.items())
                 ],
             }
         )
