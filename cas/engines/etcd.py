@@ -173,10 +173,11 @@ class EtcdClient:
     def _ask(self, endpoint: Endpoint, path: str, payload: bytes, timeout_s: float) -> dict[str, Any]:
         connection = self._connected(endpoint, min(timeout_s, CONNECT_S))
         try:
-            connection.sock.settimeout(timeout_s)
+            sock = connection.sock  # which it gives up where the answer is the last one
+            sock.settimeout(timeout_s)
             connection.request("POST", path, payload, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            data = _bounded(response, connection.sock, self._monotonic() + timeout_s, self._monotonic)
+            data = _bounded(response, sock, self._monotonic() + timeout_s, self._monotonic)
         except (OSError, http.client.HTTPException) as error:
             raise _NoAnswer(_why(error)) from error
         finally:

@@ -139,7 +139,7 @@ class EtcdCluster:
             question = functools.partial(self._ask, number, "/v3/kv/range", {"key": "YQ=="})
             wait_until(question, f"member {number} joining")
 
-    def keys(self) -> list[bytes]:
+    def written_keys(self) -> list[bytes]:
         answer = self._ask(self.leader(), "/v3/kv/range", {"key": "AA==", "range_end": "AA==", "keys_only": True})
         return [base64.b64decode(kv["key"]) for kv in answer.get("kvs", [])]
 
