@@ -75,6 +75,22 @@ def loopback_hosts(hosts: Mapping[str, Host]) -> dict[str, str]:
     return {name: host.address for name, host in hosts.items() if is_loopback(parse_host_address(host.address).address)}
 
 
+def is_local(address: str) -> bool:
+    """Whether an agent at this address:port would be one of `up`'s."""
+    from deployer.endpoints import is_loopback, parse_host_address
+
+    return is_loopback(parse_host_address(address).address)
+
+
+def sealing_key(cloud: Cloud, host: str) -> str:
+    """The public key to which secrets of a host of this machine are sealed, before its agent has ever run."""
+    from agent.daemon.sealing import KEY_NAME, SealingKey
+
+    directory = cloud.host_directory(host)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return SealingKey(directory / KEY_NAME).public()
+
+
 # --- starting -------------------------------------------------------------------------------------------------------
 
 

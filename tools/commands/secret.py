@@ -129,11 +129,13 @@ def _value(file: Path | None) -> bytes:
 
 
 async def _keys(cloud: Cloud, hosts: Iterable[str]) -> dict[str, str]:
-    """Each host's public key, from the host itself, over a connection that proves which host it is."""
+    """Each host's public key, from the host itself, over a connection that proves which host it is. A host that `up`
+    has not started yet is this machine."""
     from msgspec import UNSET
 
     from deployer.errors import HostsUnreachable, HostUnknown
     from deployer.fleet import Fleet
+    from tools.local_cloud import is_local, sealing_key
 
     addresses = known_addresses(cloud)
     for host in hosts:
@@ -141,9 +143,11 @@ async def _keys(cloud: Cloud, hosts: Iterable[str]) -> dict[str, str]:
             raise HostUnknown(host, sorted(addresses))
     async with Fleet({host: addresses[host] for host in hosts}, cloud.credentials) as fleet:
         answers = await fleet.each(hosts, lambda client: client.host())
-    if answers.failures:
-        raise HostsUnreachable({host: str(error) for host, error in answers.failures.items()})
+    failures = {host: str(error) for host, error in answers.failures.items() if not is_local(addresses[host])}
+    if failures:
+        raise HostsUnreachable(failures)
     keys = {host: facts.sealing_key for host, facts in answers.results.items()}
+    keys |= {host: sealing_key(cloud, host) for host in answers.failures}
     lacking = [host for host, key in keys.items() if key is UNSET]
     if lacking:
         raise errors.CommandError(
