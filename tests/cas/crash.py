@@ -1,6 +1,6 @@
 """A store that is killed again and again, and what must hold after each time.
 
-The worker stores, streams, encodes as deltas, pins, and collects, in two threads, and says which blobs were
+The worker stores, streams, encodes as deltas, pins, collects, and repacks, in three threads, and says which blobs were
 acknowledged; it is killed with `kill -9` at a random moment. Also run by hand, for as often as one likes:
 
     python -m tests.cas.crash 1000
@@ -19,10 +19,11 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from cas import incoming, putting
+from cas import incoming, patches, putting
 from cas.bodies import body_of_key
 from cas.collect import scan
 from cas.digest import Digest, digest_of
+from cas.entries import Entry
 from cas.incoming import PENDING_TTL_S
 from cas.store import Store
 from tests.cas.damage import values
@@ -41,6 +42,7 @@ def work(directory: Path, seed: int) -> None:
     with Store.open(directory) as store:
         print("ready", flush=True)
         threading.Thread(target=_collect_for_ever, args=(store,), daemon=True).start()
+        threading.Thread(target=_repack_for_ever, args=(store,), daemon=True).start()
         source = random.Random(seed)
         data = bytearray(source.randbytes(20_000))
         while True:
@@ -59,6 +61,11 @@ def work(directory: Path, seed: int) -> None:
 def _collect_for_ever(store: Store) -> None:
     while True:
         store.collect([])
+
+
+def _repack_for_ever(store: Store) -> None:
+    while True:
+        store.repack()
 
 
 def _keep(store: Store, data: bytes, name: str | None) -> None:
@@ -103,14 +110,20 @@ def verify(directory: Path, kept: list[Digest]) -> None:
         usage = store.usage()
         entries = [entry for _, entry in scan(store.access) if not isinstance(entry, str)]
         assert len(entries) == usage.blobs
-        assert sum(entry.stored for entry in entries) == usage.stored_bytes
+        assert sum(entry.stored for entry in [*entries, *_kept_patches(store)]) == usage.stored_bytes
         assert sum(entry.size for entry in entries) == usage.raw_bytes
     with Store.open(directory, clock=lambda: time.time() + 2 * PENDING_TTL_S) as later:
         later.collect([])
         found = {body_of_key(key) for key, _ in values(later, "records")}
-        assert found == {entry.body for _, entry in scan(later.access) if not isinstance(entry, str)}
+        entries = [entry for _, entry in scan(later.access) if not isinstance(entry, str)]
+        assert found == {entry.body for entry in [*entries, *_kept_patches(later)]}
         assert later.missing(kept) == []
         assert values(later, "touched") == []
+
+
+def _kept_patches(store: Store) -> list[Entry]:
+    with store.access.env.reading() as txn:
+        return [entry for _, entry in patches.every(store.access.env, txn) if entry is not None]
 
 
 def soak(times: int) -> None:

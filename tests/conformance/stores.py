@@ -32,7 +32,20 @@ class Faulty:
     used up, everything works."""
 
     WRITES = frozenset(
-        ["put", "put_many", "put_stream", "put_patch", "receive", "lease", "release", "pin", "unpin", "move_ref"]
+        [
+            "put",
+            "put_many",
+            "put_stream",
+            "put_patch",
+            "receive",
+            "lease",
+            "release",
+            "pin",
+            "unpin",
+            "move_ref",
+            "collect",
+            "repack",
+        ]
     )
     FAULTS: ClassVar[dict[str, Callable[[], Exception]]] = {
         "f": lambda: StoreFull("no room (injected)"),

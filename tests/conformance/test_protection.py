@@ -132,3 +132,19 @@ def test_an_owner_has_a_name_of_reasonable_length(owner: str) -> None:
 
     with pytest.raises(ValueError, match="owner"):
         protection.key_of(owner)
+
+
+@pytest.mark.parametrize("how", ["lease", "pin"])
+def test_what_an_ignored_owner_protects_goes_and_the_rest_stays(store: AnyStore, how: str) -> None:
+    mine, other, both = (store.put(noise(1000, seed)).digest for seed in range(3))
+    for owner, digests in (("push", [mine, both]), ("release", [other, both])):
+        if how == "lease":
+            store.lease(digests, owner=owner, ttl_s=60)
+        else:
+            for digest in digests:
+                store.pin(digest, owner=owner)
+    assert store.collect([], dry_run=True).blobs == 0
+    assert store.collect([], dry_run=True, ignoring="push").blobs == 1
+    assert store.collect([]).blobs == 0, "ignoring an owner ends nothing"
+    assert store.collect([], ignoring="push").blobs == 1
+    assert store.missing([mine, other, both]) == [mine]
