@@ -34,7 +34,7 @@ from cas.digest import Digest
 from deployer.files import write_file
 from deployer.problems import DefinitionInvalid, Problem
 from deployer.regular_file import NotReadable, open_regular
-from deployer.wording import toml_text
+from deployer.wording import toml_key, toml_text
 
 LOCK_NAME: Final = "lowcloud.lock"
 VERSION: Final = 1
@@ -149,8 +149,5 @@ def _entry(name: str, one: Locked) -> str:
 
 
 def _secret(name: str, sealed: dict[str, Digest]) -> str:
-    lines = [
-        f"\n[secret.{toml_text(name)}]",
-        *(f"{toml_text(host)} = {toml_text(one)}" for host, one in sorted(sealed.items())),
-    ]
-    return "\n".join(lines) + "\n"
+    lines = [f"{toml_key(host)} = {toml_text(digest)}" for host, digest in sorted(sealed.items())]
+    return "\n".join([f"\n[secret.{toml_key(name)}]", *lines]) + "\n"

@@ -69,13 +69,14 @@ class Agent:
         self._sealing = SealingKey(state_dir / KEY_NAME)
         staging = Staging(store, cache, state_dir / "work", lambda: self._binaries(), self._sealing)
         guest_files = state_dir / "guests"
+        self._secrets = OpenedSecrets(state_dir, guest_files)
         self._builder = GuestBuilder(
             guest_files,
             staging,
             self._volumes,
             output,
             lambda process: self.processes.cpus_of(process),
-            OpenedSecrets(state_dir, guest_files),
+            self._secrets,
         )
         guests = Guests(self._builder, journal)
         cpus = host_facts.usable_cpus() if pin else ()
@@ -111,6 +112,7 @@ class Agent:
         """End the agent; its guests too, where an operator asked for that."""
         if self._end_guests_for is not None:
             await self.processes.shut_down_guests(self._end_guests_for)
+            await asyncio.to_thread(self._secrets.sweep, ())
         await self.processes.close()
         await asyncio.to_thread(self.journal.close)
         await asyncio.to_thread(self._store.close)
