@@ -18,19 +18,23 @@ from delta.zstd import Effort
 SMALLEST_COVER_BYTES = 4096
 """Below, zstd with the base as prefix is as small, and starting the kernel would take longer than everything else."""
 
-THOROUGH_AT_MOST = 2
-"""How many times smaller than zstd's level 3 its thorough level may come out; on real pairs at most 1.2. A payload that
-is that much smaller than the quick frame needs no comparison with the thorough one."""
+THOROUGH_AT_MOST = 1.4
+"""How many times smaller than zstd's quick level its thorough level may come out; on real pairs at most 1.2. A payload
+that is that much smaller than the quick frame needs no comparison with the thorough one."""
 
-COVER_AT_MOST = 3
-"""The same for `cover` against the quick frame with the base as prefix; on real pairs at most 2.1."""
+COVER_AT_MOST = 2.75
+"""The same for `cover` against the quick frame with the base as prefix; on real pairs at most 2.4."""
 
 HOPELESS_SHARE = 0.97
 """Where the quick frames save less than this leaves, the bytes are random and unlike the base; nothing will help."""
 
 NEARLY_SAME_BYTES = 4 << 10
 NEARLY_SAME_COVER_AT_MOST = 8
-"""With so small a payload the files are nearly the same, and `cover` came out up to 4 times smaller than the frame."""
+"""With so small a payload the files are nearly the same, and `cover` came out up to 5 times smaller than the frame."""
+
+COVER_BEATS_WASM_BELOW = 1 / 32
+"""`cover` came out smaller than `wasm` only on modules that hardly differ: those whose quick frame has at most this
+share of the target."""
 
 
 def encode(base: bytes, target: bytes, *, effort: Effort = "normal") -> bytes:
@@ -81,12 +85,14 @@ def _candidates(base: bytes, target: bytes, effort: Effort) -> Iterator[tuple[Co
     quick, best = min(len(plain), len(prefix)), len(target)
     if effort != "best" and quick > len(target) * HOPELESS_SHARE:
         return
+    was_wasm = False
     for codec, method in _methods(base, target):
         at_most = NEARLY_SAME_COVER_AT_MOST if best < NEARLY_SAME_BYTES else COVER_AT_MOST
-        if effort == "best" or best * at_most > quick:
+        hopeless = best * at_most <= quick or (was_wasm and quick > len(target) * COVER_BEATS_WASM_BELOW)
+        if effort == "best" or not hopeless:
             payload = structured.encode(method, base, target, effort=effort, to_beat=best)
             if payload is not None:
-                best = min(best, len(payload))
+                best, was_wasm = min(best, len(payload)), codec is Codec.WASM
                 yield codec, payload
     if base and (effort == "best" or best * THOROUGH_AT_MOST > len(prefix)):
         payload = zstd.compress_with_prefix(base, target, effort=effort)

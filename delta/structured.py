@@ -23,12 +23,21 @@ STREAMS_ALLOWANCE_BYTES = 64 << 10
 
 DECODE_MEMORY_FACTOR = 6
 """Of base and target together; measured on real modules: 2 to 4."""
-LIKELY_DECODE_FACTOR = 2
 ENCODE_MEMORY_FACTOR = 24
 MEMORY_ALLOWANCE_BYTES = 96 << 20
 
 COMPARISON_COST: dict[Effort, int] = {"fast": 100, "normal": 400, "best": 4000}
 """How many changed instructions in a row are still aligned in the best possible way."""
+
+LOOKS: dict[Effort, int] = {"fast": 0, "normal": 8 << 20, "best": 64 << 20}
+"""How many occurrences in the base the coder of text looks at in all, """
+FEWEST_LOOKS: dict[Effort, int] = {"fast": 0, "normal": 8, "best": 64}
+MOST_LOOKS = 512
+"""but for each of the text's bytes at least and at most so many. Ten times as many save 2 to 3 %."""
+
+MOST_CODED_TEXT_BYTES = 16 << 20
+"""The coder of text takes one to two seconds per MiB; a larger text is left to zstd."""
+TEXT_LEVEL: dict[Effort, int] = {"fast": 3, "normal": 12, "best": 19}
 
 TIME_ALLOWANCE_S = 20.0
 SLOWEST_DECODE_BYTES_PER_S = 1 << 20
@@ -42,15 +51,14 @@ WASM_MAGIC = b"\0asm"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One of the kernel's codecs: the names of its exports, and the zstd level for its text."""
+    """One of the kernel's codecs: the names of its exports."""
 
     encoder: str
     decoder: str
-    text_level: dict[Effort, int]
 
 
-WASM = Method("kernel_encode", "kernel_decode", {"fast": 3, "normal": 19, "best": 22})
-COVER = Method("kernel_cover_encode", "kernel_cover_decode", {"fast": 3, "normal": 12, "best": 22})
+WASM = Method("kernel_encode", "kernel_decode")
+COVER = Method("kernel_cover_encode", "kernel_cover_decode")
 
 
 def are_wasm(base: bytes, target: bytes) -> bool:
@@ -63,21 +71,18 @@ def encode(method: Method, base: bytes, target: bytes, *, effort: Effort, to_bea
     if not kernel_host.available():
         return None
     try:
-        streams, text_at = encode_streams(method, base, target, effort=effort)
-        if len(streams) > len(target) + STREAMS_ALLOWANCE_BYTES:
+        encoding = _Encoding(method, base, target, effort)
+        if len(encoding.streams) > len(target) + STREAMS_ALLOWANCE_BYTES:
             return None
-        if effort != "best" and to_beat is not None and _quick(streams, text_at) > to_beat * LAST_STAGE_AT_MOST:
+        if effort != "best" and to_beat is not None and encoding.quick_size() > to_beat * LAST_STAGE_AT_MOST:
             return None
-        if decode_streams(method, base, streams, len(target)) != target:
-            return None
+        payload = last_stage.pack(
+            base, encoding.streams, encoding.text_at, effort=effort, text_level=TEXT_LEVEL[effort],
+            coded_text=encoding.coded_text(effort),
+        )  # fmt: skip
+        return payload if decode(method, base, payload, size=len(target)) == target else None
     except DeltaError:
         return None
-    return last_stage.pack(base, streams, text_at, effort=effort, text_level=method.text_level[effort])
-
-
-def _quick(streams: bytes, text_at: int) -> int:
-    parts = streams[:text_at], streams[text_at:]
-    return sum(len(zstd.compress_plain(part, effort="fast")) for part in parts)
 
 
 def decode(method: Method, base: bytes, payload: bytes | memoryview, *, size: int) -> bytes:
@@ -87,30 +92,69 @@ def decode(method: Method, base: bytes, payload: bytes | memoryview, *, size: in
             "this patch needs the delta kernel, which this installation does not have",
             hint="build it with `python -m delta.kernel.build`, or send the blob whole",
         )
-    streams = last_stage.unpack(base, payload, max_size=size + STREAMS_ALLOWANCE_BYTES)
-    return decode_streams(method, base, streams, size)
+    parts = last_stage.unpack(base, payload, max_size=size + STREAMS_ALLOWANCE_BYTES)
+    if parts.coded is None:
+        return decode_streams(method, base, parts.numbers + parts.text, size)
+    sandbox = _decoding_sandbox(len(base) + size)
+    base_at, numbers_at, coded_at = sandbox.put(base), sandbox.put(parts.numbers), sandbox.put(bytes(parts.coded))
+    streams_at = sandbox.call(
+        "kernel_unpack_text",
+        base_at, len(base), numbers_at, len(parts.numbers), coded_at, len(parts.coded), parts.text_bytes,
+    )  # fmt: skip
+    streams_bytes = len(parts.numbers) + parts.text_bytes
+    return sandbox.get(sandbox.call(method.decoder, base_at, len(base), streams_at, streams_bytes, size), size)
+
+
+class _Encoding:
+    """The kernel's streams, and the sandbox that made them and can pack their text."""
+
+    def __init__(self, method: Method, base: bytes, target: bytes, effort: Effort) -> None:
+        total = len(base) + len(target)
+        self._sandbox = kernel_host.Sandbox(
+            memory_bytes=ENCODE_MEMORY_FACTOR * total + MEMORY_ALLOWANCE_BYTES,
+            time_s=TIME_ALLOWANCE_S + total / SLOWEST_ENCODE_BYTES_PER_S,
+        )
+        self._base_at, self._base_bytes, target_at = self._sandbox.put(base), len(base), self._sandbox.put(target)
+        self._streams_at = self._sandbox.call(
+            method.encoder, self._base_at, len(base), target_at, len(target), COMPARISON_COST[effort]
+        )
+        self.streams = self._sandbox.get(self._streams_at, self._sandbox.ask("kernel_streams_bytes"))
+        self.text_at = self._sandbox.ask("kernel_text_at")
+        """Offset in the streams."""
+
+    def quick_size(self) -> int:
+        parts = self.streams[: self.text_at], self.streams[self.text_at :]
+        return sum(len(zstd.compress_plain(part, effort="fast")) for part in parts)
+
+    def coded_text(self, effort: Effort) -> bytes | None:
+        """None where zstd is to pack the text. Raises DeltaError."""
+        text_bytes = len(self.streams) - self.text_at
+        if effort == "fast" or (effort == "normal" and text_bytes > MOST_CODED_TEXT_BYTES):
+            return None
+        looks = LOOKS[effort] // (text_bytes + 1)
+        at = self._sandbox.call(
+            "kernel_pack_text",
+            self._base_at, self._base_bytes, self._streams_at + self.text_at, text_bytes,
+            min(max(looks, FEWEST_LOOKS[effort]), MOST_LOOKS),
+        )  # fmt: skip
+        return self._sandbox.get(at, self._sandbox.ask("kernel_packed_bytes"))
 
 
 def encode_streams(method: Method, base: bytes, target: bytes, *, effort: Effort) -> tuple[bytes, int]:
     """The kernel's streams and the offset in them at which the text begins. Raises DeltaError."""
-    total = len(base) + len(target)
-    sandbox = kernel_host.Sandbox(
-        memory_bytes=ENCODE_MEMORY_FACTOR * total + MEMORY_ALLOWANCE_BYTES,
-        time_s=TIME_ALLOWANCE_S + total / SLOWEST_ENCODE_BYTES_PER_S,
-    )
-    base_at, target_at = sandbox.put(base), sandbox.put(target)
-    at = sandbox.call(method.encoder, base_at, len(base), target_at, len(target), COMPARISON_COST[effort])
-    return sandbox.get(at, sandbox.ask("kernel_streams_bytes")), sandbox.ask("kernel_text_at")
+    encoding = _Encoding(method, base, target, effort)
+    return encoding.streams, encoding.text_at
 
 
 def decode_streams(method: Method, base: bytes, streams: bytes, size: int) -> bytes:
     """What the kernel rebuilds from its streams. Raises DeltaError."""
-    total = len(base) + size
-    sandbox = kernel_host.Sandbox(
-        memory_bytes=DECODE_MEMORY_FACTOR * total + MEMORY_ALLOWANCE_BYTES,
-        time_s=TIME_ALLOWANCE_S + total / SLOWEST_DECODE_BYTES_PER_S,
-        likely_bytes=LIKELY_DECODE_FACTOR * total,
-    )
+    sandbox = _decoding_sandbox(len(base) + size)
     base_at, streams_at = sandbox.put(base), sandbox.put(streams)
-    target_at = sandbox.call(method.decoder, base_at, len(base), streams_at, len(streams), size)
-    return sandbox.get(target_at, size)
+    return sandbox.get(sandbox.call(method.decoder, base_at, len(base), streams_at, len(streams), size), size)
+
+
+def _decoding_sandbox(total_bytes: int) -> kernel_host.Sandbox:
+    return kernel_host.Sandbox(
+        memory_bytes=DECODE_MEMORY_FACTOR * total_bytes + MEMORY_ALLOWANCE_BYTES,
+        time_s=TIME_ALLOWANCE_S + total_bytes / SLOWEST_DECODE_BYTES_PER_S,
+    )

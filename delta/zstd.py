@@ -23,13 +23,17 @@ SEARCH_LOG, SEARCH_LOG_LARGE, LARGE_BYTES = 5, 3, 8 << 20
 """At the strongest levels most of the time goes into entering the base into a search tree. `normal` bounds the steps
 per position: 2^5 take a fifth less time for 0.1 % more bytes; 2^3, above 8 MiB, half the time for 2 to 3 % more."""
 
+QUICK_LEVEL, QUICK_TABLE_SHIFT = 1, 2
+"""`fast` with a base: level 1 enters every third byte of the base, so its tables need a quarter of the entries. On
+11 MB that is three times as fast as level 3 for 6 % more bytes, and as small on most pairs."""
+
 SMALL_BYTES = 512 << 10
 """Up to here the strongest level costs less than a second, so `normal` uses it."""
 
 
-def _level(effort: Effort, total_bytes: int) -> int:
+def _level(effort: Effort, total_bytes: int, has_base: bool) -> int:
     if effort == "fast":
-        return 3
+        return QUICK_LEVEL if has_base else 3
     if effort == "best" or total_bytes <= SMALL_BYTES:
         return 19
     return 12
@@ -58,10 +62,10 @@ def compress_with_prefix(base: bytes, data: bytes, *, effort: Effort, level: int
     import zstandard
 
     total = len(base) + len(data)
-    level = _level(effort, total) if level is None else level
+    level = _level(effort, total, bool(base)) if level is None else level
     log = _log2_over(total)
     window_log = min(log, MAX_WINDOW_LOG)
-    table_log = min(log, MAX_TABLE_LOG)
+    table_log = min(log - QUICK_TABLE_SHIFT if level == QUICK_LEVEL else log, MAX_TABLE_LOG)
     hinted = zstandard.ZstdCompressionParameters.from_level(level, source_size=total)
     params = zstandard.ZstdCompressionParameters.from_level(
         level,

@@ -23,6 +23,9 @@ SOURCES = (
     "decode_code",
     "decode",
     "cover_codec",
+    "text_find",
+    "text_encode",
+    "text_decode",
 )
 NAME = "delta.wasm"
 
