@@ -19,7 +19,8 @@ import msgspec
 from deployer import units
 from deployer.definition import MAX_DEFINITION_BYTES
 from deployer.fields import Field, Shape, bare, fields_of, limits_of, metas_of, unit_of
-from deployer.schema import MEANING_OF_CHANGE, Definition, Table, Unit
+from deployer.schema import MEANING_OF_CHANGE, Definition, Head, Table, Unit
+from deployer.sources import MAX_FILES, MAX_INCLUDE_DEPTH
 
 REFERENCE: Final = "definition.md"
 JSON_SCHEMA: Final = "definition.schema.json"
@@ -45,6 +46,7 @@ config = { "/etc/web.toml" = "conf/web.toml" }
 listen = { http = "0.0.0.0:8080/tcp" }
 connect = { kv = "kv@fra1:6379/tcp" }    # nothing else is reachable
 ready = { tcp = "http", within = "10s" }
+secret = { "/run/secrets/db" = "db-password" }
 
 [process.kv]
 binary = "build/kv.wasm"
@@ -73,8 +75,49 @@ form of the result (`docs/formats.md`) has a digest too, and that digest is the 
 
 - Every key is known: an unknown one is an error that names the nearest.
 - All mistakes are reported at once, each with file, line and column, and with what to write instead.
-- File names are relative to the definition. The file is UTF-8 and at most {MAX_DEFINITION_BYTES >> 20} MiB large.
+- File names are relative to the definition file, also in files that it includes. Files are UTF-8, all of them together
+  at most {MAX_DEFINITION_BYTES >> 20} MiB large.
+- `lowcloud fmt` lays the files out in one way, `lowcloud show --why` prints the whole with where each value comes from.
 - For completion and checks in an editor there is a JSON Schema, `{JSON_SCHEMA}`, beside this file.
+"""
+
+_FILES: Final = f"""\
+## Several files, and overlays
+
+`include = ["hosts.toml", "regions/eu.toml"]`, at the top of a file, adds what those files say. A path is relative to
+the file that it stands in and leads to a file in the definition's directory or below. An included file may include
+more, up to {MAX_INCLUDE_DEPTH} deep and {MAX_FILES} files in all. Each region, host, process, volume and secret is written in
+one file: one that is in two is an error that names both places. A file that includes itself, or that is included twice,
+is an error.
+
+An **overlay** says what is different somewhere else: `lowcloud plan -e staging` reads `shop.toml` and what it includes,
+then `shop.staging.toml` beside it.
+
+```toml
+remove = ["host.ams1", "process.web.env.LOG"]   # taken away first: keys as TOML writes them
+
+[process.web]
+hosts = ["fra1"]                                # a value, or a list, replaces
+env.TRACE = "1"                                 # tables are merged key by key
+```
+
+A table is replaced as a whole by removing it and writing it again. An overlay includes nothing, and there is one at a
+time. It has a lock of its own, `shop.staging.lock`, a history of its own, the ref `staging`, and secrets of its own;
+`-e staging` chooses all of them, for every verb.
+
+## Secrets
+
+A process names a secret, never its value:
+
+```toml
+[process.web.secret]
+"/run/secrets/db" = "db-password"
+```
+
+`lowcloud secret set db-password < FILE` seals the value to the key of each host that needs it; only that host can open
+it (docs/formats.md). `lowcloud resolve` writes the hash of what was sealed into the lock, and a release has that hash.
+The guest finds a file that it can only read and that lies in memory. Setting a secret again changes the hash: a
+`restart`, on the hosts that it was set for. A directory that holds a secret holds nothing else.
 """
 
 _RULES: Final = """\
@@ -87,8 +130,9 @@ _RULES: Final = """\
 - A connection to a process names a host that it runs on and a port that it listens on, at an address that can be
   reached from there: a loopback listener only from the same machine.
 - A volume has one process and one path, and its process runs on one host.
-- Configuration files, volumes and scratch space of a process do not lie in one another, and guest paths have no `.`,
-  `..`, `//` or `/` at the end.
+- Configuration files, secrets, volumes and scratch space of a process do not lie in one another, a directory that holds
+  a secret holds nothing else, and guest paths have no `.`, `..`, `//` or `/` at the end.
+- A `gpu` is refused when a plan is made, because no host offers one yet.
 - `ready.tcp` names a TCP listener of the process.
 - Environment variables do not begin with `LOWCLOUD_`.
 
@@ -114,7 +158,8 @@ Names are never looked up.
 
 def reference() -> str:
     """The text of `docs/definition.md`."""
-    parts = [_INTRODUCTION, *_table_sections(Definition, "", set()), _units(), _ENDPOINTS, _changes(), _RULES]
+    parts = [_INTRODUCTION, *_table_sections(Definition, "", set()), _head(), _FILES]
+    parts += [_units(), _ENDPOINTS, _changes(), _RULES]
     return "\n".join(parts)
 
 
@@ -123,7 +168,7 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "lowcloud definition",
-        **_table_schema(Definition),
+        **_whole_schema(),
     }
 
 
@@ -213,7 +258,20 @@ def _changes() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _head() -> str:
+    lines = ["## In each file", "", (Head.__doc__ or "").strip(), ""]
+    lines += ["| key | value | default | a change | meaning |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(_row(field, "") for field in fields_of(Head).values())]) + "\n"
+
+
 # --- the JSON Schema ------------------------------------------------------------------------------------------------
+
+
+def _whole_schema() -> dict[str, Any]:
+    """A definition, with what a file may say of itself."""
+    schema = _table_schema(Definition)
+    schema["properties"] = _table_schema(Head)["properties"] | schema["properties"]
+    return schema
 
 
 def _table_schema(table: type[Table]) -> dict[str, Any]:
