@@ -12,6 +12,7 @@ is the digest of its envelope, and the journal records it with the plan and the 
 from __future__ import annotations
 
 import enum
+import functools
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -24,6 +25,8 @@ API_VERSION: Final = 1
 MAX_CALL_BYTES = 4 << 20
 """A call's body is refused beyond this size, before it is decoded."""
 MAX_SPECS_PER_STAGE = 4096
+SPECS_REMEMBERED: Final = 1 << 17
+"""Digests that are kept: whoever plans for a large fleet asks for each of them several times."""
 
 ProcessName = Annotated[
     str, Meta(pattern=r"^[a-z][a-z0-9-]{0,62}\Z", description="lower-case letters, digits, hyphens")
@@ -120,13 +123,22 @@ class ProcessSpec(Struct, frozen=True):
 
 def spec_digest(spec: ProcessSpec) -> Digest:
     """The version of a process on a host: the digest of its specification's canonical msgpack."""
-    return digest_of(canonical(spec))
+    return _spec_digest(msgspec.msgpack.encode(spec))
+
+
+@functools.lru_cache(maxsize=SPECS_REMEMBERED)
+def _spec_digest(encoded: bytes) -> Digest:
+    return digest_of(_canonical(encoded, ProcessSpec))
 
 
 def canonical(value: Struct) -> bytes:
     """The one encoding of a value that its digest is taken of: msgpack with sorted keys, every number in the type that
     its field declares (a Python caller may have given the float field an int), and no field that has its default."""
-    typed = msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=type(value))
+    return _canonical(msgspec.msgpack.encode(value), type(value))
+
+
+def _canonical(encoded: bytes, kind: type[Struct]) -> bytes:
+    typed = msgspec.msgpack.decode(encoded, type=kind)
     return msgspec.msgpack.encode(_without_defaults(typed), order="deterministic")
 
 
@@ -134,18 +146,40 @@ def _without_defaults(value: Any) -> Any:
     """msgspec's own `omit_defaults` goes by identity, so an equal value would be left out or not by how it came to
     be."""
     if isinstance(value, msgspec.Struct):
-        config = type(value).__struct_config__
-        kept: dict[str, Any] = {} if config.tag is None else {str(config.tag_field): config.tag}
-        for one in msgspec.structs.fields(type(value)):
-            held = getattr(value, one.name)
-            if held != (one.default if one.default_factory is msgspec.NODEFAULT else one.default_factory()):
-                kept[one.encode_name] = _without_defaults(held)
+        tag, defaults = _shape_of(type(value))
+        kept = dict(tag)
+        for name, encoded_name, default in defaults:
+            held = getattr(value, name)
+            if held != default:
+                kept[encoded_name] = held if type(held) in _PLAIN else _without_defaults(held)
         return kept
     if isinstance(value, tuple):
-        return [_without_defaults(item) for item in value]
+        return [item if type(item) in _PLAIN else _without_defaults(item) for item in value]
     if isinstance(value, dict):
-        return {key: _without_defaults(item) for key, item in value.items()}
+        return {key: item if type(item) in _PLAIN else _without_defaults(item) for key, item in value.items()}
     return value
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+"""What has no defaults in it; most of a specification is such values."""
+
+
+@functools.cache
+def _shape_of(kind: type[msgspec.Struct]) -> tuple[dict[str, Any], tuple[tuple[str, str, Any], ...]]:
+    """A structure's tag, and for each field its name, its name on the wire, and its default. Found once for each kind:
+    a fleet has as many specifications as processes."""
+    config = kind.__struct_config__
+    return (
+        {} if config.tag is None else {str(config.tag_field): config.tag},
+        tuple(
+            (
+                one.name,
+                one.encode_name,
+                one.default if one.default_factory is msgspec.NODEFAULT else one.default_factory(),
+            )
+            for one in msgspec.structs.fields(kind)
+        ),
+    )
 
 
 # --- calls ----------------------------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ def _processes(host: str, wanted: dict[str, ProcessSpec], state: HostState) -> I
         elif spec is None:
             yield Drift(host, name, "process", runs.digest, NOTHING)
         else:
-            yield from _fields(host, spec, runs)
+            if runs.spec != spec:
+                yield from _fields(host, spec, runs)
             if runs.state in UNWELL:
                 why = f": {runs.reason}" if runs.reason else ""
                 yield Drift(host, name, "state", f"{runs.state}{why}", ProcessState.RUNNING)

@@ -11,6 +11,7 @@ beside it. Names are never looked up: what a definition says is an address or a 
 
 from __future__ import annotations
 
+import functools
 import re
 from ipaddress import IPv6Address, ip_address
 from typing import Literal, NamedTuple
@@ -21,6 +22,8 @@ OWN_HOST = "host"
 """Reserved: no host may have this name."""
 
 MAX_PORT = 65535
+REMEMBERED = 1 << 14
+"""Texts whose meaning is kept: every host that a process is on asks for the same ones."""
 
 Protocol = Literal["tcp", "udp"]
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp"}
@@ -78,6 +81,7 @@ def bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def parse_listener(text: str) -> Listener:
     """Raises EndpointError."""
     rest, protocol = _split_protocol(text, _EXAMPLE)
@@ -85,6 +89,7 @@ def parse_listener(text: str) -> Listener:
     return Listener(_address(address, text, own_host=True), _port(port, text), protocol)
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def parse_target(text: str) -> Target:
     """Raises EndpointError."""
     if "@" not in text:
@@ -105,6 +110,7 @@ def parse_target(text: str) -> Target:
     return ProcessTarget(process, host, _port(port, text), protocol)
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def parse_host_address(text: str) -> HostAddress:
     """Raises EndpointError."""
     address, port = _split_port(text, text)
@@ -118,6 +124,7 @@ def is_wildcard(address: str) -> bool:
     return address in ("0.0.0.0", "::")
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def is_loopback(address: str) -> bool:
     return address != OWN_HOST and ip_address(address).is_loopback
 

@@ -27,10 +27,12 @@ def specs_of(definition: Definition) -> dict[str, dict[str, ProcessSpec]]:
     addresses = {name: _host_address(name, host.address) for name, host in definition.host.items()}
     specs: dict[str, dict[str, ProcessSpec]] = {name: {} for name in sorted(definition.host)}
     for name, process in sorted(definition.process.items()):
+        listeners = {key: _listener(f"process.{name}.listen.{key}", text) for key, text in process.listen.items()}
+        ready, update = _ready(process), _update(process)
         for host in process.hosts:
             if host not in specs:
                 raise SpecImpossible(f"process {name} is placed on the unknown host {host}")
-            specs[host][name] = _spec(definition, addresses, name, process, host)
+            specs[host][name] = _spec(definition, addresses, name, process, host, listeners, ready, update)
     return specs
 
 
@@ -47,9 +49,17 @@ def volumes_of(definition: Definition) -> dict[str, dict[str, int]]:
     return volumes
 
 
-def _spec(definition: Definition, addresses: dict[str, str], name: str, process: Process, host: str) -> ProcessSpec:
+def _spec(
+    definition: Definition,
+    addresses: dict[str, str],
+    name: str,
+    process: Process,
+    host: str,
+    listeners: dict[str, Listener],
+    ready: Ready | None,
+    update: Update,
+) -> ProcessSpec:
     own = addresses[host]
-    listeners = {key: _listener(f"process.{name}.listen.{key}", text) for key, text in process.listen.items()}
     return ProcessSpec(
         name=name,
         binary=process.binary,
@@ -66,8 +76,8 @@ def _spec(definition: Definition, addresses: dict[str, str], name: str, process:
         memory_bytes=process.memory,
         disk_bytes=process.disk,
         restart=process.restart,
-        ready=_ready(process),
-        update=_update(process),
+        ready=ready,
+        update=update,
         secret={
             path: _sealed(definition, f"process.{name}.secret.{path}", secret, host)
             for path, secret in process.secret.items()
