@@ -86,9 +86,9 @@ _FILES: Final = f"""\
 
 `include = ["hosts.toml", "regions/eu.toml"]`, at the top of a file, adds what those files say. A path is relative to
 the file that it stands in and leads to a file in the definition's directory or below. An included file may include
-more, up to {MAX_INCLUDE_DEPTH} deep and {MAX_FILES} files in all. Each region, host, process, volume and secret is written in
-one file: one that is in two is an error that names both places. A file that includes itself, or that is included twice,
-is an error.
+more, up to {MAX_INCLUDE_DEPTH} deep and {MAX_FILES} files in all. Each region, host, process, volume and secret is
+written in one file: one that is in two is an error that names both places. A file that includes itself, or that is
+included twice, is an error.
 
 An **overlay** says what is different somewhere else: `lowcloud plan -e staging` reads `shop.toml` and what it includes,
 then `shop.staging.toml` beside it.
