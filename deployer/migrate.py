@@ -28,7 +28,7 @@ from cas.store import Store
 from deployer import release
 from deployer.cloud import CONFIG_NAME, MAX_CONFIG_BYTES, Cloud, parse_config
 from deployer.engines import needs_of, open_refs
-from deployer.errors import BadInput, DeployerError, RecordInvalid
+from deployer.errors import BadInput, ConfigInvalid, DeployerError, RecordInvalid
 from deployer.files import read_file, write_file
 
 GROUP_BLOBS: Final = 128
@@ -83,6 +83,7 @@ class _Migration:
         self.skipped: dict[Digest, str] = {}
 
     def run(self) -> Migrated:
+        self._changed_settings()  # What cannot be written is found out before anything has moved.
         heads = self._heads()
         if self.moves_blobs:
             needed = self._needed(heads.values())
@@ -142,7 +143,10 @@ class _Migration:
                 pass
         except (BlobDamaged, BlobMissing) as error:
             if digest in needed:
-                raise
+                raise MigrationFailed(
+                    f"the history is not whole: {error}",
+                    hint="push that file again, or restore the store from your backup; then run the same command again",
+                ) from error
             self.skipped[digest] = str(error)
             return False
         return True
@@ -222,15 +226,24 @@ class _Migration:
 
     def _switch(self) -> None:
         path = self.cloud.root / CONFIG_NAME
+        write_file(path, self._changed_settings(), mode=path.stat().st_mode & 0o777)
+
+    def _changed_settings(self) -> bytes:
+        path = self.cloud.root / CONFIG_NAME
         text = read_file(path, max_bytes=MAX_CONFIG_BYTES).decode()
         changed = with_setting(with_setting(text, "refs", self.refs), "blobs", self.blobs)
-        expected = self.cloud.config._replace(refs=self.refs, blobs=self.blobs)
-        if parse_config(changed, path) != expected:
-            raise MigrationFailed(
-                f"{path} is written in a way that is not understood well enough to change it",
-                hint=f"set refs = {self.refs!r} and blobs = {self.blobs!r} in it by hand",
+        try:
+            understood = parse_config(changed, path) == parse_config(text, path)._replace(
+                refs=self.refs, blobs=self.blobs
             )
-        write_file(path, changed.encode(), mode=path.stat().st_mode & 0o777)
+        except ConfigInvalid:
+            understood = False
+        if not understood:
+            raise MigrationRefused(
+                f"{path} is written in a way that is not understood well enough to change it",
+                hint="write refs and blobs on a line each, in plain quotes",
+            )
+        return changed.encode()
 
 
 def with_setting(text: str, key: str, value: str) -> str:
