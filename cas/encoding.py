@@ -16,7 +16,9 @@ from cas.entries import CHECK_BYTES, DELTA, PLAIN
 from cas.reading import MAX_DEPTH
 
 MAX_DELTA_BYTES = 256 << 20
-"""Base and target of a delta are at most this large."""
+"""Base and target of a delta that another store has made are at most this large."""
+MAX_ENCODED_BYTES = 64 << 20
+"""And of one that is made here: the encoder takes up to 20 times as much memory."""
 TINY_BYTES = 512
 """Up to this size (releases, small configurations) a blob is kept plain: what an encoding saves is less than the index
 entry beside it, and a command that reads some would spend most of its time importing decoders."""
@@ -63,6 +65,11 @@ def suitable(candidate: Candidate, size: int) -> bool:
     return candidate.depth < MAX_DEPTH and TINY_BYTES < size <= MAX_DELTA_BYTES and candidate.size <= MAX_DELTA_BYTES
 
 
+def may_encode(candidate: Candidate, size: int) -> bool:
+    """Whether a delta from this base may be made here."""
+    return suitable(candidate, size) and max(candidate.size, size) <= MAX_ENCODED_BYTES
+
+
 def chain_allows(candidate: Candidate, patch_bytes: int, whole_bytes: int) -> bool:
     limit = max(CHAIN_BYTES_FLOOR, CHAIN_BYTES_FACTOR * whole_bytes)
     return candidate.depth < MAX_DEPTH and candidate.chain_bytes + patch_bytes <= limit
@@ -104,7 +111,7 @@ def choose(
     for candidate in candidates:
         if tried == MAX_BASES_TRIED:
             break
-        if candidate.raw == raw or candidate.promise < least_promise or not suitable(candidate, len(data)):
+        if candidate.raw == raw or candidate.promise < least_promise or not may_encode(candidate, len(data)):
             continue
         base = read_base(candidate.raw)
         patch = None if base is None else encode_delta(base, data)

@@ -139,6 +139,8 @@ def _swap(run: _Repack, head: bytes, root: bytes, raws: list[bytes]) -> None:
     older = before_head.entry.base if before_head else None
     if before_head is None or before_root is None or older is None:
         return
+    if not encoding.may_encode(Candidate(head, before_head.entry.size, 0, 0), before_root.entry.size):
+        return
     kept = reading.patch(run.access.env, head, {older}) if older in raws else None
     data = reading.read(run.access.env, head)
     whole = encoding.whole(head, data)
@@ -190,7 +192,7 @@ def _try_delta(run: _Repack, raw: bytes, wanted: list[bytes]) -> None:
             continue
         data, other = reading.read(run.access.env, raw), reading.read(run.access.env, base)
         alike = similarity.resemblance(similarity.sketch_of(data), similarity.sketch_of(other))
-        if alike < similarity.LEAST_RESEMBLANCE or not encoding.suitable(chain[0], len(data)):
+        if alike < similarity.LEAST_RESEMBLANCE or not encoding.may_encode(chain[0], len(data)):
             return
         if not _looks_worthwhile(other, data, before.entry.stored):
             return
