@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -196,7 +197,7 @@ def test_without_memory_of_its_own_secrets_lie_with_the_guests_files(
         {"secret": {"/db": BLOB}, "disk_bytes": 1},
     ],
 )
-def test_a_directory_that_holds_a_secret_holds_nothing_else(fields: dict[str, object]) -> None:
+def test_a_directory_that_holds_a_secret_holds_nothing_else(fields: dict[str, Any]) -> None:
     spec = web(BLOB, **{"secret": {"/run/secrets/db": BLOB}, **fields})
     with pytest.raises(Refused) as caught:
         plan_files(spec)
