@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from cas.digest import Digest
@@ -18,35 +17,13 @@ from deployer.cloud import CONFIG_NAME, Cloud, CloudConfig
 from deployer.engines import open_refs
 from deployer.errors import ApplyRaced
 from deployer.migrate import MigrationRefused, migrate, with_setting
-from deployer.observe import HostState, Observed
-from deployer.planners import make_plan
-from deployer.planning import keep_definition
-from deployer.release import Release
 from deployer.roots import roots
-from deployer.schema import Process
 from tests.cas.damage import flip, overwrite, values
 from tests.conformance.test_blobs import noise
-from tests.deployer.test_planners import BASE
+from tests.engines.releases import make_release
 from tests.engines.servers import EtcdCluster, Weed
 
 REF = "prod"
-
-
-def make_release(cloud: Cloud, binary: bytes, *, ref: str = REF, parent: Digest | None = None) -> Digest:
-    """A release of a process with this binary, on top of the newest (or of `parent`)."""
-    store = cloud.store
-    process = Process(binary=store.put(binary, name="web.wasm").digest, hosts=("h1",))
-    following = keep_definition(store, msgspec.structs.replace(BASE, process={"web": process}, volume={}, secret={}))
-    parent = parent or store.read_ref(ref)
-    plan = make_plan("minimal", None, following, Observed({"h1": HostState(), "h2": HostState()}), from_release=parent)
-    release = Release(
-        definition=following.digest,
-        plan=store.put(plans.encode(plan)).digest,
-        parent=parent,
-        at_unix_ns=1,
-        by="operator:ada",
-    )
-    return releases.publish(store, ref, release).digest
 
 
 def history(cloud: Cloud, ref: str = REF) -> list[Digest]:
