@@ -24,6 +24,13 @@ with Store.open(Path(sys.argv[1])) as store:
     stored = store.put(Path(sys.argv[3]).read_bytes(), name=sys.argv[2])
     print(stored.stored_bytes)
 """
+REPACK_OURS = """
+import sys
+from pathlib import Path
+from cas.store import Store
+with Store.open(Path(sys.argv[1])) as store:
+    store.repack()
+"""
 READ_OURS = """
 import sys
 from pathlib import Path
@@ -67,15 +74,23 @@ def content_bytes(directory: Path) -> int:
 
 
 class Lowcloud:
+    """With bytecode compiled, as an installed package has it, and no compiled kernel to begin with."""
+
     name, needs = "lowcloud", sys.executable
 
     def __init__(self, scratch: Path) -> None:
         self.directory = scratch / "lowcloud"
         self._printed = scratch / "lowcloud.out"
+        self._environment = {
+            "PYTHONPATH": str(ROOT),
+            "PYTHONPYCACHEPREFIX": str(scratch / "bytecode"),
+            "PYTHONDONTWRITEBYTECODE": "",
+            "XDG_CACHE_HOME": str(scratch / "cache"),
+        }
+        measured([sys.executable, "-c", "import cas.putting, cas.store, delta, wasmtime"], env=self._environment)
 
-    def _python(self, code: str, *arguments: str | Path, out: Path) -> Cost:
-        command = [sys.executable, "-c", code, self.directory, *arguments]
-        return measured(command, out=out, env={"PYTHONPATH": str(ROOT)})
+    def _python(self, code: str, *arguments: str | Path, out: Path | None = None) -> Cost:
+        return measured([sys.executable, "-c", code, self.directory, *arguments], out=out, env=self._environment)
 
     def add(self, series: str, path: Path) -> tuple[Cost, int]:
         cost = self._python(ADD_OURS, series, path, out=self._printed)
@@ -86,6 +101,13 @@ class Lowcloud:
 
     def read(self, series: str, out: Path) -> Cost:
         return self._python(READ_OURS, series, out=out)
+
+
+class LowcloudRepacked(Lowcloud):
+    name = "lowcloud + repack"
+
+    def finish(self) -> Cost:
+        return self._python(REPACK_OURS)
 
 
 class Git:
@@ -292,4 +314,4 @@ class ZstdPatches:
         return cost
 
 
-SYSTEMS: tuple[type[Peer], ...] = (Lowcloud, Ostree, Git, GitGc, Casync, Borg, Restic, ZstdPatches)
+SYSTEMS: tuple[type[Peer], ...] = (Lowcloud, LowcloudRepacked, Ostree, Git, GitGc, Casync, Borg, Restic, ZstdPatches)

@@ -111,6 +111,31 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def plot(rows: list[Row]) -> str:
+    from benchmarks.store_plot import Panel, draw  # Late: what measures must be small itself.
+
+    git = next((row for row in rows if row.system == "git + gc"), None)
+    return draw(
+        [
+            Panel(
+                "Stored, MB",
+                {row.system: row.stored_bytes / 1e6 for row in rows},
+                ("half of git + gc", git.stored_bytes / 2e6) if git else None,
+            ),
+            Panel(
+                "From the last version but one to the last, KB",
+                {r.system: sum(r.next_bytes.values()) / 1e3 for r in rows},
+            ),
+            Panel("Adding all, seconds of CPU", {row.system: row.add_cpu_s for row in rows}),
+            Panel(
+                "Reading the newest of each, ms of CPU",
+                {row.system: row.read_cpu_s * 1e3 for row in rows},
+                ("twice git + gc", 2e3 * git.read_cpu_s) if git else None,
+            ),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
@@ -136,6 +161,8 @@ def main() -> None:
             asked.kept.write_text(json.dumps(kept, indent=1))
     rows = [Row(**kept[system.name]) for system in SYSTEMS if system.name in kept]
     print(table(rows))
+    if asked.plot:
+        asked.plot.write_text(plot(rows))
 
 
 if __name__ == "__main__":
