@@ -65,8 +65,6 @@ def _collect_here(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
     out.line(f"{verb} {collected.blobs} blobs, {size(collected.bytes)}; {collected.kept} stay")
     if at_origin is not None:
         out.line(f"at {cloud.config.blobs}: {verb} {at_origin.blobs}, {size(at_origin.bytes)}; {at_origin.kept} stay")
-        if args.pushed and args.dry_run:
-            out.remark("note: what --pushed would give up there is not counted")
     repacked = _repack(cloud, out) if args.repack else None
     failed = [part for done in (collected, at_origin, repacked) if done is not None for part in done.failed]
     for damage in failed:
@@ -96,7 +94,9 @@ def _collect(cloud: Cloud, *, dry_run: bool, ignoring: str | None) -> tuple[Coll
         return store.collect(roots(store), dry_run=dry_run, ignoring=ignoring), None
     store.fresh_refs()
     keep = roots(store)
-    at_origin = store.collect_origin(keep, dry_run=dry_run) if store.origin is not None else None
+    at_origin = None
+    if store.origin is not None:
+        at_origin = store.collect_origin(keep, dry_run=dry_run, ignoring=ignoring)
     return store.collect(keep, dry_run=dry_run, ignoring=ignoring), at_origin
 
 
