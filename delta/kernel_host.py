@@ -9,11 +9,13 @@ Calls from any thread are independent.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import mmap
 import platform
 import threading
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +32,7 @@ KERNEL = Path(__file__).parent / "kernel" / "delta.wasm"
 
 PAGE_BYTES = 1 << 16
 MAX_MEMORY_BYTES = (1 << 32) - PAGE_BYTES
-LARGE_PAGES_FROM_BYTES = 16 << 20
+LARGE_PAGES_FROM_BYTES = 4 << 20
 """Smaller sandboxes have too little to gain."""
 
 # Why the kernel gave up; in step with the enum in delta/kernel/base.h.
@@ -141,13 +143,8 @@ class Sandbox:
         asks for too much memory, and when it is still running after `time_s`."""
         if self._time_s <= 0:
             self._stop()
-        timer = threading.Timer(max(self._time_s, 0), self._stop)
-        timer.daemon = True
-        timer.start()
-        try:
+        with _time_limit(max(self._time_s, 0), self._stop):
             return self._call(name, *arguments)
-        finally:
-            timer.cancel()
 
     def ask(self, name: str) -> int:
         """Call an export that only names a number."""
@@ -198,6 +195,21 @@ class Sandbox:
             return REASONS.get(int(error(self._store)), "it failed")
         except (wasmtime.Trap, wasmtime.WasmtimeError):
             return "it failed"
+
+
+@contextlib.contextmanager
+def _time_limit(time_s: float, stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` from another thread if the body is not done after `time_s`. Unlike threading.Timer it does not wait
+    for its thread to have begun, which on a busy machine takes as long as decoding a small file."""
+    done = threading.Lock()
+
+    def watch() -> None:
+        if not done.acquire(timeout=time_s):
+            stop()
+
+    with done:
+        _thread.start_new_thread(watch, ())
+        yield
 
 
 def _advise(address: int, size: int) -> None:

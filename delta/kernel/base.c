@@ -79,6 +79,9 @@ void put(bytes *out, const u8 *from, u32 n) {
    keys share cost one count. */
 void sort_pairs(pair *p, u32 n) {
     static u32 at[256];
+    u32 ascending = 1;
+    while (ascending < n && p[ascending - 1].key <= p[ascending].key) ascending++;
+    if (ascending >= n) return;
     pair *from = p, *to = allocate((u64)n * sizeof(pair));
     for (u32 shift = 0; shift < 64; shift += 8) {
         __builtin_memset(at, 0, sizeof at);

@@ -11,6 +11,7 @@ typedef VEC(item) items;
 
 static void copy_items(decoder *d, const items *old, u32 from, u32 n, items *out) {
     if (n > old->n - from) fail(E_STREAM);
+    RESERVE(*out, n);
     for (u32 i = from; i < from + n; i++)
         PUSH(*out, ((item){old->at[i].op, copy_operand(d, TOKEN_CLASS(old->at[i].op), old->at[i].v)}));
 }
@@ -25,6 +26,7 @@ static void decode_items(decoder *d, const items *old, int segments_wanted, item
     model_next_function(&d->m);
     u64 ops = take_number(&d->s[S_OPS]);
     u32 at = 0;
+    RESERVE(*out, old->n);
     if (ops == 0) copy_items(d, old, 0, old->n, out);
     for (; ops > 0; ops--) {
         u32 copied = take_below(&d->s[S_COPY], 1ull << 32), deleted = take_below(&d->s[S_DELETE], 1ull << 32);
@@ -40,6 +42,7 @@ static void decode_items(decoder *d, const items *old, int segments_wanted, item
 static void decode_segments(decoder *d, segments *segs) {
     items old = {0}, fresh = {0};
     i64 expected = 0;
+    RESERVE(old, 2 * d->o->segs.n);
     for (u32 i = 0; i < d->o->segs.n; i++) {
         const segment *s = &d->o->segs.at[i];
         i64 addr = s->addr < 0 ? -1 : s->addr;
@@ -51,6 +54,7 @@ static void decode_segments(decoder *d, segments *segs) {
     if (fresh.n & 1) fail(E_STREAM);
     u64 pay = 0;
     expected = 0;
+    RESERVE(*segs, fresh.n / 2);
     for (u32 i = 0; i < fresh.n; i += 2) {
         i64 addr = expected + unzigzag((u64)fresh.at[i].v), len = fresh.at[i + 1].v;
         if (len < 0 || len > d->out.room || pay + (u64)len > d->out.room) fail(E_STREAM);
@@ -253,6 +257,7 @@ static void decode_function_types(decoder *d, new_module *n) {
 
 static void decode_elements(decoder *d, new_module *n) {
     items old = {0}, fresh = {0};
+    RESERVE(old, d->o->elements.n);
     for (u32 i = 0; i < d->o->elements.n; i++)
         PUSH(old, ((item){PSEUDO(PSEUDO_ELEMENT, 0) | C_FUNC << OP_CLASS_SHIFT, d->o->elements.at[i]}));
     if (n->has_elements) decode_items(d, &old, 0, &fresh);

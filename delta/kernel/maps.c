@@ -69,16 +69,55 @@ void map_types(label_map *m, const module *o, const module *n) {
     label_the_new(m);
 }
 
+static void open_row(row *r, u32 n) {
+    r->keys = allocate((u64)n * sizeof(u64));
+    r->n = n;
+}
+
+static void index_row(row *r) {
+    if (r->n == 0) return;
+    u64 low = r->keys[0], span = r->keys[r->n - 1] - low;
+    while (span >> r->shift >= 2ull * r->n) r->shift++;
+    u32 stretches = (u32)(span >> r->shift) + 1;
+    r->first = allocate(((u64)stretches + 1) * sizeof(u32));
+    for (u32 i = 0; i < r->n; i++) r->first[((r->keys[i] - low) >> r->shift) + 1] = i + 1;
+    for (u32 k = 1; k <= stretches; k++)
+        if (r->first[k] == 0) r->first[k] = r->first[k - 1];
+}
+
+/* How many keys are x or below it. */
+static u32 up_to(const row *r, u64 x) {
+    u32 lo = 0, hi = r->n;
+    if (hi == 0 || x < r->keys[0]) return 0;
+    if (x >= r->keys[hi - 1]) return hi;
+    if (r->first) {
+        u64 k = (x - r->keys[0]) >> r->shift;
+        lo = r->first[k];
+        hi = r->first[k + 1];
+    }
+    while (lo < hi) {
+        u32 mid = (lo + hi) / 2;
+        if (r->keys[mid] <= x) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+
 static void order_by_address(address_side *side, const segment *segs, u32 n) {
     side->segs = segs;
-    side->n = n;
     pair *p = allocate((u64)n * sizeof(pair));
     u32 known = 0;
     for (u32 i = 0; i < n; i++)
         if (segs[i].addr >= 0) p[known++] = (pair){(u64)segs[i].addr, i};
     sort_pairs(p, known);
     RESERVE(side->by_address, known);
-    for (u32 i = 0; i < known; i++) PUSH(side->by_address, p[i].value);
+    open_row(&side->addresses, known);
+    for (u32 i = 0; i < known; i++) {
+        PUSH(side->by_address, p[i].value);
+        side->addresses.keys[i] = p[i].key;
+    }
+    open_row(&side->payloads, n);
+    for (u32 i = 0; i < n; i++) side->payloads.keys[i] = segs[i].pay;
 }
 
 typedef struct {
@@ -149,6 +188,13 @@ void map_addresses(address_map *m, const covers *c, const module *o, const segme
     longest_on_the_old_side(&m->by_old, c);
     order_by_address(&m->old_side, o->segs.at, o->segs.n);
     order_by_address(&m->new_side, new_segs->at, new_segs->n);
+    open_row(&m->new_starts, m->by_new.n);
+    for (u32 i = 0; i < m->by_new.n; i++) m->new_starts.keys[i] = m->by_new.at[i].n;
+    open_row(&m->old_starts, m->by_old.n);
+    for (u32 i = 0; i < m->by_old.n; i++) m->old_starts.keys[i] = m->by_old.at[i].o;
+    index_row(&m->old_side.addresses);
+    index_row(&m->old_starts);
+    index_row(&m->new_side.payloads);
     m->low = o->low;
     m->old_end = o->data_end;
     m->new_end = 0;
@@ -161,14 +207,9 @@ void map_addresses(address_map *m, const covers *c, const module *o, const segme
 
 /* The place of an address in the joined payloads. An address behind its segment keeps the distance to its end. */
 static int to_payload(const address_side *s, i64 a, u32 *p, i64 *beyond) {
-    u32 lo = 0, hi = s->by_address.n;
-    if (hi == 0 || a < s->segs[s->by_address.at[0]].addr) return 0;
-    while (lo < hi) {
-        u32 mid = (lo + hi) / 2;
-        if (s->segs[s->by_address.at[mid]].addr <= a) lo = mid + 1;
-        else hi = mid;
-    }
-    const segment *g = &s->segs[s->by_address.at[lo - 1]];
+    u32 n = a < 0 ? 0 : up_to(&s->addresses, (u64)a);
+    if (n == 0) return 0;
+    const segment *g = &s->segs[s->by_address.at[n - 1]];
     i64 d = a - g->addr;
     if (d < g->len) {
         *p = g->pay + (u32)d;
@@ -185,14 +226,9 @@ static int to_payload(const address_side *s, i64 a, u32 *p, i64 *beyond) {
 }
 
 static i64 to_address(const address_side *s, u32 p) {
-    u32 lo = 0, hi = s->n;
-    while (lo < hi) {
-        u32 mid = (lo + hi) / 2;
-        if (s->segs[mid].pay <= p) lo = mid + 1;
-        else hi = mid;
-    }
-    if (lo == 0) return -1;
-    u32 k = lo - 1;
+    u32 n = up_to(&s->payloads, p);
+    if (n == 0) return -1;
+    u32 k = n - 1;
     while (s->segs[k].len == 0 && k > 0) k--;
     const segment *g = &s->segs[k];
     return g->addr < 0 ? -1 : g->addr + (i64)(p - g->pay);
@@ -204,14 +240,9 @@ i64 address_forward(const address_map *m, i64 a) {
     if (a < m->low || a >= m->high) return a;
     if (a >= m->old_end) return a - m->old_end + m->new_end;
     if (!to_payload(&m->old_side, a, &p, &beyond)) return a;
-    u32 lo = 0, hi = m->by_old.n;
-    while (lo < hi) {
-        u32 mid = (lo + hi) / 2;
-        if (m->by_old.at[mid].o <= p) lo = mid + 1;
-        else hi = mid;
-    }
-    if (lo == 0) return a;
-    const cover *c = &m->by_old.at[lo - 1];
+    u32 n = up_to(&m->old_starts, p);
+    if (n == 0) return a;
+    const cover *c = &m->by_old.at[n - 1];
     i64 x = to_address(&m->new_side, c->n + (p - c->o));
     return x < 0 ? a : x + beyond;
 }
@@ -221,14 +252,9 @@ i64 address_back(const address_map *m, i64 a) {
     i64 beyond;
     if (a >= m->new_end) return a - m->new_end + m->old_end;
     if (!to_payload(&m->new_side, a, &p, &beyond)) return a;
-    u32 lo = 0, hi = m->by_new.n;
-    while (lo < hi) {
-        u32 mid = (lo + hi) / 2;
-        if (m->by_new.at[mid].n <= p) lo = mid + 1;
-        else hi = mid;
-    }
-    if (lo == 0) return a;
-    const cover *c = &m->by_new.at[lo - 1];
+    u32 n = up_to(&m->new_starts, p);
+    if (n == 0) return a;
+    const cover *c = &m->by_new.at[n - 1];
     i64 x = to_address(&m->old_side, c->o + (p - c->n));
     return x < 0 ? a : x + beyond;
 }

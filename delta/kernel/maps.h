@@ -36,15 +36,25 @@ INLINE u32 label_to_new(const label_map *m, u64 label) {
     return m->new_of_label.at[label];
 }
 
+/* Ascending keys, with a coarse index that makes a search take about as long whatever their number is. */
+typedef struct {
+    u64 *keys;
+    u32 n;
+    u32 *first; /* per stretch of 1 << shift from the lowest key: how many keys are below it; null: not indexed */
+    u32 shift;
+} row;
+
 typedef struct {
     const segment *segs;
-    u32 n;
     u32s by_address; /* indices of segments with a known address, ascending */
+    row addresses;   /* theirs */
+    row payloads;    /* where each segment's bytes begin */
 } address_side;
 
 typedef struct {
     covers by_new; /* ascending in n, disjoint in n */
     covers by_old; /* ascending in o, disjoint in o: where covers overlap, the longest wins */
+    row new_starts, old_starts; /* of by_new and of by_old */
     address_side old_side, new_side;
     i64 low, high; /* old values in [low, high) may be addresses; above the data lies the bss */
     i64 old_end, new_end;

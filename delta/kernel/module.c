@@ -198,6 +198,7 @@ static int parse_segment(module *m, cursor *c, u32 *padded_addresses, u32 *padde
 static int parse_data(module *m, cursor c) {
     u32 n = count(&c), padded_addresses = 0, padded_lengths = 0;
     RESERVE(m->pay, c.end - c.p + 16);
+    RESERVE(m->segs, n);
     for (u32 i = 0; i < n; i++)
         if (!parse_segment(m, &c, &padded_addresses, &padded_lengths)) return 0;
     /* Mixed padding is not reproduced; the encoder's own check then refuses the result. */
