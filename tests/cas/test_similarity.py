@@ -43,6 +43,12 @@ def test_a_sketch_is_what_the_format_says() -> None:
     assert list(sketch) == sorted(set(sketch))
 
 
+def test_what_has_no_lines_is_cut_at_commas() -> None:
+    assert sketch_of(LINES.replace(b"\n", b",")) == sketch_of(LINES)
+    script = b"".join(b"function f%d(a){return a+%d}," % (number, number) for number in range(2000))
+    assert resemblance(sketch_of(script), sketch_of(b"x=1," + script[:30_000] + b"y=2," + script[30_000:])) > 0.8
+
+
 def test_small_blobs_and_blobs_without_pieces_have_no_sketch() -> None:
     assert sketch_of(LINES[: similarity.LEAST_BYTES - 1]) == ()
     assert sketch_of(b"\n" * 100_000) == ()
@@ -52,7 +58,7 @@ def test_a_sketch_does_not_depend_on_slices_that_end_at_newlines(monkeypatch: py
     whole = sketch_of(LINES)
     monkeypatch.setattr(similarity, "SLICE_BYTES", 1000)
     assert sketch_of(LINES) == whole
-    assert len(sketch_of(bytes(range(11, 256)) * 100)) > 0, "slices without a newline end where they must"
+    assert len(sketch_of(noise(30_000).translate(None, b"\n,"))) == 30, "slices without a newline end where they must"
 
 
 @given(st.integers(0, 1000), st.integers(1, 5))
