@@ -111,7 +111,6 @@ class Batch:
         """As `add`, for many plain blobs of at most SMALL_BYTES: (digest, bytes) of blobs that the index lacks."""
         encode, staged = entries.encode_packed_plain, self._staged
         pack, body, used, total = self._pack, self._pack_body, self._pack_bytes, 0
-        added = []
         for raw, data in blobs:
             size = len(data)
             if not body or used + size > PACK_BYTES:
@@ -121,13 +120,11 @@ class Batch:
             pack.append(data)
             used += size
             total += size
-            added.append(raw)
+            if self.collecting:
+                self.touch(raw)
         self._pack_bytes = used
         self.totals.raw_bytes += total
         self.totals.stored_bytes += total
-        if self.collecting:
-            for raw in added:
-                self.touch(raw)
 
     def index(self, raw: bytes, entry: Entry) -> None:
         """Point a digest at a body that is there already."""
@@ -187,7 +184,8 @@ class Batch:
     def _write_index(self) -> None:
         staged = self._staged
         with self.txn.cursor(self.env.blobs) as cursor:
-            cursor.putmulti([(raw, staged[raw]) for raw in sorted(staged)])
+            raws = sorted(staged)
+            cursor.putmulti(zip(raws, map(staged.__getitem__, raws), strict=True))
         staged.clear()
 
     def _into_pack(self, stored: bytes) -> tuple[int, int]:

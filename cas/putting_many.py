@@ -76,12 +76,10 @@ def _submit(access: Access, group: list[bytes], lease: Leased | None) -> Callabl
         """Stored bytes of each blob that is new."""
         if lease is not None:
             protection.lease(batch, every, *lease)
-        new = dict.fromkeys(small, 0)
+        new = dict(zip(small, map(len, small.values()), strict=True))
         for raw in batch.present(small):
             del new[raw]
-        batch.add_small_plain((raw, small[raw]) for raw in new)
-        for raw in new:
-            new[raw] = len(small[raw])
+        batch.add_small_plain(zip(new, map(small.__getitem__, new), strict=True))
         for raw, (form, damaged_body) in encoded.items():
             if form is None:
                 batch.protect(raw)
@@ -93,6 +91,10 @@ def _submit(access: Access, group: list[bytes], lease: Leased | None) -> Callabl
 
     def finish() -> list[Stored]:
         new = job.wait()
+        if len(new) == len(group):
+            return [
+                Stored(PREFIX + raw.hex(), len(data), True, new[raw]) for raw, data in zip(raws, group, strict=True)
+            ]
         if len(new) < len(every):
             _heal(access, {raw: data for raw, data in small.items() if raw not in new}, new)
         return [
