@@ -4,8 +4,9 @@ The sender (`frames`) reuses what is stored: a delta travels as the delta that i
 base or gets it earlier in the stream, and a compressed blob as the frame that is stored. A blob several versions ahead
 of what the receiver has is sent as the deltas in between, where these are smaller than the whole (`cas.routes`).
 
-The receiver (`Receiver`) trusts nothing: it is fed chunks of any size, holds a bounded part of them, leases each blob
-before it stores it, and keeps a blob only once its digest is verified. What was complete before an error stays.
+The receiver (`Receiver`) trusts nothing: it is fed chunks of any size, holds a bounded part of them, asks whether there
+is room for a blob before it takes the first byte of it, leases it before it stores it, and keeps it only once its
+digest is verified. What was complete before an error stays.
 """
 
 from __future__ import annotations
@@ -202,6 +203,8 @@ class Receiver:
             return
         self._header = header
         self._left = header.payload
+        if header.payload > SMALL_BYTES:
+            self._store.ensure_room(header.payload)
         if header.kind != wire.DELTA and (header.payload > SMALL_BYTES or header.size > SMALL_BLOB_BYTES):
             digest = from_raw(header.raw)
             self._lease(digest)

@@ -217,6 +217,10 @@ class ExchangeStore(BlobStore, Protocol):
         last piece is only given out once they have been verified. Raises BlobMissing, BlobDamaged."""
         ...
 
+    def ensure_room(self, size_bytes: int) -> None:
+        """Asked before a transfer: raises StoreFull where so many more bytes would break the quota or fill the disk."""
+        ...
+
     def receive(self, digest: Digest, *, encoding: str, size: int) -> IncomingBlob:
         """Begin to take in a blob of `size` raw bytes that comes `plain` or as one `zstd` frame."""
         ...

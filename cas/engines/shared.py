@@ -175,6 +175,10 @@ class SharedStore:
         self.share([one.digest for one in stored])
         return stored
 
+    def ensure_room(self, size_bytes: int) -> None:
+        """In the local store."""
+        self.local.ensure_room(size_bytes)
+
     def receive(self, digest: Digest, *, encoding: str, size: int) -> IncomingBlob:
         return _Incoming(self, self.local.receive(digest, encoding=encoding, size=size))
 

@@ -11,7 +11,10 @@ import pytest
 
 from cas.digest import Digest
 from cas.errors import StoreFull
+from cas.exchange import Receiver, frames
+from cas.memory import MemoryStore
 from cas.store import Store
+from cas.wire import HEADER_BYTES, PREAMBLE_BYTES
 from tests.conformance.test_blobs import noise
 
 
@@ -30,6 +33,21 @@ def test_a_quota_is_kept_and_collecting_makes_room(tmp_path: Path) -> None:
         store.ensure_room(900_000)
         assert store.put(noise(900_000, 3)).new
         assert store.check().damaged == ()
+
+
+@pytest.mark.parametrize("data", [noise(900_000, 9), bytes(100_000) + noise(800_000, 9)])
+def test_a_blob_for_which_there_is_no_room_is_refused_before_its_first_byte(tmp_path: Path, data: bytes) -> None:
+    source = MemoryStore()
+    digest = source.put(data).digest
+    stream = b"".join(frames(source, [digest]))
+    head = PREAMBLE_BYTES + HEADER_BYTES
+    with Store.open(tmp_path / "s", quota_bytes=500_000) as store:
+        receiver = Receiver(store)
+        receiver.feed(stream[: head - 1])
+        with pytest.raises(StoreFull, match="quota"):
+            receiver.feed(stream[head - 1 : head])
+        receiver.close()
+        assert store.usage().blobs == 0
 
 
 def test_the_reserve_on_the_disk_is_kept(tmp_path: Path) -> None:
