@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tools.output import Output
 
 EXAMPLE = """
-lowcloud secret set db-password < password.txt      # for all hosts whose processes use it
+pass show db | lowcloud secret set db-password      # for all hosts whose processes use it
 lowcloud secret set db-password --for web --file password.txt
 lowcloud secret set tls-key --host fra1 --host ams1 --file key.pem
 lowcloud secret ls
