@@ -7,7 +7,7 @@ from pathlib import Path
 from cas.digest import Digest
 from tests.cas.crash import crash_once, verify
 
-KILLS = 20
+KILLS = 30
 
 
 def test_a_store_killed_at_any_moment_is_sound_and_has_all_that_it_acknowledged(tmp_path: Path) -> None:

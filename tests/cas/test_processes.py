@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cas.digest import digest_of
+from cas.digest import Digest, digest_of
 from cas.errors import StoreBusy
 from cas.store import Store
+from tests.cas.crash import crash_once, verify
+from tests.conformance.stores import Clock
+from tests.conformance.test_blobs import noise, versions
 
 WRITER = """
 import sys
@@ -51,6 +54,47 @@ def hold(batch):
 store.access.write(hold)
 store.close()
 print("done", flush=True)
+"""
+
+
+LEASER = """
+import os, signal, sys
+from pathlib import Path
+from cas.store import Store
+store = Store.open(Path(sys.argv[1]))
+print(*(each.digest for each in store.put_many([b"one" * 300, b"two" * 300], lease_owner="fetch", ttl_s=1000)))
+leased = store.put(b"three" * 300).digest
+store.lease([leased], owner="fetch", ttl_s=1000)
+store.pin(store.put(b"four" * 300).digest, owner="fetch")
+print(leased, store.put(b"five" * 300).digest, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+READER = """
+import sys, threading
+from pathlib import Path
+from cas.digest import digest_of
+from cas.store import Store
+
+def read_all(store, digests, failures):
+    try:
+        for digest in digests:
+            assert digest_of(store.read(digest)) == digest
+            assert digest_of(b"".join(store.stream(digest))) == digest
+        assert [digest for digest, _ in store.read_many(digests)] == digests
+    except BaseException as error:
+        failures.append(error)
+
+with Store.open(Path(sys.argv[1])) as store:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        digests, failures = line.split(), []
+        threads = [threading.Thread(target=read_all, args=(store, digests, failures)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print("failed: %r" % failures if failures else "good", flush=True)
 """
 
 
@@ -115,3 +159,48 @@ def test_what_another_process_wrote_is_seen_at_once(tmp_path: Path) -> None:
         start(WRITER, str(tmp_path / "s"), "0", "1").communicate()
         assert store.read_ref("counter") == digest_of(b"1")
         assert store.history("n0") == [digest_of(b"0-0" * 50)]
+
+
+def test_the_leases_and_pins_of_a_killed_process_go_on_protecting(tmp_path: Path, clock: Clock) -> None:
+    clock.now = time.time()
+    leaser = start(LEASER, str(tmp_path / "s"))
+    *protected, free = leaser.communicate()[0].split()
+    assert leaser.returncode == -signal.SIGKILL
+    with Store.open(tmp_path / "s", clock=clock) as store:
+        store.collect([])
+        assert store.missing([*protected, free]) == [free]
+        pinned = digest_of(b"four" * 300)
+        clock.now += 2000
+        store.collect([])
+        assert list(store.digests()) == [pinned]
+
+
+def test_threads_of_another_process_read_everything_while_one_writes_and_repacks(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        reader = start(READER, str(tmp_path / "s"))
+        assert first_line(reader) == "ready"
+        assert reader.stdin is not None
+        acknowledged: list[Digest] = []
+        for number, data in enumerate(versions(6, 60_000)):
+            acknowledged.append(store.put(data, name="n").digest)
+            acknowledged += [each.digest for each in store.put_many(noise(400, 9 * number + n) for n in range(9))]
+            reader.stdin.write(" ".join(acknowledged) + "\n")
+            reader.stdin.flush()
+            store.put_stream([noise(500_000, number)])
+            store.repack()
+            assert first_line(reader) == "good"
+        reader.communicate()
+        assert reader.returncode == 0
+        assert store.check().damaged == ()
+
+
+def test_a_killed_process_disturbs_no_other(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        kept: list[Digest] = []
+        for seed in range(4):
+            kept += crash_once(tmp_path / "s", 900 + seed)
+            mine = noise(2000, seed)
+            store.pin(digest_of(mine), owner="mine")
+            kept.append(store.put(mine, name="mine").digest)
+            assert [digest for digest, _ in store.read_many(kept)] == kept
+        verify(tmp_path / "s", kept)

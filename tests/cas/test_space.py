@@ -81,6 +81,10 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(small_disk: Path) -> No
         assert len(kept) > 10
         with pytest.raises(StoreFull):
             store.put_stream(noise(1 << 20, seed) for seed in range(30))
+        with pytest.raises(StoreFull):
+            store.put_many(noise(1000, seed) for seed in range(10_000))
+        kept += [digest for digest in store.digests() if store.stat(digest).size == 1000]
+        store.repack()
         assert sorted(store.digests()) == sorted(kept)
         assert store.check().damaged == ()
     with Store.open(small_disk / "s", reserve_bytes=-(1 << 40)) as store:
