@@ -11,6 +11,8 @@ enum {
     SHIFT_BONUS = 12,
     FORWARD_DROP = 24,  /* growth stops when the score has fallen this far */
     BACKWARD_DROP = 16,
+    SURE = 24,          /* so many equal bytes in a row prove that a grown cover goes on; where there are fewer, */
+    GAIN = 10,          /* a match that has so many more equal bytes takes over, as bsdiff does */
 };
 #define NONE 0xffffffffu
 
@@ -124,25 +126,86 @@ static void keep(covers *out, cover c) {
     PUSH(*out, c);
 }
 
-void find_covers(const u8 *o, u32 on, const u8 *n, u32 nn, covers *out) {
+typedef struct {
+    const u8 *o, *n;
+    u32 on, nn;
     seeds s;
-    if (on < SEED || nn < SEED) return;
-    index_seeds(&s, o, on);
-    u32 floor = 0;
-    i64 shift = 0;
-    for (u32 p = 0; p + SEED <= nn;) {
-        found f = best_seed(&s, o, on, n, nn, p, (i64)p - shift);
-        if (f.score == 0) {
-            p++;
-            continue;
+    covers *out;
+    i64 shift; /* of the last cover: new place - old place, */
+    u32 sure;  /* up to where it surely is right, */
+    u32 end;   /* and how far it was grown */
+} finder;
+
+/* How many of `len` bytes are the same under the last cover. */
+static u32 same_bytes(const finder *f, u32 p, u32 len) {
+    u32 same = 0;
+    for (u32 i = p; i < p + len; i++) {
+        i64 j = (i64)i - f->shift;
+        same += j >= 0 && j < f->on && f->n[i] == f->o[j];
+    }
+    return same;
+}
+
+/* A match for p, or one of no bytes. Inside what the last cover was grown over it must be better than that by enough. */
+static cover match_at(const finder *f, u32 p) {
+    i64 expected = (i64)p - f->shift;
+    found best = best_seed(&f->s, f->o, f->on, f->n, f->nn, p, expected);
+    cover c = {p, best.at, 0};
+    if (best.score == 0 || (p < f->end && best.at == expected)) return c;
+    u32 len = match_bytes(f->o + best.at, f->on - best.at, f->n + p, f->nn - p);
+    if (p >= f->end || len >= same_bytes(f, p, len) + GAIN) c.len = len;
+    return c;
+}
+
+/* Where the last cover gives way to a new one that overlaps it: at the point that leaves the fewest bytes different. */
+static u32 meeting_point(const finder *f, u32 from, u32 to, i64 new_shift) {
+    i32 score = 0, best = 0;
+    u32 at = from;
+    for (u32 i = from; i < to; i++) {
+        score += (f->n[i] == f->o[i - f->shift]) - (f->n[i] == f->o[i - new_shift]);
+        if (score > best) {
+            best = score;
+            at = i + 1;
         }
-        u32 start = p, at = f.at;
-        while (start > floor && at > 0 && n[start - 1] == o[at - 1]) start--, at--;
-        u32 end = grow_forward(o, on, n, nn, p, f.at);
-        u32 first = grow_back(o, n, floor, start, at);
-        at -= start - first;
-        keep(out, (cover){first, at, end - first});
-        shift = (i64)first - at;
-        p = floor = end;
+    }
+    return at;
+}
+
+/* Makes a cover of a match: grown on both sides over single differences, the one before cut where this is better. */
+static void take_match(finder *f, cover match) {
+    i64 shift = (i64)match.n - match.o;
+    u32 start = match.n, sure = match.n + match.len;
+    while (start > f->sure && start > shift && f->n[start - 1] == f->o[start - 1 - shift]) start--;
+    start = grow_back(f->o, f->n, f->sure, start, (u32)(start - shift));
+    if (start < f->end) {
+        start = meeting_point(f, start, f->end < sure ? f->end : sure, shift);
+        cover *last = &f->out->at[f->out->n - 1];
+        last->len = start - last->n;
+    }
+    f->end = grow_forward(f->o, f->on, f->n, f->nn, match.n, match.o);
+    keep(f->out, (cover){start, (u32)(start - shift), f->end - start});
+    f->shift = shift;
+    f->sure = sure;
+}
+
+void find_covers(const u8 *o, u32 on, const u8 *n, u32 nn, covers *out) {
+    if (on < SEED || nn < SEED) return;
+    finder f = {.o = o, .n = n, .on = on, .nn = nn, .out = out};
+    index_seeds(&f.s, o, on);
+    for (u32 p = 0; p + SEED <= nn;) {
+        if (p < f.end) { /* a cover that goes on well is not questioned */
+            u32 old = (u32)(p - f.shift), run = match_bytes(o + old, on - old, n + p, nn - p);
+            if (run >= SURE) {
+                f.sure = p += run;
+                continue;
+            }
+        }
+        cover match = match_at(&f, p);
+        if (match.len) {
+            take_match(&f, match);
+            p = f.sure;
+        } else {
+            p++;
+        }
     }
 }
