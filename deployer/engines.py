@@ -17,11 +17,13 @@ from cas.engines.etcd import EtcdClient
 from cas.engines.etcd_refs import EtcdRefs
 from cas.engines.last_seen import LastSeen, RememberedRefs
 from cas.engines.shared import SharedStore
-from cas.interface import BlobStore
+from cas.errors import BlobMissing
+from cas.interface import BlobStore, Damage
 from cas.store import Store
 from deployer import canonical, release
 from deployer.errors import RecordInvalid
 from deployer.release import Release
+from deployer.roots import roots
 
 LAST_REFS_NAME = "last-refs.json"
 
@@ -68,6 +70,19 @@ def share_release(store: SharedStore, to: Digest) -> None:
     for digest, link in reversed(ahead):
         _here(store, needs_of(store, link))
         store.share([digest])
+
+
+def check_whole(store: SharedStore) -> list[Damage]:
+    """What the histories need and the origin lacks; uploaded where the local store has it. Raises as `roots`."""
+    found = []
+    for digest in store.origin.missing(roots(store)) if store.origin is not None else ():
+        try:
+            store.share([digest])
+            repaired = True
+        except BlobMissing:
+            repaired = False
+        found.append(Damage(digest, "it is not at the origin, where other operators need it", repaired))
+    return found
 
 
 def needs_of(store: BlobStore, link: Release) -> list[Digest]:

@@ -179,12 +179,12 @@ class Origin:
         still_absent = wanted | set(self._hold(bases))
         return [stat for stat in level if stat.digest in still_absent]
 
-    def _upload(self, local: ExchangeStore, stat: BlobStat) -> bool:
+    def _upload(self, local: ExchangeStore, stat: BlobStat, *, over_another: bool = False) -> bool:
         now, pieces = local.encoded(stat.digest)
         if now.base != stat.base:  # Perhaps on a base that is not at the origin.
             raise _EncodedAnew(f"the blob {stat.digest} is encoded anew again and again", hint="try again")
         head = pack(Header(now.digest, now.encoding, now.size, now.base))
-        if now.stored_bytes <= WHOLE_BYTES:
+        if now.stored_bytes <= WHOLE_BYTES and not over_another:
             return self.objects.create(path_of(now.digest), head + b"".join(pieces))
         guarded = _Guarded(itertools.chain([head], pieces))
         part_bytes = max(WHOLE_BYTES, -(-now.stored_bytes // PARTS))
@@ -197,9 +197,11 @@ class Origin:
         return True
 
     def replace(self, local: ExchangeStore, digest: Digest) -> None:
-        """Put a sound copy where a damaged one is. Raises as `ensure`."""
-        self.objects.delete([path_of(digest)])
-        self.ensure(local, [digest])
+        """Put a sound copy where a damaged one is; readers find one or the other. Raises as `ensure`."""
+        stat = local.stat(digest)
+        if stat.base is not None:
+            self.ensure(local, [stat.base])
+        self._upload(local, stat, over_another=True)
 
     # --- fetching ---
 

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import delta
 from cas.digest import digest_of
 from cas.errors import AmbiguousDigest, BlobMissing, BlobTooLarge, DigestMismatch, NotADigest
-from tests.conformance.stores import KINDS, AnyStore, Clock, open_store
-from tests.engines.support import shared_store
+from tests.conformance.stores import AnyStore
 
 SIZES = [0, 1, 31, 300, 5_000, 16 << 10, (64 << 10) - 16, (256 << 10) - 16, (256 << 10) - 15, 1_000_000]
 ABSENT = digest_of(b"never stored")
-
-
-@pytest.fixture(params=[*KINDS, "shared"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, engine_name: str) -> Iterator[AnyStore]:
-    if request.param == "shared":
-        with shared_store(tmp_path, weed=request.getfixturevalue("weed"), name=engine_name, clock=clock) as shared:
-            yield shared
-        return
-    with open_store(request.param, tmp_path, clock) as opened:
-        yield opened
 
 
 def noise(size: int, seed: int = 0) -> bytes:

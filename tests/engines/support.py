@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cas.digest import Digest
@@ -13,6 +13,7 @@ from cas.engines.etcd_refs import EtcdRefs
 from cas.engines.last_seen import LastSeen, RememberedRefs
 from cas.engines.origin import HOLD_S, Origin
 from cas.engines.shared import SharedStore
+from cas.interface import Collected
 from cas.store import Store
 from tests.engines.servers import EtcdCluster, Weed
 
@@ -36,6 +37,18 @@ class Told:
         self.ages_s.append(age_s)
 
 
+class CollectsBoth(SharedStore):
+    """Keeps the promises of a store that is one place: a collection here is one at the origin too, whatever is young
+    there."""
+
+    def collect(self, roots: Iterable[Digest], *, dry_run: bool = False, ignoring: str | None = None) -> Collected:
+        roots = list(roots)
+        if self.origin is not None and not dry_run:
+            self.origin.hold_s = 0.0
+            self.collect_origin(roots, ignoring=ignoring)
+        return super().collect(roots, dry_run=dry_run, ignoring=ignoring)
+
+
 def shared_store(
     directory: Path,
     *,
@@ -46,6 +59,7 @@ def shared_store(
     told: Told | None = None,
     clock: Callable[[], float] | None = None,
     before_move: Callable[[SharedStore, Digest], None] | None = None,
+    kind: type[SharedStore] = SharedStore,
 ) -> SharedStore:
     """The store of one operator, in a directory of its own."""
     local = Store.open(directory / "store") if clock is None else Store.open(directory / "store", clock=clock)
@@ -54,4 +68,4 @@ def shared_store(
         seen = LastSeen(directory / "last-refs.json", etcd.address(name))
         refs = RememberedRefs(refs_at(etcd, name), seen, tell=told or Told())
     origin = Origin(weed.objects(name), hold_s=hold_s) if weed is not None else None
-    return SharedStore(local, origin=origin, refs=refs, before_move=before_move)
+    return kind(local, origin=origin, refs=refs, before_move=before_move)

@@ -37,6 +37,10 @@ def test_a_cloud_is_moved_to_shared_engines_and_back(
     assert settings.startswith("# Settings of this cloud.")
     assert succeed("history", "--json", cwd=released).json == before
     assert succeed("check", "--json", cwd=released).json["damaged"] == []
+    weed.objects(engine_name).delete([f"blobs/{before[1]['definition'].removeprefix('b3:')}"])
+    [found] = succeed("check", "--json", cwd=released).json["damaged"]
+    assert (found["digest"], found["repaired"]) == (before[1]["definition"], True)
+    assert succeed("check", "--json", cwd=released).json["damaged"] == []
     collected = succeed("gc", "--json", cwd=released).json
     assert (collected["blobs"], collected["origin"]["blobs"]) == (0, 0)
     assert collected["origin"]["kept"] == moved["verified_blobs"]

@@ -11,6 +11,7 @@ from tools.output import size
 if TYPE_CHECKING:
     import argparse
 
+    from cas.interface import Damage
     from deployer.cloud import Cloud
     from tools.output import Output
 
@@ -30,16 +31,27 @@ def run(args: argparse.Namespace, out: Output) -> int:
             return _check_hosts(cloud, args.host, out)
         with out.progress("check", unit="blobs") as progress:
             checked = cloud.store.check(progress=progress)
+        damaged = [*checked.damaged, *_absent_from_origin(cloud)]
     if out.as_json:
-        out.json({"blobs": checked.blobs, "bytes": checked.bytes, "damaged": checked.damaged})
+        out.json({"blobs": checked.blobs, "bytes": checked.bytes, "damaged": damaged})
     else:
-        out.line(f"{checked.blobs} blobs verified, {size(checked.bytes)}; {len(checked.damaged)} damaged")
-        for damage in checked.damaged:
+        out.line(f"{checked.blobs} blobs verified, {size(checked.bytes)}; {len(damaged)} damaged")
+        for damage in damaged:
             out.line(f"  {damage.digest}  {damage.reason}{' (repaired)' if damage.repaired else ''}")
-    unrepaired = [damage for damage in checked.damaged if not damage.repaired]
+    unrepaired = [damage for damage in damaged if not damage.repaired]
     if unrepaired:
         out.remark("push the same files again to repair them; restore releases, plans and definitions from your backup")
     return errors.FAILED if unrepaired else errors.DONE
+
+
+def _absent_from_origin(cloud: Cloud) -> list[Damage]:
+    """Where blobs are shared: what another operator would look for in vain."""
+    if not cloud.is_shared:
+        return []
+    from cas.engines.shared import SharedStore
+    from deployer.engines import check_whole
+
+    return check_whole(cloud.store) if isinstance(cloud.store, SharedStore) else []
 
 
 def _check_hosts(cloud: Cloud, hosts: list[str], out: Output) -> int:
