@@ -29,6 +29,9 @@ BUFFERED_BYTES = 16 << 20
 NAMED_BUFFERED_BYTES = 64 << 20
 """A stream up to this size is stored like any other blob, so that, having a name, it can become a delta; a longer one
 goes straight into records."""
+NAMELESS_BYTES = 256 << 10
+"""A smaller blob without a name is stored whole: it is a definition or a plan, and a command that reads one should not
+have to load a decoder."""
 SAMPLES = 16
 SAMPLE_BYTES = 64 << 10
 """How much of a long stream's beginning decides whether it is compressed."""
@@ -220,7 +223,7 @@ def _encode(access: Access, raw: bytes, data: bytes, name: str | None, sketch: S
         except CasError:
             return None
 
-    found = bases.candidates(access, name, sketch)
+    found = bases.candidates(access, name, sketch) if name is not None or len(data) >= NAMELESS_BYTES else []
     return encoding.choose(raw, data, found, read_base=read_base, encode_delta=encode_delta)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,6 +283,44 @@ def test_a_damaged_kept_delta_is_not_sent_and_dropped_by_a_check(store: Store) -
     assert transfer(store, receiver, [digests[1]]).wire_bytes > SIZE
     assert store.check().damaged == ()
     assert every_patch(store) == []
+
+
+REPACKER = """
+import sys
+from pathlib import Path
+from cas.store import Store
+
+with Store.open(Path(sys.argv[1])) as store:
+    print("ready", flush=True)
+    while not Path(sys.argv[2]).exists():
+        store.repack()
+"""
+
+
+def test_another_process_repacks_while_this_one_writes_and_collects(tmp_path: Path) -> None:
+    made = {name: series(9, name) for name in range(2)}
+    with Store.open(tmp_path / "s") as store:
+        other = subprocess.Popen(
+            [sys.executable, "-c", REPACKER, str(tmp_path / "s"), str(tmp_path / "stop")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert other.stdout is not None and other.stdout.readline() == "ready\n"
+        try:
+            for number in range(9):
+                for name, versions_ in made.items():
+                    store.pin(digest_of(versions_[number]), owner="kept")
+                    store.put(versions_[number], name=f"name {name}")
+                store.put(noise(SIZE, 100 + number))
+                store.collect([])
+        finally:
+            (tmp_path / "stop").touch()
+            other.communicate(timeout=60)
+        assert other.returncode == 0
+        store.repack()
+        for versions_ in made.values():
+            sound(store, [digest_of(data) for data in versions_], versions_)
+            assert store.stat(digest_of(versions_[-1])).depth == 0
 
 
 def test_every_name_is_found_by_its_key(store: Store) -> None:

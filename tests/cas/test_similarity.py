@@ -70,14 +70,20 @@ def test_versions_resemble_each_other_and_strangers_do_not(seed: int, places: in
     assert resemblance((), ()) == 0.0
 
 
-@pytest.mark.parametrize("name", [None, "build/renamed.wasm"])
-def test_a_blob_under_another_name_is_a_delta_of_what_it_resembles(store: Store, name: str | None) -> None:
+@pytest.mark.parametrize(("name", "size"), [("build/renamed.wasm", 60_000), (None, 300_000)])
+def test_a_blob_under_another_name_is_a_delta_of_what_it_resembles(store: Store, name: str | None, size: int) -> None:
     for seed in range(10):
-        store.put(program(seed), name=f"program-{seed}")
-    stored = store.put(changed(program(4), 1), name=name)
-    assert store.stat(stored.digest).base == digest_of(program(4))
+        store.put(program(seed, size), name=f"program-{seed}")
+    new = changed(program(4, size), 1)
+    stored = store.put(new, name=name)
+    assert store.stat(stored.digest).base == digest_of(program(4, size))
     assert stored.stored_bytes < 2000
-    assert store.read(stored.digest) == changed(program(4), 1)
+    assert store.read(stored.digest) == new
+
+
+def test_a_record_without_a_name_stays_readable_without_a_decoder(store: Store) -> None:
+    store.put(program(1))
+    assert store.stat(store.put(changed(program(1), 1)).digest).encoding == "plain"
 
 
 def test_two_lines_of_versions_under_one_name_do_not_disturb_each_other(store: Store) -> None:
