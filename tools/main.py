@@ -98,7 +98,8 @@ def usage() -> str:
     """What `lowcloud --help` prints."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
-    return "usage: lowcloud [-C DIR] [--json] VERB ...\n\nverbs:\n" + "\n".join(lines) + "\n\n" + _EXPLAINED_OPTIONS
+    start = "usage: lowcloud [-C DIR] [-e NAME] [--json] VERB ...\n\nverbs:\n"
+    return start + "\n".join(lines) + "\n\n" + _EXPLAINED_OPTIONS
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -36,7 +36,7 @@ def prepare(words: list[str]) -> list[str]:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    import argparse
+    from tools.common_options import add_to_actions
 
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     at = actions.add_parser("at", help="what ran at a time")
@@ -46,9 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for action in (at, timeline):
         action.add_argument("--host", metavar="NAME", help="only this host")
         action.add_argument("--process", metavar="NAME", help="only this process")
-    for action in (at, timeline, verify):
-        action.add_argument("-C", dest="directory", metavar="DIR", default=argparse.SUPPRESS, help="the cloud")
-        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    add_to_actions((at, timeline, verify))
 
 
 def run(args: argparse.Namespace, out: Output) -> int:

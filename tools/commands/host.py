@@ -31,6 +31,8 @@ lowcloud host enroll ams1.bundle --state /var/lib/lowcloud      # on the new hos
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    from tools.common_options import add_to_actions
+
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     show = actions.add_parser("show", help="cores, memory, disk, interfaces, and which guarantees the sandbox can give")
     show.add_argument("names", nargs="*", metavar="NAME", help="only these hosts")
@@ -41,16 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     enroll = actions.add_parser("enroll", help="open a bundle on the new host")
     enroll.add_argument("bundle", metavar="FILE", type=Path)
     enroll.add_argument("--state", required=True, metavar="DIR", type=Path, help="the agent's state directory")
-    for action in (show, add, enroll):
-        action.add_argument("-C", dest="directory", metavar="DIR", default=argparse_suppress(), help="the cloud")
-        action.add_argument("--json", action="store_true", default=argparse_suppress(), help="print JSON")
-
-
-def argparse_suppress() -> str:
-    """A default that leaves alone what was given before the action."""
-    import argparse
-
-    return argparse.SUPPRESS
+    add_to_actions((show, add, enroll))
 
 
 def run(args: argparse.Namespace, out: Output) -> int:

@@ -30,6 +30,8 @@ lowcloud secret rm db-password --host ams1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    from tools.common_options import add_to_actions
+
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     setting = actions.add_parser("set", help="seal a value, from standard input or a file, to hosts")
     setting.add_argument("name", metavar="NAME", help="as the definition calls it")
@@ -40,8 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     removing = actions.add_parser("rm", help="forget a secret; releases that use it keep it")
     removing.add_argument("name", metavar="NAME")
     removing.add_argument("--host", action="append", default=[], metavar="HOST", help="default: all")
-    for one in (setting, listing, removing):
-        one.add_argument("--json", action="store_true", help="print JSON", default=None)
+    add_to_actions((setting, listing, removing))
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
