@@ -115,6 +115,7 @@ def choose(
             continue
         base = read_base(candidate.raw)
         patch = None if base is None else encode_delta(base, data)
+        base = None  # Not to be held while other things are tried.
         if patch is None:
             continue
         tried += 1

@@ -71,7 +71,9 @@ def put_stream(access: Access, chunks: Iterable[bytes], *, name: str | None, exp
         size += len(piece)
         if size > buffered_bytes:
             return _put_long_stream(access, joined(_draining(head), pieces), _sample(head), name, expect)
-    return put(access, b"".join(head), name=name, expect=expect)
+    data = b"".join(head)
+    head.clear()
+    return put(access, data, name=name, expect=expect)
 
 
 def put_patch(access: Access, digest: Digest, patch: bytes, *, name: str | None, max_size: int) -> Stored:
