@@ -25,6 +25,8 @@ RETRIES: Final = 4
 RETRY_S: Final = 15
 PIECE_BYTES: Final = 1 << 20
 DELETE_AT_ONCE: Final = 500
+METADATA_SERVICE: Final = "/latest/api/token"
+"""What `obstore` asks for credentials when the environment has none; on Amazon's own machines somebody answers."""
 DEFAULT_REGION: Final = "us-east-1"
 
 
@@ -173,6 +175,11 @@ class Objects:
             raise self._refused(error) from error
         except (BaseError, OSError) as error:
             said = _first(error)
+            if METADATA_SERVICE in said:
+                raise EngineRefused(
+                    f"there are no credentials for the S3 store {self.name}",
+                    hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role at Amazon",
+                ) from error
             if any(sign in said for sign in ("403 Forbidden", "401 Unauthorized", "NoSuchBucket", "404 Not Found")):
                 raise self._refused(error) from error
             raise EngineUnreachable(f"the S3 store {self.name} gave no answer: {said}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import threading
@@ -21,8 +22,9 @@ from cas.errors import AmbiguousDigest, BlobDamaged, BlobMissing, StoreBusy
 from cas.store import Store
 from tests.cas.damage import flip, overwrite, values
 from tests.conformance.test_blobs import noise, versions
-from tests.engines.servers import Weed
+from tests.engines.servers import CREDENTIALS, Weed, wait_until
 from tests.engines.support import shared_store
+from tests.ports import free_port
 
 ROUNDS = int(os.environ.get("LOWCLOUD_TEST_ROUNDS", "1"))
 
@@ -320,6 +322,64 @@ def test_without_its_origin_a_store_reads_what_is_here_and_refuses_to_write(
         store.put(noise(5000, 2))
         assert other.read(digest_of(noise(5000, 2))) == noise(5000, 2)
         assert store.read(elsewhere) == noise(5000, 1)
+
+
+def test_what_was_acknowledged_is_there_when_the_s3_store_was_killed_meanwhile(
+    tmp_path: Path, weed: Weed, engine_name: str
+) -> None:
+    """Two machines push without pause; what either was told is stored must be there afterwards, for anybody."""
+    acknowledged: list[Digest] = []
+    failed = threading.Event()
+    enough = threading.Event()
+
+    def pushing(number: int) -> None:
+        directory = tmp_path / f"machine{number}"
+        directory.mkdir()
+        with shared_store(directory, weed=weed, name=engine_name) as store:
+            for step in itertools.count():
+                if enough.is_set():
+                    return
+                try:
+                    acknowledged.append(store.put(noise(3000, 1000 * number + step), name="n").digest)
+                except EngineUnreachable:
+                    failed.set()
+
+    threads = [threading.Thread(target=pushing, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: len(acknowledged) >= 30, "thirty pushes")
+        weed.kill()
+        wait_until(failed.is_set, "a push that fails")
+        weed.start()
+        count = len(acknowledged) + 20
+        wait_until(lambda: len(acknowledged) >= count, "pushes after the restart")
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+    (tmp_path / "third").mkdir()
+    with shared_store(tmp_path / "third", weed=weed, name=engine_name) as third:
+        assert origin_of(third).missing(acknowledged) == []
+        assert third.check().damaged == ()
+
+
+def test_many_are_looked_for_in_one_list(two: tuple[SharedStore, SharedStore], monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = two
+    digests = [one.digest for one in here.put_many(noise(100, seed) for seed in range(12))]
+    absent = digest_of(b"absent")
+    monkeypatch.setattr("cas.engines.origin.LIST_INSTEAD", 5)
+    assert there.missing([absent, *digests, absent]) == [absent]
+
+
+def test_without_credentials_that_is_what_is_said(
+    weed: Weed, engine_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(EngineRefused, match="no credentials"):
+        weed.objects(engine_name).head("x")
 
 
 def test_wrong_credentials_are_said_to_be_wrong(
