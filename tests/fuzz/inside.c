@@ -6,7 +6,8 @@
 
        0  1  2  3  4  5 ...
        op base  size  bytes       op 0: decode, 1: cover-decode, 2: encode towards the bytes, 3: encode away from them,
-                                  4: cover-encode towards them; size: little-endian, 24 bits;
+                                  4: cover-encode towards them, 5: unpack them as text, 6: pack them as text (size: its
+                                  effort); what 4 and 6 made is read back. size: little-endian, 24 bits;
                                   base 255: the bytes begin with one of their own, after its size in 16 bits.
 
    Streams are mutated one by one, so that the row of their sizes stays right. Called by tests/fuzz/inside.py; the bases
@@ -25,10 +26,14 @@ u32 kernel_decode(const u8 *base, u32 base_bytes, const u8 *streams, u32 streams
 u32 kernel_cover_decode(const u8 *base, u32 base_bytes, const u8 *streams, u32 streams_bytes, u32 target_bytes);
 u32 kernel_encode(const u8 *base, u32 base_bytes, const u8 *target, u32 target_bytes, u32 effort);
 u32 kernel_cover_encode(const u8 *base, u32 base_bytes, const u8 *target, u32 target_bytes, u32 effort);
+u32 kernel_unpack_text(const u8 *base, u32 base_bytes, const u8 *numbers, u32 numbers_bytes, const u8 *packed,
+                       u32 packed_bytes, u32 text_bytes);
+u32 kernel_pack_text(const u8 *base, u32 base_bytes, const u8 *text, u32 text_bytes, u32 depth);
 u32 kernel_streams_bytes(void);
+u32 kernel_packed_bytes(void);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 
-enum { DECODE, COVER_DECODE, ENCODE_TOWARDS, ENCODE_AWAY, COVER_ENCODE, OPS };
+enum { DECODE, COVER_DECODE, ENCODE_TOWARDS, ENCODE_AWAY, COVER_ENCODE, UNPACK_TEXT, PACK_TEXT, OPS };
 enum { HEAD = 5, BASES = 64, COVER_STREAMS = 4, OWN_BASE = 255, EFFORT = 400 };
 enum { GAP = 32, AFTER_INPUT = 16, ALLOWANCE = 96 << 20, DECODE_FACTOR = 6, ENCODE_FACTOR = 24 };
 /* Low, because the kernel returns addresses as 32-bit numbers. */
@@ -102,6 +107,17 @@ static size_t bytes_at(const uint8_t *data, size_t size) {
     return n < size ? n : size;
 }
 
+static void expect_same(u32 made, const u8 *wanted, u32 n) {
+    if (n && memcmp((void *)(uintptr_t)made, wanted, n)) abort();
+}
+
+/* Encoders without exceptions: what they made must come back. A failure on the way is for the sandbox's bounds alone. */
+static void read_back(u32 op, const u8 *b, u32 base_bytes, u32 made, const u8 *x, u32 n) {
+    const u8 *from = (u8 *)(uintptr_t)made;
+    if (op == COVER_ENCODE) expect_same(kernel_cover_decode(b, base_bytes, from, kernel_streams_bytes(), n), x, n);
+    if (op == PACK_TEXT) expect_same(kernel_unpack_text(b, base_bytes, b, 0, from, kernel_packed_bytes(), n), x, n);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < HEAD) return -1;
     u32 op = data[0] % OPS, target_bytes = data[2] | (u32)data[3] << 8 | (u32)data[4] << 16;
@@ -109,7 +125,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     u32 n = (u32)(size - at), own = at > HEAD;
     const u8 *base = own ? data + HEAD + 2 : bases[data[1] % base_count].at;
     u32 base_bytes = own ? (u32)at - HEAD - 2 : bases[data[1] % base_count].n;
-    int encodes = op >= ENCODE_TOWARDS;
+    int encodes = op >= ENCODE_TOWARDS && op != UNPACK_TEXT;
     open_arena((u64)(encodes ? ENCODE_FACTOR : DECODE_FACTOR) * (base_bytes + (encodes ? n : target_bytes)) + ALLOWANCE);
     if (setjmp(failed)) return 0;
     const u8 *b = put_in(base, base_bytes), *x = put_in(data + at, n);
@@ -120,8 +136,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case ENCODE_TOWARDS: made = kernel_encode(b, base_bytes, x, n, EFFORT); break;
     case ENCODE_AWAY: made = kernel_encode(x, n, b, base_bytes, EFFORT); break;
     case COVER_ENCODE: made = kernel_cover_encode(b, base_bytes, x, n, EFFORT); break;
+    case UNPACK_TEXT: made = kernel_unpack_text(b, base_bytes, b, 0, x, n, target_bytes); break;
+    case PACK_TEXT: made = kernel_pack_text(b, base_bytes, x, n, target_bytes & 255); break;
     }
-    if (encodes) made_bytes = kernel_streams_bytes();
+    if (encodes) made_bytes = op == PACK_TEXT ? kernel_packed_bytes() : kernel_streams_bytes();
+    read_back(op, b, base_bytes, made, x, n);
     if (made_bytes) __asan_region_is_poisoned((void *)(uintptr_t)made, made_bytes) ? abort() : (void)0;
     return 0;
 }

@@ -60,14 +60,16 @@ def write_seeds(directory: Path) -> None:
     for number, (base, target) in enumerate(pairs()):
         base_number[base] = number
         (bases / str(number)).write_bytes(base)
-        for op in (2, 3, 4):
-            (inputs / f"seed-encode-{op}-{number}").write_bytes(bytes([op, number, 0, 0, 0]) + target)
+        for op in (2, 3, 4, 6):
+            (inputs / f"seed-encode-{op}-{number}").write_bytes(bytes([op, number, 40, 0, 0]) + target)
     for number, seed in enumerate(seeds()):
         size = len(seed.target).to_bytes(3, "little")
         op = 1 if seed.method is COVER else 0
         if seed.base in base_number:
             head = bytes([op, base_number[seed.base]]) + size
             (inputs / f"seed-decode-{number}").write_bytes(head + seed.streams)
+            coded = bytes([5, base_number[seed.base]]) + seed.text_bytes.to_bytes(3, "little") + seed.coded
+            (inputs / f"seed-text-{number}").write_bytes(coded)
         own = bytes([op, 255]) + size + len(seed.base).to_bytes(2, "little") + seed.base
         if len(own) + len(seed.streams) <= LONGEST_INPUT_BYTES:
             (inputs / f"seed-own-base-{number}").write_bytes(own + seed.streams)

@@ -97,12 +97,15 @@ class Input:
     size: int
     streams: tuple[bytes, ...]
     text_at: int
+    coded: bytes | None = None
+    """In place of the streams that are text: what the kernel's coder unpacks."""
     damage: Callable[[bytes], bytes] = bytes
     """What is done to the packed patch."""
 
     def patch(self) -> bytes:
         row = b"".join(uleb(len(stream)) for stream in self.streams) + b"".join(self.streams)
-        payload = last_stage.pack(self.base, row, min(self.text_at, len(row)), effort="fast", text_level=1)
+        text_at = min(self.text_at, len(row))
+        payload = last_stage.pack(self.base, row, text_at, effort="fast", text_level=1, coded_text=self.coded)
         return self.damage(pack(self.codec, digest(self.base), self.target, self.size, payload))
 
 
@@ -121,11 +124,12 @@ def split(row: bytes, count: int) -> tuple[bytes, ...]:
     return tuple(row[begin:end] for begin, end in itertools.pairwise(ends))
 
 
-def input_of(seed: Seed) -> Input:
+def inputs_of(seed: Seed) -> list[Input]:
+    """With its text as zstd packs it, and as the kernel does."""
     codec = Codec.WASM if seed.method is structured.WASM else Codec.COVER
-    return Input(
-        seed.base, codec, digest(seed.target), len(seed.target), split(seed.streams, STREAMS[codec]), seed.text_at
-    )
+    streams = split(seed.streams, STREAMS[codec])
+    plain = Input(seed.base, codec, digest(seed.target), len(seed.target), streams, seed.text_at)
+    return [plain, replace(plain, coded=seed.coded)] if seed.coded else [plain]
 
 
 def changed_bytes(rng: random.Random, data: bytes) -> bytes:
@@ -166,6 +170,8 @@ def changed(rng: random.Random, given: Input, others: list[Input]) -> Input:
         return replace(given, base=rng.choice(others).base)
     if kind == 3:
         return replace(given, size=max(0, given.size + rng.choice([-1, 1, -100, 1000, 1 << 15])))
+    if given.coded is not None and kind < 10:
+        return replace(given, coded=changed_bytes(rng, given.coded))
     streams, other = list(given.streams), rng.choice(others)
     for _ in range(rng.choice([1, 1, 2, 4])):
         pick = rng.choice([number for number, stream in enumerate(streams) if stream or rng.random() < 0.1] or [0])
@@ -203,7 +209,7 @@ class Fuzzer:
         self._rng = random.Random(seed)
         self._seen = 0  # one bit for each edge and order of magnitude
         self._edges = 0
-        self._corpus = [input_of(seed) for seed in seeds()]
+        self._corpus = [given for seed in seeds() for given in inputs_of(seed)]
         for given in self._corpus:
             self._run(given)
         self.report.edges_of_seeds = self.report.edges

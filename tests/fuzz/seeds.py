@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from delta import DeltaError, structured
+from delta import DeltaError, kernel_host, structured
 from delta.structured import COVER, WASM, Method
 from tests.delta.modules import Function, ModulePlan, changed, component, random_plan, uleb
 
@@ -17,6 +17,12 @@ class Seed:
     target: bytes
     streams: bytes
     text_at: int
+    coded: bytes = b""
+    """The text as the kernel's coder packs it."""
+
+    @property
+    def text_bytes(self) -> int:
+        return len(self.streams) - self.text_at
 
 
 def _go_like(rng: random.Random) -> ModulePlan:
@@ -116,6 +122,12 @@ def pairs() -> list[tuple[bytes, bytes]]:
     return found
 
 
+def coded_text(base: bytes, text: bytes) -> bytes:
+    sandbox = kernel_host.Sandbox(memory_bytes=1 << 28, time_s=60)
+    at = sandbox.call("kernel_pack_text", sandbox.put(base), len(base), sandbox.put(text), len(text), 40)
+    return sandbox.get(at, sandbox.ask("kernel_packed_bytes"))
+
+
 def beyond_every_local() -> Seed:
     """Streams that change the operand of a `local.get`, for a base in which it is larger than any module's may be."""
     local = [b"\x20\x01", b"\x20\x02"]
@@ -133,5 +145,5 @@ def seeds() -> list[Seed]:
                 streams, text_at = structured.encode_streams(method, base, target, effort="normal")
             except DeltaError:
                 continue  # not a module
-            found.append(Seed(method, base, target, streams, text_at))
+            found.append(Seed(method, base, target, streams, text_at, coded_text(base, streams[text_at:])))
     return [*found, beyond_every_local()]
