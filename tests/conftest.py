@@ -37,8 +37,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
     """Three members. A test that kills one starts it again."""
-    from tests.engines.servers import EtcdCluster
+    from tests.engines.servers import EtcdCluster, skip_without_etcd
 
+    skip_without_etcd()
     cluster = EtcdCluster(tmp_path_factory.mktemp("etcd"))
     try:
         cluster.start()

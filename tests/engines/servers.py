@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cas.engines.address import parse_blobs
 from cas.engines.errors import EngineRefused, EngineUnreachable
 from cas.engines.objects import Objects
@@ -74,6 +76,11 @@ class _Server:
 
 
 # --- etcd -----------------------------------------------------------------------------------------------------------
+
+
+def skip_without_etcd() -> None:
+    if shutil.which("etcd") is None:
+        pytest.skip("etcd is not installed (Debian package etcd-server)")
 
 
 class EtcdCluster:

@@ -20,7 +20,7 @@ from cas.engines.etcd_refs import KEPT_MOVES, EtcdRefs, RefValue, decode, encode
 from cas.engines.last_seen import LastSeen, RememberedRefs
 from cas.errors import RefMoved, StoreUnreadable
 from tests.engines.proxies import ADDRESS, Proxy, once
-from tests.engines.servers import EtcdCluster, wait_until
+from tests.engines.servers import EtcdCluster, skip_without_etcd, wait_until
 from tests.engines.support import Told, refs_at
 from tests.ports import free_port
 
@@ -396,6 +396,7 @@ def test_clouds_under_one_etcd_do_not_see_each_other(etcd: EtcdCluster, engine_n
 
 
 def test_with_tls_both_sides_prove_who_they_are(tmp_path: Path, engine_name: str) -> None:
+    skip_without_etcd()
     files = certificates(tmp_path)
     cluster = EtcdCluster(tmp_path, members=1, tls=files)
     address = parse_refs(cluster.address(engine_name))
