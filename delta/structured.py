@@ -21,12 +21,14 @@ from delta.zstd import Effort
 STREAMS_ALLOWANCE_BYTES = 64 << 10
 """Streams are at most this much larger than the target; an encoder that would need more uses another codec."""
 
-DECODE_MEMORY_FACTOR = 6
-"""Of base and target together; measured on real modules: 2 to 4."""
+DECODE_MEMORY_FACTOR = 5
+"""Of base and target together, which are in memory once more outside of the sandbox; real modules take 1.5 to 3.2."""
+DECODE_ALLOWANCE_BYTES = 32 << 20
+"""For tables of fixed size and the stack."""
 LIKELY_DECODE_FACTOR = 3
 """Reserved at once; see kernel_host.Sandbox."""
 ENCODE_MEMORY_FACTOR = 24
-MEMORY_ALLOWANCE_BYTES = 96 << 20
+ENCODE_ALLOWANCE_BYTES = 96 << 20
 
 COMPARISON_COST: dict[Effort, int] = {"fast": 100, "normal": 400, "best": 4000}
 """How many changed instructions in a row are still aligned in the best possible way."""
@@ -97,7 +99,7 @@ def decode(method: Method, base: bytes, payload: bytes | memoryview, *, size: in
     parts = last_stage.unpack(base, payload, max_size=size + STREAMS_ALLOWANCE_BYTES)
     if parts.coded is None:
         return decode_streams(method, base, parts.numbers + parts.text, size)
-    sandbox = _decoding_sandbox(len(base) + size)
+    sandbox = decoding_sandbox(len(base) + size)
     base_at, numbers_at, coded_at = sandbox.put(base), sandbox.put(parts.numbers), sandbox.put(bytes(parts.coded))
     streams_at = sandbox.call(
         "kernel_unpack_text",
@@ -113,7 +115,7 @@ class _Encoding:
     def __init__(self, method: Method, base: bytes, target: bytes, effort: Effort) -> None:
         total = len(base) + len(target)
         self._sandbox = kernel_host.Sandbox(
-            memory_bytes=ENCODE_MEMORY_FACTOR * total + MEMORY_ALLOWANCE_BYTES,
+            memory_bytes=ENCODE_MEMORY_FACTOR * total + ENCODE_ALLOWANCE_BYTES,
             time_s=TIME_ALLOWANCE_S + total / SLOWEST_ENCODE_BYTES_PER_S,
         )
         self._base_at, self._base_bytes, target_at = self._sandbox.put(base), len(base), self._sandbox.put(target)
@@ -150,14 +152,15 @@ def encode_streams(method: Method, base: bytes, target: bytes, *, effort: Effort
 
 def decode_streams(method: Method, base: bytes, streams: bytes, size: int) -> bytes:
     """What the kernel rebuilds from its streams. Raises DeltaError."""
-    sandbox = _decoding_sandbox(len(base) + size)
+    sandbox = decoding_sandbox(len(base) + size)
     base_at, streams_at = sandbox.put(base), sandbox.put(streams)
     return sandbox.get(sandbox.call(method.decoder, base_at, len(base), streams_at, len(streams), size), size)
 
 
-def _decoding_sandbox(total_bytes: int) -> kernel_host.Sandbox:
+def decoding_sandbox(total_bytes: int) -> kernel_host.Sandbox:
+    """A sandbox whose memory and time are bounded by the bytes of base and target together."""
     return kernel_host.Sandbox(
-        memory_bytes=DECODE_MEMORY_FACTOR * total_bytes + MEMORY_ALLOWANCE_BYTES,
+        memory_bytes=DECODE_MEMORY_FACTOR * total_bytes + DECODE_ALLOWANCE_BYTES,
         time_s=TIME_ALLOWANCE_S + total_bytes / SLOWEST_DECODE_BYTES_PER_S,
         likely_bytes=LIKELY_DECODE_FACTOR * total_bytes,
     )

@@ -210,7 +210,8 @@ static void write_literals(decoder *d, u64 count) {
     for (token t; count > 0 && (d->new_head || d->new_groups); count--) {
         int ok = d->new_head ? read_local_groups(r->b, r->p, r->end, &t) : read_local_group(r->b, r->p, r->end, &t);
         if (!ok) fail(E_STREAM);
-        write_head(d, r->b + r->p, &t, t.v);
+        i64 v = literal_operand(d, TOKEN_CLASS(t.op), &t.op, t.v);
+        write_head(d, r->b + r->p, &t, v);
         r->p += t.len;
     }
     if (count > 0) r->p = (u32)(walk_code(d, WALK_LITERAL, r->b + r->p, r->b + r->end, count) - r->b);

@@ -262,7 +262,12 @@ INLINE int read_local_group(const u8 *b, u32 p, u32 end, token *t) {
     t->pos = p;
     if (!token_operand(t, b, p, end, PSEUDO(PSEUDO_LOCAL, 0), C_MISC, 0, 1) || (t->op & OP_PADDED)) return 0;
     u32 q = p + t->len;
-    if (q >= end || b[q] == 0x63 || b[q] == 0x64) return 0;
+    if (q >= end) return 0;
+    if (b[q] == 0x63 || b[q] == 0x64) { /* references: the operand is the heap type, and the count belongs to the opcode */
+        if (t->len != 1 || b[p] > 63) return 0;
+        u32 op = b[q] | PSEUDO_LOCAL << 8 | (u32)b[p] << OP_SECOND_SHIFT;
+        return token_operand(t, b, q + 1, end, op, C_TYPE, 1, 1);
+    }
     t->op |= b[q];
     t->len++;
     return 1;

@@ -286,7 +286,7 @@ def test_time_is_bounded(fuzz_pair: tuple[bytes, bytes, bytes], monkeypatch: pyt
 
 def test_memory_is_bounded(fuzz_pair: tuple[bytes, bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     base, _, streams = fuzz_pair
-    monkeypatch.setattr(structured, "MEMORY_ALLOWANCE_BYTES", 3 << 20)
+    monkeypatch.setattr(structured, "DECODE_ALLOWANCE_BYTES", 3 << 20)
     monkeypatch.setattr(structured, "DECODE_MEMORY_FACTOR", 0)
     with pytest.raises(DeltaError, match="more memory"):
         structured.decode_streams(structured.WASM, base, streams, 1 << 24)
