@@ -29,7 +29,7 @@ _LONG = 0x10
 _SHORT = struct.Struct("<BHHQH")
 _SHORT_PACK = _SHORT.pack
 _SHORT_SEALED = struct.Struct("<BHHQHI")
-_SHORT_SEALED_UNPACK = _SHORT_SEALED.unpack
+_NOT_SHORT = bytes(_SHORT_SEALED.size)
 _LONG_HEAD = struct.Struct("<BBBQQQIQ8s")
 _CRC = struct.Struct("<I")
 _SHORT_LIMIT = 0xFFFF
@@ -130,10 +130,11 @@ def encode_packed_plain(raw: bytes, size: int, body: int, offset: int) -> bytes:
     return value + crc32(raw + value).to_bytes(4, "little")
 
 
-def locate_packed_plain(sealed: memoryview) -> tuple[int, int, int] | None:
-    """Body, offset and size of a blob that lies plain in a pack, None for any other. The seal is not looked at: the
-    caller compares what it finds with the blob's digest."""
-    if len(sealed) != _SHORT_SEALED.size:
-        return None
-    tag, size, _, body, offset, _ = _SHORT_SEALED_UNPACK(sealed)
-    return (body, offset, size) if tag == _SHORT_PLAIN else None
+def locate_packed_plain(sealed: list[bytes | None]) -> list[tuple[int, int, int] | None]:
+    """Body, offset and size of each blob that lies plain in a pack, None for any other. The seals are not looked at:
+    the caller compares what it finds with the blob's digest."""
+    short = [value if value is not None and len(value) == _SHORT_SEALED.size else _NOT_SHORT for value in sealed]
+    return [
+        (body, offset, size) if tag == _SHORT_PLAIN else None
+        for tag, size, _, body, offset, _ in _SHORT_SEALED.iter_unpack(b"".join(short))
+    ]

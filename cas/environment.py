@@ -89,15 +89,30 @@ class Environment:
         finally:
             txn.abort()
 
+    @contextmanager
+    def copying(self) -> Iterator[lmdb.Transaction[bytes]]:
+        """A read transaction that gives out copies: the cheaper way to many small values."""
+        self.refuse_forked()
+        try:
+            with self.lmdb.begin() as txn:
+                yield txn
+        except lmdb.ReadersFullError as error:
+            raise self._busy() from error
+        except lmdb.Error as error:
+            raise translated(error, self.path) from error
+
     def begin_reading(self) -> lmdb.Transaction[memoryview]:
         self.refuse_forked()
         try:
             return self.lmdb.begin(buffers=True)
         except lmdb.ReadersFullError as error:
-            self.lmdb.reader_check()
-            raise StoreBusy(f"{MAX_READERS} readers have the store {self.path} open") from error
+            raise self._busy() from error
         except lmdb.Error as error:
             raise translated(error, self.path) from error
+
+    def _busy(self) -> StoreBusy:
+        self.lmdb.reader_check()
+        return StoreBusy(f"{MAX_READERS} readers have the store {self.path} open")
 
     def refuse_forked(self) -> None:
         if os.getpid() != self.pid:

@@ -8,7 +8,7 @@ Only plain blobs in packs go this way; everything else, and everything that is n
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, repeat
 
 from blake3 import blake3
 
@@ -53,21 +53,17 @@ def to_raws(digests: list[Digest]) -> list[bytes]:
     return [to_raw(digest) for digest in digests]
 
 
-def _places(env: Environment, raws: list[bytes]) -> dict[bytes, Place]:
-    """Where those blobs are that lie plain in packs."""
-    places = {}
-    locate = entries.locate_packed_plain
-    with env.reading() as txn:
-        get, blobs = txn.get, env.blobs
-        for raw in sorted(raws):
-            sealed = get(raw, None, blobs)
-            place = None if sealed is None else locate(sealed)
-            if place is not None:
-                places[raw] = place
-    return places
+def _places(env: Environment, raws: list[bytes]) -> dict[bytes, Place | None]:
+    """Where those blobs are that lie plain in packs; None for all others."""
+    wanted = sorted(raws)
+    with env.copying() as txn:
+        sealed = list(map(txn.get, wanted, repeat(None), repeat(env.blobs)))
+    return dict(zip(wanted, entries.locate_packed_plain(sealed), strict=True))
 
 
-def _read_packed(env: Environment, raws: list[bytes], places: dict[bytes, Place], start: int) -> list[bytes | None]:
+def _read_packed(
+    env: Environment, raws: list[bytes], places: dict[bytes, Place | None], start: int
+) -> list[bytes | None]:
     """The blobs from `start` on, verified, as far as they are to be held at a time; None for one to be read alone."""
     found: list[bytes | None] = []
     held_bytes = 0
@@ -76,7 +72,7 @@ def _read_packed(env: Environment, raws: list[bytes], places: dict[bytes, Place]
         for raw in islice(raws, start, None):
             if held_bytes > HELD_BYTES:
                 break
-            place = places.get(raw)
+            place = places[raw]
             if place is None:
                 found.append(None)
                 continue
