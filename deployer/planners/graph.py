@@ -9,15 +9,15 @@ from collections.abc import Set as AbstractSet
 Edges = Mapping[int, AbstractSet[int]]
 
 
-def cycles(count: int, edges: Edges) -> list[list[int]]:
-    """The groups of two nodes or more that can all reach each other, each sorted. Tarjan's algorithm, without
-    recursion, because a chain can be as long as a fleet is large."""
+def cycles(count: int, edges: Edges, *, among: Sequence[int] | None = None) -> list[list[int]]:
+    """The groups of two nodes or more that can all reach each other, each sorted; `among`: only from these nodes.
+    Tarjan's algorithm, without recursion, because a chain can be as long as a fleet is large."""
     index: dict[int, int] = {}
     low: dict[int, int] = {}
     stack: list[int] = []
     on_stack: set[int] = set()
     found: list[list[int]] = []
-    for root in range(count):
+    for root in range(count) if among is None else among:
         if root in index:
             continue
         work: list[tuple[int, Iterator[int]]] = []

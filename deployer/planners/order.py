@@ -21,6 +21,7 @@ listen where one of them connects to.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -31,6 +32,7 @@ from deployer.endpoints import is_loopback, is_wildcard, overlap, parse_host_add
 from deployer.observe import Observed
 from deployer.plan import Kind, Step
 from deployer.planners.graph import cycles, levels
+from deployer.planners.room import Change, Room, add, fits, positive, row
 from deployer.schema import Definition
 
 LOOPBACK: Final = "loopback"
@@ -39,9 +41,9 @@ MAKES_A_GUEST: Final = frozenset({Kind.START, Kind.REPLACE, Kind.CONFIGURE})
 Place = tuple[str, int, str]
 """Machine or address, port, protocol."""
 Edges = dict[int, set[int]]
-Room = tuple[int, int, int]
-"""Thousandths of cores, bytes of memory, bytes of disk."""
 DIMENSIONS: Final = 3
+MOST_TANGLED: Final = 10
+"""Steps that trade places with each other, of which the fewest that must be split are still searched."""
 
 
 class Fleet(NamedTuple):
@@ -113,12 +115,24 @@ class _Graph:
         self._order_ends()
 
     def tangled(self) -> set[int]:
-        """Steps that must be split, because no order of the steps as they are would work: one of each cycle, which may
-        leave a smaller cycle for the next look."""
+        """Steps that must be split, because no order of the steps as they are would work: as few as can be of each
+        tangle, where it is small enough to search it; otherwise one, which may leave a smaller one for the next
+        look."""
         found = set(self._mixed)
         for cycle in cycles(self._nodes, self._forced):
-            found.add(min(n for n in cycle if n < len(self._steps) and self._can_be_split(n)))
+            found |= self._to_split([n for n in cycle if n < len(self._steps) and self._can_be_split(n)], cycle)
         return found
+
+    def _to_split(self, candidates: list[int], tangle: list[int]) -> set[int]:
+        if len(candidates) > MOST_TANGLED:
+            return {candidates[0]}
+        for size in range(1, len(candidates) + 1):
+            for chosen in itertools.combinations(candidates, size):
+                left = set(tangle).difference(chosen)
+                edges = {node: self._forced.get(node, set()) & left for node in left}
+                if not cycles(self._nodes, edges, among=sorted(left)):
+                    return set(chosen)
+        return set(candidates)
 
     def stages(self, phase_of: Phase) -> list[tuple[int, tuple[Step, ...]]]:
         edges = self._without_cycles()
@@ -200,31 +214,40 @@ class _Graph:
 
     def _order_room(self) -> None:
         """Where a host is too small for everything old and new at once, what frees comes before what takes. What does
-        both, one thing against another, counts as taking if there is room for that, and is split if not."""
+        both, one thing against another, counts as taking if there is room for that; if not, such changes follow one
+        another (`deployer.planners.room`)."""
         for host, numbers in self._by_host.items():
             capacity = self._fleet.capacity.get(host)
             if capacity is None:
                 continue
             used = self._used(host)
             growth = {n: self._growth(n) for n in numbers}
-            most = _sum(used, *(_positive(change) for change in growth.values()))
+            most = add(used, *(positive(change) for change in growth.values()))
             scarce = [d for d in range(DIMENSIONS) if most[d] > capacity[d]]
+            if not scarce:
+                continue
             takes = {n for n, change in growth.items() if any(change[d] > 0 for d in scarce)}
             frees = {n for n, change in growth.items() if any(change[d] < 0 for d in scarce)}
-            freed = _sum(used, *(growth[n] for n in frees - takes))
-            taken = _sum(freed, *(_positive(growth[n]) for n in takes))
-            if any(taken[d] > capacity[d] and taken[d] > freed[d] for d in scarce):
-                self._mixed |= takes & frees
-            if frees - takes and takes:
-                barrier = self._barrier()
-                for n in frees - takes:
-                    self._force(n, barrier)
-                for n in takes:
-                    self._force(barrier, n)
+            freed = add(used, *(growth[n] for n in frees - takes))
+            groups = [frees - takes, takes]
+            if not fits(freed, capacity, add(*(positive(growth[n]) for n in takes))):
+                mixed = {n: Change(_size(self._before[n]), growth[n]) for n in takes & frees}
+                order, split = row(freed, capacity, mixed)
+                self._mixed |= split
+                groups = [frees - takes, *({n} for n in order), takes - frees]
+            self._one_after_the_other([group for group in groups if group])
+
+    def _one_after_the_other(self, groups: list[set[int]]) -> None:
+        for first, then in itertools.pairwise(groups):
+            barrier = self._barrier()
+            for n in first:
+                self._force(n, barrier)
+            for n in then:
+                self._force(barrier, n)
 
     def _used(self, host: str) -> Room:
         state = self._fleet.observed.hosts[host]
-        cores, memory, disk = _sum(*(_size(running.spec) for running in state.processes.values()))
+        cores, memory, disk = add(*(_size(running.spec) for running in state.processes.values()))
         return cores, memory, disk + sum(state.volumes.values())
 
     def _order_restarted(self) -> None:
@@ -341,14 +364,6 @@ def _runs_now(step: Step, observed: Observed) -> ProcessSpec | None:
 
 def _size(spec: ProcessSpec | None) -> Room:
     return (spec.cores_milli, spec.memory_bytes, spec.disk_bytes) if spec else (0, 0, 0)
-
-
-def _sum(*rooms: Room) -> Room:
-    return sum(r[0] for r in rooms), sum(r[1] for r in rooms), sum(r[2] for r in rooms)
-
-
-def _positive(room: Room) -> Room:
-    return max(room[0], 0), max(room[1], 0), max(room[2], 0)
 
 
 def _volumes(spec: ProcessSpec | None) -> Iterable[str]:

@@ -361,7 +361,7 @@ def test_a_process_that_takes_one_thing_and_frees_another_is_only_stopped_where_
     roomy = definition(4, 2000, a=(1, 1000), b=(2, 500))
     assert kinds(roomy, definition(2, 1000, a=(2, 500))) == [["stop b"], ["replace a"]]
     tight = definition(3, 1500, a=(1, 1000), b=(2, 500))
-    assert kinds(tight, definition(3, 1500, a=(2, 500), b=(1, 1000))) == [["stop a", "stop b"], ["start a", "start b"]]
+    assert kinds(tight, definition(3, 1500, a=(2, 500), b=(1, 1000))) == [["stop a"], ["replace b"], ["start a"]]
 
 
 # --- what is observed counts ----------------------------------------------------------------------------------------

@@ -125,14 +125,17 @@ class World:
 
     def carry_out(self, plan: Plan) -> None:
         for stage in plan.stages:
-            for step in stage:
-                self._check_expected(step)
-            self._check_room(stage)
-            self._check_ports(stage)
-            self._check_volumes(stage)
-            for step in stage:
-                self._act(step)
-            self.touched.append({step.host for step in stage})
+            self.carry_out_stage(stage)
+
+    def carry_out_stage(self, stage: tuple[Step, ...]) -> None:
+        for step in stage:
+            self._check_expected(step)
+        self._check_room(stage)
+        self._check_ports(stage)
+        self._check_volumes(stage)
+        for step in stage:
+            self._act(step)
+        self.touched.append({step.host for step in stage})
 
     def specs(self) -> dict[str, dict[str, ProcessSpec]]:
         return self._hosts
