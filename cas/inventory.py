@@ -72,13 +72,16 @@ def take_inventory(store: ExchangeStore, blobs: Iterable[Digest]) -> Inventory:
 def _item(store: ExchangeStore, blob: Digest) -> Item:
     whole = _form(store, store.stream(blob))
     stat, encoded = store.encoded(blob)
-    match stat.encoding:
-        case "plain":
-            return Item(whole=whole)
-        case "zstd":
-            return Item(whole=whole, others=(_form(store, encoded, encoding="zstd"),))
-        case _:
-            return Item(whole=whole, others=(_form(store, encoded, encoding="delta", base=stat.base),))
+    others: list[Form] = []
+    if stat.encoding == "zstd":
+        others.append(_form(store, encoded, encoding="zstd"))
+    elif stat.encoding == "delta":
+        others.append(_form(store, encoded, encoding="delta", base=stat.base))
+    for kept in stat.patches:
+        found = store.patch(blob, [kept.base])
+        if found is not None and kept.base != stat.base and len(others) < MAX_FORMS:
+            others.append(_form(store, [found[1]], encoding="delta", base=kept.base))
+    return Item(whole=whole, others=tuple(others))
 
 
 def _form(

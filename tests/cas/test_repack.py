@@ -15,6 +15,7 @@ from cas import patches, repack
 from cas.digest import Digest, digest_of, to_raw
 from cas.errors import StoreBusy, StoreFull
 from cas.exchange import bases_of, cost, frames, transfer
+from cas.inventory import take_inventory
 from cas.memory import MemoryStore
 from cas.names import keys
 from cas.reading import MAX_DEPTH
@@ -103,6 +104,13 @@ def test_the_delta_to_the_newest_version_still_goes_over_the_wire(store: Store) 
         assert received.wire_bytes < 2000, "a host that has any version is sent deltas"
         assert receiver.read(digests[3]) == series(4)[3]
         assert cost(store, [digests[3]], [held]) == received.wire_bytes
+
+
+def test_an_inventory_lists_the_kept_delta_as_it_did_before(store: Store) -> None:
+    digests = stored(store, 3)
+    before = take_inventory(store, digests[2:]).items[0].others
+    store.repack()
+    assert before[0] in take_inventory(store, digests[2:]).items[0].others
 
 
 def test_everything_travels_out_of_a_repacked_store(store: Store) -> None:
