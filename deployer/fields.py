@@ -10,7 +10,8 @@ import enum
 import functools
 import types
 import typing
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -64,15 +65,35 @@ class Field(NamedTuple):
         return typing.cast("type[Table]", self.item)
 
 
+Result = TypeVar("Result")
+
+
+def once_for_each(ask: Callable[[Any], Result]) -> Callable[[Any], Result]:
+    """A question about a type of the schema, asked once: definitions have a million values, but few types. Such types
+    have no hash; what was asked about is kept, so that its identity stays its own."""
+    known: dict[int, tuple[Any, Result]] = {}
+
+    @functools.wraps(ask)
+    def answer(annotation: Any) -> Result:
+        found = known.get(id(annotation))
+        if found is None:
+            found = known[id(annotation)] = annotation, ask(annotation)
+        return found[1]
+
+    return answer
+
+
 def is_table(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Table)
 
 
+@once_for_each
 def metas_of(annotation: Any) -> tuple[Meta, ...]:
     """The declarations attached to a type, the innermost first."""
     return tuple(m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, Meta))
 
 
+@once_for_each
 def bare(annotation: Any) -> Any:
     """The type without its declarations, and without `| None`."""
     inner = annotation.__origin__ if hasattr(annotation, "__metadata__") else annotation
@@ -82,6 +103,7 @@ def bare(annotation: Any) -> Any:
     return inner
 
 
+@once_for_each
 def unit_of(annotation: Any) -> Unit | None:
     for meta in metas_of(annotation):
         if unit := (meta.extra or {}).get("unit"):
@@ -89,6 +111,7 @@ def unit_of(annotation: Any) -> Unit | None:
     return None
 
 
+@once_for_each
 def limits_of(annotation: Any) -> tuple[int | None, int | None]:
     """The least and the greatest number that a field takes."""
     least = greatest = None

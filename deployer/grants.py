@@ -2,7 +2,8 @@
 
 These are warnings, not errors: an interpreter built for WASI imports every interface there is, whether its script uses
 them or not, and the host denies what the definition does not grant in any case. But a web server whose process has no
-listener, or a process with a listener whose program cannot open one, is nearly always a mistake, and cheap to see.
+listener, or a process with a listener whose program cannot open one, is nearly always a mistake, and cheap to see. A
+program that imports a file system in a process without files is none: every C library imports one.
 """
 
 from __future__ import annotations
@@ -41,8 +42,14 @@ def _complaints(process: Process, facts: Facts) -> Iterator[tuple[str, str]]:
         yield "the program imports wasi:sockets, but its process may use no network", "give it [listen] or [connect]"
     if networked and not opens_sockets and not any(name.startswith(HTTP) for name in facts.imports):
         yield "its process has listeners or connections, but the program does not import wasi:sockets", ""
-    if (process.config or process.volume) and not any(name.startswith(FILES) for name in facts.imports):
-        yield "its process has files or volumes, but the program imports no file system", ""
+    if not process.connect and any(name.startswith(HTTP) for name in facts.imports):
+        yield (
+            "the program imports wasi:http/outgoing-handler, but its process may connect nowhere",
+            "give it [connect] to whatever it asks",
+        )
+    has_files = process.config or process.volume or process.secret or process.disk
+    if has_files and not any(name.startswith(FILES) for name in facts.imports):
+        yield "its process has files, secrets, volumes or scratch space, but the program imports no file system", ""
     foreign = [name for name in facts.imports if not _offered(name, facts)]
     if foreign:
         shown = ", ".join(foreign[:MAX_SHOWN]) + (", …" if len(foreign) > MAX_SHOWN else "")

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from deployer import units
-from deployer.fields import Field, Shape, bare, fields_of, limits_of, metas_of, unit_of
+from deployer.fields import Field, Shape, bare, fields_of, limits_of, metas_of, once_for_each, unit_of
 from deployer.positions import Path
 from deployer.schema import Definition, Table, Unit
 from deployer.wording import dotted, kind_of, near_hint, quoted
@@ -84,8 +84,8 @@ def read_value(annotation: Any, raw: object, path: Path, findings: list[Finding]
     """One text, number or choice of the schema; `_UNREADABLE` where it is none."""
     if unit := unit_of(annotation):
         return _read_quantity(annotation, unit, raw, path, findings, example)
-    if typing.get_origin(bare(annotation)) is Literal:
-        return _read_choice(typing.get_args(bare(annotation)), raw, path, findings)
+    if choices := _choices_of(annotation):
+        return _read_choice(choices, raw, path, findings)
     if not isinstance(raw, str):
         findings.append(Finding(path, f"must be text, not {kind_of(raw)}", f"write it as {example}" if example else ""))
         return _UNREADABLE
@@ -99,15 +99,27 @@ def text_complaint(annotation: Any, text: str) -> tuple[str, str] | None:
     """What is wrong with a text by the limits of its type, and a hint."""
     if "\x00" in text:
         return "contains a NUL character", ""
-    for part in _with_optional(annotation):
-        for meta in metas_of(part):
-            if meta.max_length is not None and len(text) > meta.max_length:
-                return f"is {len(text)} characters long; at most {meta.max_length} are allowed", ""
-            if meta.min_length is not None and len(text) < meta.min_length:
-                return "is empty", ""
-            if meta.pattern is not None and not re.search(meta.pattern, text):
-                return f"{quoted(text)} is not allowed here", _pattern_hint(meta, text)
+    for meta, pattern in _text_rules(annotation):
+        if meta.max_length is not None and len(text) > meta.max_length:
+            return f"is {len(text)} characters long; at most {meta.max_length} are allowed", ""
+        if meta.min_length is not None and len(text) < meta.min_length:
+            return "is empty", ""
+        if pattern is not None and not pattern.search(text):
+            return f"{quoted(text)} is not allowed here", _pattern_hint(meta, text)
     return None
+
+
+@once_for_each
+def _choices_of(annotation: Any) -> tuple[str, ...]:
+    inner = bare(annotation)
+    return typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+
+
+@once_for_each
+def _text_rules(annotation: Any) -> list[tuple[msgspec.Meta, re.Pattern[str] | None]]:
+    """What limits a text of this type."""
+    metas = [meta for part in _with_optional(annotation) for meta in metas_of(part)]
+    return [(meta, re.compile(meta.pattern) if meta.pattern is not None else None) for meta in metas]
 
 
 class _Unreadable:

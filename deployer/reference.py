@@ -137,8 +137,9 @@ _RULES: Final = """\
 - Environment variables do not begin with `LOWCLOUD_`.
 
 What a binary imports is compared with what its process is given. These are warnings, because an interpreter imports
-every interface whether its script uses it or not: sockets without a listener or connection, a listener without sockets,
-files without a file system, interfaces that hosts do not offer, a library where a program is needed.
+every interface whether its script uses it or not: sockets without a listener or connection, outgoing HTTP without a
+connection, a listener without sockets, files or secrets without a file system, interfaces that hosts do not offer, a
+library where a program is needed.
 """
 
 _ENDPOINTS: Final = """\

@@ -60,6 +60,7 @@ def test_the_example_of_the_reference_means_what_it_says() -> None:
         connect={"kv": "kv@fra1:6379/tcp"},
         ready=Ready(tcp="http", within=10_000),
         update=Update(order="start-first", drain=30_000, on_failure="rollback"),
+        secret={"/run/secrets/db": "db-password"},
     )
     assert parsed.definition.process["kv"].cores == 500
     assert parsed.definition.volume == {"kv-data": Volume(size=1 << 30)}
