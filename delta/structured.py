@@ -30,9 +30,6 @@ LIKELY_DECODE_FACTOR = 3
 ENCODE_MEMORY_FACTOR = 24
 ENCODE_ALLOWANCE_BYTES = 96 << 20
 
-COMPARISON_COST: dict[Effort, int] = {"fast": 100, "normal": 400, "best": 4000}
-"""How many changed instructions in a row are still aligned in the best possible way."""
-
 LOOKS: dict[Effort, int] = {"fast": 0, "normal": 8 << 20, "best": 64 << 20}
 """How many occurrences in the base the coder of text looks at in all, """
 FEWEST_LOOKS: dict[Effort, int] = {"fast": 0, "normal": 8, "best": 64}
@@ -75,7 +72,7 @@ def encode(method: Method, base: bytes, target: bytes, *, effort: Effort, to_bea
     if not kernel_host.available():
         return None
     try:
-        encoding = _Encoding(method, base, target, effort)
+        encoding = _Encoding(method, base, target)
         if len(encoding.streams) > len(target) + STREAMS_ALLOWANCE_BYTES:
             return None
         if effort != "best" and to_beat is not None and encoding.quick_size() > to_beat * LAST_STAGE_AT_MOST:
@@ -112,16 +109,14 @@ def decode(method: Method, base: bytes, payload: bytes | memoryview, *, size: in
 class _Encoding:
     """The kernel's streams, and the sandbox that made them and can pack their text."""
 
-    def __init__(self, method: Method, base: bytes, target: bytes, effort: Effort) -> None:
+    def __init__(self, method: Method, base: bytes, target: bytes) -> None:
         total = len(base) + len(target)
         self._sandbox = kernel_host.Sandbox(
             memory_bytes=ENCODE_MEMORY_FACTOR * total + ENCODE_ALLOWANCE_BYTES,
             time_s=TIME_ALLOWANCE_S + total / SLOWEST_ENCODE_BYTES_PER_S,
         )
         self._base_at, self._base_bytes, target_at = self._sandbox.put(base), len(base), self._sandbox.put(target)
-        self._streams_at = self._sandbox.call(
-            method.encoder, self._base_at, len(base), target_at, len(target), COMPARISON_COST[effort]
-        )
+        self._streams_at = self._sandbox.call(method.encoder, self._base_at, len(base), target_at, len(target))
         self.streams = self._sandbox.get(self._streams_at, self._sandbox.ask("kernel_streams_bytes"))
         self.text_at = self._sandbox.ask("kernel_text_at")
         """Offset in the streams."""
@@ -144,9 +139,9 @@ class _Encoding:
         return self._sandbox.get(at, self._sandbox.ask("kernel_packed_bytes"))
 
 
-def encode_streams(method: Method, base: bytes, target: bytes, *, effort: Effort) -> tuple[bytes, int]:
+def encode_streams(method: Method, base: bytes, target: bytes) -> tuple[bytes, int]:
     """The kernel's streams and the offset in them at which the text begins. Raises DeltaError."""
-    encoding = _Encoding(method, base, target, effort)
+    encoding = _Encoding(method, base, target)
     return encoding.streams, encoding.text_at
 
 

@@ -1,7 +1,7 @@
 #include "align.h"
 
 enum {
-    SHORT_COPY = 3,   /* a copy of fewer tokens between two changes is not worth its steps */
+    SHORT_COPY = 8,   /* a copy of fewer tokens between two changes costs more as a step than as text */
     INNER_COPY = 4,   /* within a change, copies by opcode alone must be this long */
     SMALL_NUMBER = 1024,
 };

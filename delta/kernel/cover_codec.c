@@ -19,9 +19,7 @@ static void encode_one(bytes *s, const u8 *o, const u8 *n, cover c, u64 *run) {
 
 /* Makes the streams; returns where they are. */
 __attribute__((export_name("kernel_cover_encode"))) u32 kernel_cover_encode(const u8 *base, u32 base_bytes,
-                                                                             const u8 *target, u32 target_bytes,
-                                                                             u32 effort) {
-    (void)effort; /* finding covers is quick at any effort */
+                                                                             const u8 *target, u32 target_bytes) {
     bytes s[COVER_STREAMS] = {0};
     bytes joined = {0};
     covers c = {0};

@@ -1,67 +1,7 @@
 #include "diff.h"
 
-enum {
-    EXHAUSTED_COST = 100,
-    ANCHORED_COST = 60,  /* what differs in more is split at anchors before the search goes on */
-    WINDOW = 16,         /* keys in a row that make an anchor */
-};
+enum { WINDOW = 8 }; /* keys in a row that make an anchor */
 #define MANY_PLACES 0xffffffffu
-
-typedef struct {
-    i32 x, y;
-    int found;
-} split;
-
-/* The better of the two neighbouring diagonals, where both are inside the box and reached. */
-static i32 furthest(const i32 *v, i32 k, i32 d, i32 n, i32 m) {
-    if (k == -d || k == -m) return v[k + 1];
-    if (k == d || k == n) return v[k - 1] + 1;
-    return v[k - 1] < v[k + 1] ? v[k + 1] : v[k - 1] + 1;
-}
-
-/* Searches from both corners of the box at once; where the searches meet, the shortest way passes. */
-static split middle(const u64 *a, i32 n, const u64 *b, i32 m, i32 *vf, i32 *vb, i32 limit, i64 *budget) {
-    i32 delta = n - m;
-    int odd = delta & 1;
-    vf[1] = vb[1] = 0;
-    for (i32 d = 0; d <= limit; d++) {
-        i32 first = d <= m ? -d : -m + ((d - m) & 1), last = d <= n ? d : n;
-        *budget -= last - first;
-        for (i32 k = first; k <= last; k += 2) {
-            i32 x = furthest(vf, k, d, n, m), y = x - k;
-            if (x > n || y > m || y < 0) {
-                vf[k] = x > n ? n + 1 : x;
-                continue;
-            }
-            while (x < n && y < m && a[x] == b[y]) x++, y++;
-            vf[k] = x;
-            i32 r = delta - k;
-            if (odd && r <= d - 1 && r >= 1 - d && vb[r] + x >= n) return (split){x, y, 1};
-        }
-        for (i32 k = first; k <= last; k += 2) {
-            i32 x = furthest(vb, k, d, n, m), y = x - k;
-            if (x > n || y > m || y < 0) {
-                vb[k] = x > n ? n + 1 : x;
-                continue;
-            }
-            while (x < n && y < m && a[n - 1 - x] == b[m - 1 - y]) x++, y++;
-            vb[k] = x;
-            i32 r = delta - k;
-            if (!odd && r <= d && r >= -d && vf[r] + x >= n) return (split){n - x, m - y, 1};
-        }
-    }
-    return (split){0, 0, 0};
-}
-
-static split best_so_far(const i32 *vf, i32 n, i32 m, i32 limit) {
-    split best = {0, 0, 0};
-    for (i32 k = -limit; k <= limit; k += 2) {
-        if (k < -m || k > n) continue;
-        i32 x = vf[k], y = x - k;
-        if (x >= 0 && y >= 0 && x <= n && y <= m && x + y > best.x + best.y) best = (split){x, y, 1};
-    }
-    return best;
-}
 
 static void mark(u8 *at, const u32 *index, u32 from, u32 to) {
     for (u32 i = from; i < to; i++) at[index[i]] = 1;
@@ -146,32 +86,17 @@ static int split_at_anchors(differ *d, struct box x) {
     return any;
 }
 
-static void compare_box(differ *d, struct box x, i32 *vf, i32 *vb) {
+static void compare_box(differ *d, struct box x) {
     const u64 *a = d->a.keys.at, *b = d->b.keys.at;
     while (x.al < x.ah && x.bl < x.bh && a[x.al] == b[x.bl]) x.al++, x.bl++;
     while (x.al < x.ah && x.bl < x.bh && a[x.ah - 1] == b[x.bh - 1]) x.ah--, x.bh--;
-    i32 n = (i32)(x.ah - x.al), m = (i32)(x.bh - x.bl);
-    split s = {0, 0, 0};
-    if (n && m) {
-        i32 limit = d->budget > 0 || d->max_cost < EXHAUSTED_COST ? (i32)d->max_cost : EXHAUSTED_COST;
-        if (limit > (n + m + 1) / 2) limit = (n + m + 1) / 2;
-        i32 first = limit < ANCHORED_COST ? limit : ANCHORED_COST;
-        s = middle(a + x.al, n, b + x.bl, m, vf, vb, first, &d->budget);
-        if (!s.found && split_at_anchors(d, x)) return;
-        if (!s.found && first < limit) s = middle(a + x.al, n, b + x.bl, m, vf, vb, limit, &d->budget);
-        if (!s.found) s = best_so_far(vf, n, m, limit);
-    }
-    if ((s.x == 0 && s.y == 0) || (s.x == n && s.y == m)) {
-        mark(d->gone.at, d->a.index.at, x.al, x.ah);
-        mark(d->added.at, d->b.index.at, x.bl, x.bh);
-        return;
-    }
-    PUSH(d->boxes, ((struct box){x.al, x.al + (u32)s.x, x.bl, x.bl + (u32)s.y}));
-    PUSH(d->boxes, ((struct box){x.al + (u32)s.x, x.ah, x.bl + (u32)s.y, x.bh}));
+    if (x.al < x.ah && x.bl < x.bh && split_at_anchors(d, x)) return;
+    mark(d->gone.at, d->a.index.at, x.al, x.ah);
+    mark(d->added.at, d->b.index.at, x.bl, x.bh);
 }
 
-/* Keys that the other side does not have can only be deleted or inserted. Leaving them out first makes the search, whose
-   cost grows with the square of the differences, much shorter and its result no worse. */
+/* Keys that the other side does not have can only be deleted or inserted. Without them, what stays in order stands side by
+   side, so more of it makes windows. */
 static void note_keys(differ *d, const u64 *keys, u32 n) {
     u32 slots = 64;
     while (slots < 2 * n) slots *= 2;
@@ -217,12 +142,9 @@ static void collect(const differ *d, u32 an, u32 bn, steps *out) {
 }
 
 void compare(differ *d, const u64 *a, u32 an, const u64 *b, u32 bn, steps *out) {
-    u32 diagonals = 2 * (an + bn + 4);
-    d->gone.n = d->added.n = d->forward.n = d->backward.n = 0;
+    d->gone.n = d->added.n = 0;
     RESERVE(d->gone, an + 1);
     RESERVE(d->added, bn + 1);
-    RESERVE(d->forward, diagonals);
-    RESERVE(d->backward, diagonals);
     note_keys(d, b, bn);
     keep_noted(d, a, an, &d->a, d->gone.at);
     note_keys(d, a, an);
@@ -231,7 +153,7 @@ void compare(differ *d, const u64 *a, u32 an, const u64 *b, u32 bn, steps *out) 
     PUSH(d->boxes, ((struct box){0, d->a.keys.n, 0, d->b.keys.n}));
     while (d->boxes.n) {
         struct box x = d->boxes.at[--d->boxes.n];
-        compare_box(d, x, d->forward.at + diagonals / 2, d->backward.at + diagonals / 2);
+        compare_box(d, x);
     }
     collect(d, an, bn, out);
 }

@@ -1,4 +1,4 @@
-/* The shortest way from one list of keys to another, as copy, delete and insert steps. */
+/* A short way from one list of keys to another, as copy, delete and insert steps. */
 #ifndef LOWCLOUD_DIFF_H
 #define LOWCLOUD_DIFF_H
 
@@ -27,10 +27,7 @@ struct window {
 
 /* Memory that is used again by every comparison. */
 typedef struct {
-    u32 max_cost; /* looked for in one piece; the time grows with its square */
-    i64 budget;   /* search steps left in all; without any, pieces are small */
     VEC(u8) gone, added;
-    VEC(i32) forward, backward;
     VEC(struct box) boxes;
     u64s seen;
     u32 seen_mask;
@@ -39,9 +36,9 @@ typedef struct {
     VEC(u32) pairs_i, pairs_j, before, tails; /* unique windows in the order of a, and the longest chain of them */
 } differ;
 
-/* E. W. Myers, "An O(ND) difference algorithm and its variations" (1986), linear space variant, with a bound on the cost
-   that is looked for in one piece: beyond it the piece is split at what occurs once on both sides, as B. Cohen's patience
-   difference does, and where there is no such thing, where the search got furthest. */
+/* Splits both lists at what occurs once on either side, as B. Cohen's patience difference does, again and again; what lies
+   between is replaced. There is no search for the shortest way (E. W. Myers): it finds copies of a few keys more, and
+   those cost more as steps of their own than as text. */
 void compare(differ *d, const u64 *a, u32 an, const u64 *b, u32 bn, steps *out);
 
 #endif

@@ -22,8 +22,6 @@ typedef struct {
     u32 *refs;
 } encoder;
 
-enum { BYTES_PER_STEP = 8 }; /* with the effort, how much comparing a byte of input pays for: time stays linear */
-
 static void number(encoder *e, u32 stream, u64 v) { put_number(&e->s[stream], v); }
 
 static i64 label_of(const encoder *e, u32 cls, i64 v) {
@@ -441,13 +439,10 @@ static void piece_between(encoder *e, const u8 *target, u32 from, u32 to) {
     put(&e->s[S_RAW], target + from, to - from);
 }
 
-/* Makes the streams; returns where they are. Traps where either side holds no module that is understood. `effort`: the
-   cost up to which function bodies are compared thoroughly, in instructions. */
+/* Makes the streams; returns where they are. Traps where either side holds no module that is understood. */
 __attribute__((export_name("kernel_encode"))) u32 kernel_encode(const u8 *base, u32 base_bytes, const u8 *target,
-                                                                 u32 target_bytes, u32 effort) {
+                                                                 u32 target_bytes) {
     encoder *e = allocate(sizeof(encoder));
-    e->align.diff.max_cost = effort;
-    e->align.diff.budget = (i64)effort * ((i64)base_bytes + target_bytes) / BYTES_PER_STEP;
     ranges o = {0}, n = {0};
     bytes joined = {0};
     find_modules(base, base_bytes, &o);

@@ -72,7 +72,7 @@ def test_a_golden_patch_decodes() -> None:
 @given(data=st.data())
 def test_damaged_streams_end_in_a_delta_error(data: st.DataObject) -> None:
     base, target = moved_program(random.Random(1), 200, 0), moved_program(random.Random(1), 200, 48)
-    streams, text_at = structured.encode_streams(structured.COVER, base, target, effort="fast")
+    streams, text_at = structured.encode_streams(structured.COVER, base, target)
     damaged = bytearray(streams)
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))

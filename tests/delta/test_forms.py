@@ -141,7 +141,7 @@ def test_modules_of_every_proposal_are_exact_and_understood(kind: str, names: bo
 def bodies_as_bytes(base: bytes, target: bytes) -> int:
     """How many functions travel as bytes, because an instruction in them is not understood: 1 in the stream of
     references, which is the second (docs/formats.md)."""
-    row = structured.encode_streams(structured.WASM, base, target, effort="normal")[0]
+    row = structured.encode_streams(structured.WASM, base, target)[0]
     sizes, at = [], 0
     for _ in range(STREAMS):
         size, at = number(row, at)

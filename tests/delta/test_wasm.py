@@ -35,7 +35,7 @@ def round_trip(base: bytes, target: bytes) -> bytes:
 
 
 def streams_of(base: bytes, target: bytes) -> bytes:
-    return structured.encode_streams(structured.WASM, base, target, effort="fast")[0]
+    return structured.encode_streams(structured.WASM, base, target)[0]
 
 
 def payload_of(base: bytes, streams: bytes) -> bytes:

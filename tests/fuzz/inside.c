@@ -24,8 +24,8 @@
 
 u32 kernel_decode(const u8 *base, u32 base_bytes, const u8 *streams, u32 streams_bytes, u32 target_bytes);
 u32 kernel_cover_decode(const u8 *base, u32 base_bytes, const u8 *streams, u32 streams_bytes, u32 target_bytes);
-u32 kernel_encode(const u8 *base, u32 base_bytes, const u8 *target, u32 target_bytes, u32 effort);
-u32 kernel_cover_encode(const u8 *base, u32 base_bytes, const u8 *target, u32 target_bytes, u32 effort);
+u32 kernel_encode(const u8 *base, u32 base_bytes, const u8 *target, u32 target_bytes);
+u32 kernel_cover_encode(const u8 *base, u32 base_bytes, const u8 *target, u32 target_bytes);
 u32 kernel_unpack_text(const u8 *base, u32 base_bytes, const u8 *numbers, u32 numbers_bytes, const u8 *packed,
                        u32 packed_bytes, u32 text_bytes);
 u32 kernel_pack_text(const u8 *base, u32 base_bytes, const u8 *text, u32 text_bytes, u32 depth);
@@ -34,7 +34,7 @@ u32 kernel_packed_bytes(void);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 
 enum { DECODE, COVER_DECODE, ENCODE_TOWARDS, ENCODE_AWAY, COVER_ENCODE, UNPACK_TEXT, PACK_TEXT, OPS };
-enum { HEAD = 5, BASES = 64, COVER_STREAMS = 4, OWN_BASE = 255, EFFORT = 400 };
+enum { HEAD = 5, BASES = 64, COVER_STREAMS = 4, OWN_BASE = 255 };
 enum { GAP = 32, AFTER_INPUT = 16, ALLOWANCE = 96 << 20, DECODE_FACTOR = 6, ENCODE_FACTOR = 24 };
 /* Low, because the kernel returns addresses as 32-bit numbers. */
 #define ARENA ((u8 *)0x10000000)
@@ -133,9 +133,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     switch (op) {
     case DECODE: made = kernel_decode(b, base_bytes, x, n, target_bytes); break;
     case COVER_DECODE: made = kernel_cover_decode(b, base_bytes, x, n, target_bytes); break;
-    case ENCODE_TOWARDS: made = kernel_encode(b, base_bytes, x, n, EFFORT); break;
-    case ENCODE_AWAY: made = kernel_encode(x, n, b, base_bytes, EFFORT); break;
-    case COVER_ENCODE: made = kernel_cover_encode(b, base_bytes, x, n, EFFORT); break;
+    case ENCODE_TOWARDS: made = kernel_encode(b, base_bytes, x, n); break;
+    case ENCODE_AWAY: made = kernel_encode(x, n, b, base_bytes); break;
+    case COVER_ENCODE: made = kernel_cover_encode(b, base_bytes, x, n); break;
     case UNPACK_TEXT: made = kernel_unpack_text(b, base_bytes, b, 0, x, n, target_bytes); break;
     case PACK_TEXT: made = kernel_pack_text(b, base_bytes, x, n, target_bytes & 255); break;
     }

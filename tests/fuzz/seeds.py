@@ -132,7 +132,7 @@ def beyond_every_local() -> Seed:
     """Streams that change the operand of a `local.get`, for a base in which it is larger than any module's may be."""
     local = [b"\x20\x01", b"\x20\x02"]
     before, after = (ModulePlan([Function([b"\x20\0", *local])]), ModulePlan([Function([b"\x20\x03", *local])]))
-    streams, text_at = structured.encode_streams(WASM, before.encode(), after.encode(), effort="normal")
+    streams, text_at = structured.encode_streams(WASM, before.encode(), after.encode())
     beyond = ModulePlan([Function([b"\x20" + uleb((1 << 63) + (1 << 27)), *local])])
     return Seed(WASM, beyond.encode(), after.encode(), streams, text_at)
 
@@ -142,7 +142,7 @@ def seeds() -> list[Seed]:
     for base, target in pairs():
         for method in (WASM, COVER):
             try:
-                streams, text_at = structured.encode_streams(method, base, target, effort="normal")
+                streams, text_at = structured.encode_streams(method, base, target)
             except DeltaError:
                 continue  # not a module
             found.append(Seed(method, base, target, streams, text_at, coded_text(base, streams[text_at:])))
