@@ -14,9 +14,11 @@ from cas.interface import Stored
 from cas.store import Store
 from deployer import canonical
 from deployer.definition import load
+from deployer.grants import ungranted
 from deployer.lock import Lock
 from deployer.problems import DefinitionInvalid, Problem
 from deployer.resolve import LEASE_OWNER, Resolved, resolve
+from deployer.wasm_imports import Facts
 from tests.deployer.definition.test_checks import HOSTS
 from tests.deployer.definition.test_wasm_imports import COMPONENT
 
@@ -216,3 +218,19 @@ def test_what_a_program_imports_is_compared_with_what_it_is_given(
         assert message in warning.message
         assert warning.message.startswith("process.web.binary: ")
         assert (warning.line, warning.column) == (HOSTS.count("\n") + 3, 10)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("", ["imports wasi:http/outgoing-handler, but its process may connect nowhere", "imports no file system"]),
+        ('connect.api = "10.0.0.9:443/tcp"\n', ["imports no file system"]),
+    ],
+)
+def test_a_program_that_asks_over_http_needs_a_connection(site: Site, lines: str, told: list[str]) -> None:
+    site.put("cloud.toml", (HOSTS + WEB + lines + 'secret."/run/secrets/db" = "db"\n').encode())
+    facts = Facts("component", ("wasi:http/outgoing-handler@0.2.0",), ("wasi:cli/run@0.2.0",))
+    findings = ungranted(load(site.path / "cloud.toml").definition, {"build/web.wasm": facts})
+    assert len(findings) == len(told)
+    for finding, message in zip(findings, told, strict=True):
+        assert message in finding.message
