@@ -30,6 +30,7 @@ from cas.entries import BadEntry, Entry
 from cas.errors import BlobDamaged, BlobMissing, StoreBusy
 from cas.interface import Damage, Repacked
 from cas.reading import MAX_DEPTH
+from cas.similarity import Sketch
 
 LEAST_BYTES = similarity.LEAST_BYTES
 """Smaller blobs are left as they are."""
@@ -190,10 +191,11 @@ def _try_delta(run: _Repack, raw: bytes, wanted: list[bytes]) -> None:
         chain = _chain(run, base)
         if not chain or raw in {link.raw for link in chain} or len(chain) + height > MAX_DEPTH:
             continue
-        data, other = reading.read(run.access.env, raw), reading.read(run.access.env, base)
-        alike = similarity.resemblance(similarity.sketch_of(data), similarity.sketch_of(other))
-        if alike < similarity.LEAST_RESEMBLANCE or not encoding.may_encode(chain[0], len(data)):
+        if not encoding.may_encode(chain[0], before.entry.size):
             return
+        if similarity.resemblance(_sketch(run, raw), _sketch(run, base)) < similarity.LEAST_RESEMBLANCE:
+            return
+        data, other = reading.read(run.access.env, raw), reading.read(run.access.env, base)
         if not _looks_worthwhile(other, data, before.entry.stored):
             return
         patch = putting.encode_delta(other, data)
@@ -201,6 +203,13 @@ def _try_delta(run: _Repack, raw: bytes, wanted: list[bytes]) -> None:
         if patch is not None and small and encoding.chain_allows(chain[0], len(patch), before.entry.stored):
             _rewrite(run, before, encoding.as_delta(chain[0], patch))
         return
+
+
+def _sketch(run: _Repack, raw: bytes) -> Sketch:
+    """From the table, or else from the blob's bytes."""
+    with run.access.env.reading() as txn:
+        known = similarity.known(run.access.env, txn, raw)
+    return known or similarity.sketch_of(reading.read(run.access.env, raw))
 
 
 def _looks_worthwhile(base: bytes, data: bytes, stored_bytes: int) -> bool:
