@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -28,6 +29,9 @@ DELETE_AT_ONCE: Final = 500
 METADATA_SERVICE: Final = "/latest/api/token"
 """What `obstore` asks for credentials when the environment has none; on Amazon's own machines somebody answers."""
 DEFAULT_REGION: Final = "us-east-1"
+
+
+_TIMING: Final = re.compile(r" in [0-9.]+(?:ms|µs|s)(?:, after [0-9]+ retries[^-]*)?\s+- ")
 
 
 class Meta(NamedTuple):
@@ -212,5 +216,5 @@ def _meta(found: Any) -> Meta:
 
 def _first(error: BaseException) -> str:
     """What matters of `obstore`'s messages, which go on for pages, on one line."""
-    said = str(error).split("\n\nDebug source:", 1)[0]
-    return " ".join(said.split())[:300]
+    said = str(error).split("\n\nDebug source:", 1)[0].removeprefix("Generic S3 error: ")
+    return " ".join(_TIMING.sub(": ", said).split())[:300]

@@ -28,6 +28,8 @@ lowcloud history -n 1 -w
 """
 
 HEAD = ("RELEASE", "TIME", "BY", "KIND", "DEFINITION", "MESSAGE")
+ALIGNED_ROWS = 500
+"""With so many rows before it is a row aligned that comes later; `-w` begins with at most so many."""
 RETRY_S = 1.0
 """Between two attempts to watch a history whose engine does not answer."""
 
@@ -60,21 +62,25 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _watch(cloud: Cloud, limit: int | None, out: Output) -> int:
     """Each release on a line of its own, the oldest first; with --json an object on each line. Does not end."""
     import gc
+    from collections import deque
 
     from deployer import release
     from tools.output import table_lines
 
     gc.enable()
-    out.line("  ".join(HEAD))
     last: Digest | None = None
+    shown: deque[tuple[str, ...]] = deque(maxlen=ALIGNED_ROWS)
     for number, head in enumerate(_heads(cloud, out)):
         links = release.chain(cloud.store, head)
         new = list(islice(links, limit)) if number == 0 else list(_newer(links, last))
-        for link in reversed(new):
-            if out.as_json:
+        shown.extend(map(_row, reversed(new)))
+        if out.as_json:
+            for link in reversed(new):
                 out.json(_as_dict(link))
-            else:
-                out.line(list(table_lines(HEAD, [_row(link)]))[-1])
+        else:
+            lines = list(table_lines(HEAD, shown))
+            for line in lines[len(lines) - min(len(new), len(shown)) - (number == 0) :]:
+                out.line(line)
         out.flush()
         last = head
     return errors.DONE
