@@ -82,6 +82,8 @@ def _show_facts(facts: HostFacts, out: Output) -> None:
     out.line(f"  kernel     {facts.kernel}")
     out.line(f"  lowcloud   {facts.version}, engine {facts.engine}")
     out.line(f"  store      {facts.store_blobs} blobs, {size(facts.store_bytes)}")
+    if facts.sealing_key:
+        out.line(f"  secrets    are sealed to {facts.sealing_key}")
     for volume in facts.volumes:
         holder = f", held by {volume.held_by}" if volume.held_by else ""
         out.line(f"  volume     {volume.volume}: {size(volume.used_bytes)} of {size(volume.size_bytes)}{holder}")
@@ -131,11 +133,14 @@ def _defined_address(cloud: Cloud, name: str) -> str:
 
 
 def _enroll(args: argparse.Namespace, out: Output) -> int:
+    from agent.daemon.sealing import KEY_NAME, SealingKey
     from deployer import trust
 
     settings = trust.open_bundle(args.bundle, args.state)
+    sealing_key = SealingKey(args.state / KEY_NAME).public()  # made here: its private half never was anywhere else
     if out.as_json:
-        out.json({"host": settings.host, "listen": settings.listen, "state": shown_path(args.state)})
+        facts = {"host": settings.host, "listen": settings.listen, "state": shown_path(args.state)}
+        out.json(facts | {"sealing_key": sealing_key})
     out.line(f"{shown_path(args.state)} is the state of {settings.host}; delete {shown_path(args.bundle)} now")
     out.line(f"start it: lowcloud agent --state {shown_path(args.state)}")
     return errors.DONE
