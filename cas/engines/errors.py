@@ -40,7 +40,7 @@ class HistoryMoved(CasError):
     exit_code = 2
 
     def __init__(self, name: str, to: str) -> None:
-        super().__init__(
-            f"the history of {name!r} was moved to {to}", hint=f'set refs = "{to}" in lowcloud.toml, and blobs likewise'
-        )
+        here = "ask who moved it: it is in that operator's directory now, and `lowcloud migrate` there shares it again"
+        elsewhere = f'set refs = "{to}" in lowcloud.toml, and blobs as the operator who moved it has them'
+        super().__init__(f"the history of {name!r} was moved to {to}", hint=here if to == "lmdb" else elsewhere)
         self.to = to

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import os
+import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -19,11 +22,12 @@ from cas.engines.etcd import EtcdClient, Unanswered
 from cas.engines.etcd_refs import KEPT_MOVES, EtcdRefs, RefValue, decode, encode
 from cas.engines.last_seen import LastSeen, RememberedRefs
 from cas.errors import RefMoved, StoreUnreadable
-from tests.engines.proxies import ADDRESS, Proxy, once
+from tests.engines.proxies import ADDRESS, Fate, Proxy, once
 from tests.engines.servers import EtcdCluster, skip_without_etcd, wait_until
 from tests.engines.support import Told, refs_at
 from tests.ports import free_port
 
+ROUNDS = int(os.environ.get("LOWCLOUD_TEST_ROUNDS", "1"))
 A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
 TXN = b"/v3/kv/txn"
 
@@ -183,6 +187,40 @@ def test_a_move_that_lost_its_answer_and_the_race_is_reported_as_moved(etcd: Etc
         through(proxy.port, etcd.ports[1], name=engine_name).move_ref("prod", A, B)
     assert caught.value.actual == C
     assert direct.read_ref("prod") == C
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_whatever_is_lost_on_the_way_everybody_knows_what_has_happened(
+    etcd: EtcdCluster, engine_name: str, seed: int
+) -> None:
+    """Three operators move one ref over networks that lose requests and answers at random."""
+    parents: dict[Digest, Digest | None] = {}
+    won: list[Digest] = []
+
+    def operator(number: int) -> None:
+        fates = random.Random(seed * 10 + number)
+        ways: list[Fate] = ["deliver", "deliver", "lose-request", "lose-answer"]
+        with (
+            Proxy(etcd.ports[0], decide=lambda _: fates.choice(ways)) as one,
+            Proxy(etcd.ports[1], decide=lambda _: fates.choice(ways)) as other,
+        ):
+            refs = through(one.port, other.port, name=engine_name)
+            for step in range(20):
+                head = refs.read_ref("prod")
+                mine = digest_of(f"{head} {number} {step}".encode())
+                parents[mine] = head
+                try:
+                    refs.move_ref("prod", head, mine)
+                except RefMoved:
+                    continue
+                won.append(mine)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(operator, range(3)))
+    history = list(chain_of(parents, refs_at(etcd, engine_name).read_ref("prod")))
+    assert sorted(history) == sorted(won)
+    assert len(won) >= 20
+    assert version_of(etcd, engine_name) == len(won)
 
 
 def test_where_nobody_can_know_that_is_said(etcd: EtcdCluster, engine_name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cas.digest import Digest
+from cas.digest import Digest, digest_of
 from cas.engines.errors import EngineUnreachable, HistoryMoved
 from cas.engines.shared import SharedStore
 from cas.errors import RefMoved
@@ -24,6 +24,9 @@ from tests.engines.releases import make_release
 from tests.engines.servers import EtcdCluster, Weed
 
 REF = "prod"
+SECRET = "secret/db/h1"
+"""A ref that points at something else than a release."""
+SEALED = digest_of(b"sealed bytes")
 
 
 def history(cloud: Cloud, ref: str = REF) -> list[Digest]:
@@ -44,6 +47,7 @@ def root(tmp_path: Path) -> Path:
             make_release(cloud, b"binary %d " % number + noise(20_000, number // 2))
         make_release(cloud, b"staging", ref="staging")
         cloud.store.put(b"pushed and not deployed" * 100, name="build/later.wasm")
+        cloud.store.move_ref(SECRET, None, cloud.store.put(b"sealed bytes").digest)
     return tmp_path / "cloud"
 
 
@@ -142,6 +146,25 @@ def test_a_migration_that_is_killed_goes_on_where_it_was(
         with Cloud.open(root) as cloud:
             assert (cloud.config.refs, cloud.config.blobs) == (target.refs, target.blobs)
             assert (history(cloud), history(cloud, "staging")) == (before, staging)
+
+
+def test_a_cloud_moves_from_shared_engines_to_others(
+    root: Path, there: CloudConfig, etcd: EtcdCluster, weed: Weed, engine_name: str
+) -> None:
+    with Cloud.open(root) as cloud:
+        before = history(cloud)
+    moved(root, there).close()
+    without_local_store(root)
+    elsewhere = CloudConfig(refs=etcd.address(f"{engine_name}-b"), blobs=weed.url(f"{engine_name}-b"))
+    moved(root, elsewhere).close()
+    without_local_store(root)
+    with Cloud.open(root) as cloud:
+        assert history(cloud) == before
+        assert cloud.store.read_ref(SECRET) == SEALED
+        assert cloud.store.read(SEALED) == b"sealed bytes"
+    (root / CONFIG_NAME).write_text(f'refs = "{there.refs}"\nblobs = "{there.blobs}"\n')
+    with Cloud.open(root) as cloud, pytest.raises(HistoryMoved, match="-b"):
+        history(cloud)
 
 
 def test_a_release_that_is_made_while_the_history_moves_comes_along(root: Path, there: CloudConfig) -> None:
