@@ -4,7 +4,8 @@ What refers to a blob, the caller says (every release of every ref, `deployer.ro
 the rule of `cas.engines.origin`, and so does every base of what stays. All times are the store's own: "now" is the time
 it gave to the announcement. The announcement belongs to one collection, is renewed under its tag before each deletion,
 and one that has lost it deletes nothing more. Killed at any point: what it had not deleted stays for the next one.
-Where an object that stays cannot be read, nothing is deleted: `check` repairs it first.
+Where an object that stays cannot be read, nothing is deleted: `check` repairs it first. What is not guarded against is
+a collection whose machine stands still for a quarter of an hour between renewing its announcement and deleting.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class _Announcement:
             now = self._objects.head(probe)
             self._objects.delete([probe])
             dead = found and now and now.modified_unix_s - found.modified_unix_s > COLLECTION_S
-            if found is None or not dead or not self._objects.replace(COLLECTING, self._text(), found.e_tag):
+            if found is None or not dead or not self._take_over(found.e_tag):
                 raise StoreBusy(
                     f"another collection is deleting at {self._objects.name}",
                     hint=f"wait for it; one that was killed counts as over after {COLLECTION_S / 60:g} minutes",
@@ -112,16 +113,18 @@ class _Announcement:
     def renew(self) -> None:
         """Raises StoreBusy where another collection has taken over."""
         self._count += 1
-        if not self._objects.replace(COLLECTING, self._text(), self._e_tag):
+        if not self._take_over(self._e_tag):
             raise StoreBusy(f"another collection has taken over at {self._objects.name}")
         found = self._objects.head(COLLECTING)
         self._e_tag = found.e_tag if found else None
 
     def end(self) -> None:
         with suppress(EngineUnreachable, CasError):
-            found = self._objects.head(COLLECTING)
-            if found is not None and found.e_tag == self._e_tag:
+            if self._is_ours():
                 self._objects.delete([COLLECTING])
+
+    def _take_over(self, e_tag: str | None) -> bool:
+        return self._objects.replace(COLLECTING, self._text(), e_tag) or self._is_ours()
 
     def _is_ours(self) -> bool:
         """The answer to an attempt may have been lost."""
