@@ -86,6 +86,12 @@ def test_inputs_over_the_ceiling_are_refused_by_name() -> None:
         delta.encode(b"", too_large)
     with pytest.raises(DeltaError, match="base has 268435457 bytes"):
         delta.encode(too_large, b"")
+    with pytest.raises(DeltaError, match="base has 268435457 bytes"):
+        delta.decode(too_large, delta.encode(b"", b"x"), max_size=LIMIT)
+    patch = bytearray(delta.encode(b"", b"x"))
+    patch[70:74] = struct.pack("<I", MAX_INPUT_BYTES + 1)
+    with pytest.raises(DeltaError, match="claims a target of 268435457 bytes"):
+        delta.decode(b"", bytes(patch), max_size=1 << 40)
 
 
 def test_the_header_is_exactly_as_specified() -> None:
