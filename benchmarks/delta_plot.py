@@ -13,6 +13,7 @@ LEFT, RIGHT = 250, 30
 SECOND_LEFT = 80
 SECOND = 330
 """Height of the second plot."""
+LABEL = 13
 
 INK, FAINT, RULE = "#24292f", "#6e7781", "#e4e7eb"
 COLOURS = {
@@ -38,19 +39,23 @@ def dot(x: float, y: float, colour: str, radius: float, title: str) -> str:
 
 
 class LogScale:
-    """Positions of positive numbers between two pixels, whole powers of ten at the ends."""
+    """Positions of positive numbers between two pixels; the ends are 1, 2 or 5 times a power of ten."""
 
     def __init__(self, values: list[float], begin: float, end: float) -> None:
-        self._low = math.floor(math.log10(min(values)))
-        self._high = max(math.ceil(math.log10(max(values))), self._low + 1)
+        steps = [digit * 10.0**power for power in range(-6, 13) for digit in (1, 2, 5)]
+        first = max(step for step in steps if step <= min(values))
+        last = min(step for step in steps if step > max(values))
+        self.ticks = [step for step in steps if first <= step <= last]
+        self._low, self._high = math.log10(first), math.log10(last)
         self._begin, self._end = begin, end
 
     def __call__(self, value: float) -> float:
         share = (math.log10(value) - self._low) / (self._high - self._low)
         return self._begin + share * (self._end - self._begin)
 
-    def ticks(self) -> list[float]:
-        return [10.0**power for power in range(self._low, self._high + 1)]
+    @property
+    def decades(self) -> list[float]:
+        return [tick for tick in self.ticks if math.log10(tick).is_integer()]
 
 
 def in_bytes(value: float) -> str:
@@ -76,7 +81,7 @@ def draw_pairs(measured: list[Measured]) -> Iterator[str]:
     x, bottom = LogScale(sizes, LEFT, WIDTH - RIGHT), HEAD + ROW * len(measured)
     yield text(20, 28, "Size of the patch, pair by pair", size=16)
     yield from legend(20, 52, {OURS: COLOURS[OURS], "smallest of the generic tools": INK, "the others": FAINT})
-    for tick in x.ticks():
+    for tick in x.decades:
         yield line(x(tick), HEAD - 6, x(tick), bottom)
         yield text(x(tick), bottom + 16, in_bytes(tick), anchor="middle", colour=FAINT)
     for number, row in enumerate(measured):
@@ -121,18 +126,22 @@ def draw_tools(measured: list[Measured], top: float) -> Iterator[str]:
         "CPU time on one machine; left and low is slow and small; beside each, its decoding speed",
         colour=FAINT,
     )
-    for tick in x.ticks():
+    for tick in x.ticks:
         yield line(x(tick), end, x(tick), begin)
         yield text(x(tick), begin + 16, f"{tick:g} MB/s", anchor="middle", colour=FAINT)
     for step in range(int(most) + 1):
         y = begin - step / most * SECOND
         yield line(SECOND_LEFT, y, WIDTH - RIGHT, y)
         yield text(SECOND_LEFT - 14, y + 4, f"{step} %", anchor="end", colour=FAINT)
-    for name in names:
-        y = begin - share[name] / most * SECOND
+    label_y = begin + 2 * LABEL
+    for name in sorted(names, key=lambda name: share[name]):
+        at, y = x(speed[name]), begin - share[name] / most * SECOND
+        label_y = min(y, label_y - LABEL)  # labels do not lie on one another
         words = f"{name}, {decoding[name]:.0f} MB/s"
-        yield dot(x(speed[name]), y, COLOURS[name], 6, f"{words}: {share[name]:.2f} % at {speed[name]:.2f} MB/s")
-        yield text(x(speed[name]) + 10, y + 4, words, colour=COLOURS[name])
+        is_far_right = at > WIDTH - RIGHT - 8 * len(words)
+        yield dot(at, y, COLOURS[name], 6, f"{words}: {share[name]:.2f} % at {speed[name]:.2f} MB/s")
+        anchor, beside = ("end", -10) if is_far_right else ("start", 10)
+        yield text(at + beside, label_y + 4, words, anchor=anchor, colour=COLOURS[name])
 
 
 def legend(x: float, y: float, entries: dict[str, str]) -> Iterator[str]:
