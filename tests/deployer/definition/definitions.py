@@ -6,12 +6,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from deployer.schema import Definition, Host, Process, Ready, Region, Update, Volume
+from deployer.schema import Definition, Host, Process, Ready, Region, Secret, Update, Volume
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,5}", fullmatch=True).filter(lambda name: name != "host")
 flags = st.booleans()
 digests = st.integers(0, 2**256 - 1).map(lambda number: f"b3:{number:064x}")
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
+SECRET_PATHS = st.sampled_from(["/run/secrets/a", "/run/secrets/b"])
 guest_names = st.from_regex(r"[a-z0-9_.]{1,5}", fullmatch=True).filter(lambda name: name not in (".", ".."))
 
 
@@ -40,12 +41,14 @@ def definitions(draw: st.DrawFn, max_hosts: int = 4, max_processes: int = 4) -> 
     processes: dict[str, Process] = {}
     for index, name in enumerate(process_names):
         processes[name] = draw(_process(index, host_names, processes, volumes))
+    named = sorted({name for process in processes.values() for name in process.secret.values()})
     return Definition(
         name=draw(names),
         region={name: Region(title=draw(texts)) for name in regions},
         host=hosts,
         process=processes,
         volume=volumes,
+        secret={name: Secret(sealed={host: draw(digests) for host in host_names}) for name in named},
     )
 
 
@@ -80,6 +83,7 @@ def _process(
         disk=draw(st.integers(0, 1 << 30)),
         restart=draw(st.sampled_from(["always", "on-failure", "never"])),
         config=draw(st.dictionaries(guest_names.map(lambda name: f"/etc/{name}"), digests, max_size=2)),
+        secret=draw(st.dictionaries(SECRET_PATHS, st.sampled_from(["key", "password"]), max_size=2)),
         listen=listen,
         connect={f"c{n}": target for n, target in enumerate(connect)},
         update=Update(
