@@ -81,6 +81,7 @@ def encode(method: Method, base: bytes, target: bytes, *, effort: Effort, to_bea
             base, encoding.streams, encoding.text_at, effort=effort, text_level=TEXT_LEVEL[effort],
             coded_text=encoding.coded_text(effort),
         )  # fmt: skip
+        del encoding  # Its sandbox holds several times the files: gone before the next one is made.
         return payload if decode(method, base, payload, size=len(target)) == target else None
     except DeltaError:
         return None
