@@ -87,7 +87,6 @@ def run(directory: Path, seconds: int, *, one_input: Path | None = None) -> int:
         f"-timeout={SLOWEST_CALL_S}",
         "-rss_limit_mb=3000",
         "-print_final_stats=1",
-        "-use_value_profile=1",
         f"-artifact_prefix={directory / 'crashes'}/",
         str(one_input or directory / "inputs"),
     ]
