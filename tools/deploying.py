@@ -65,6 +65,7 @@ def resolved_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool =
     """The definition in a file (default: the cloud's own) with every name a hash. Warnings go to stderr. Raises
     DefinitionInvalid."""
     from deployer import definition, lock
+    from deployer.histories import shared_hosts
     from deployer.resolve import resolve
     from deployer.secrets import Secrets
 
@@ -78,6 +79,12 @@ def resolved_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool =
     resolved = resolve(parsed, cloud.store, locked=written if locked else None, before=written, sealed=sealed)
     for warning in resolved.warnings:
         out.remark(f"warning: {warning}")
+    if cloud.overlay is not None:
+        for history, hosts in shared_hosts(cloud.store, cloud.ref, resolved.definition).items():
+            out.remark(
+                f"warning: {', '.join(hosts)} at the same address in the history {history!r}: what {cloud.overlay!r} "
+                "does not name is stopped there\n  hint: let the overlay give its hosts other addresses, or remove them"
+            )
     if written is not None and not locked and written != resolved.lock:
         out.remark(f"note: {lock_path.name} is out of date; `lowcloud resolve` writes it anew")
     return resolved

@@ -66,5 +66,9 @@ def test_an_overlay_has_a_history_of_its_own(written: Shop) -> None:
         assert written.json("diff", "-e", "staging", "staging", "cloud.toml") == []
         assert written.json("diff", "-e", "staging", release["release"], "staging") == []
         assert written.succeed("audit", "verify", "-e", "staging").code == 0
+        (written.root / "cloud.other.toml").write_text("")
+        told = written.succeed("resolve", "-e", "other").err
+        assert "fra1 at the same address in the history 'staging'" in told
+        assert "same address" not in written.succeed("resolve", "-e", "staging").err
     finally:
         written.run("down")

@@ -61,7 +61,8 @@ def _files_of_definition(args: argparse.Namespace) -> Iterable[Path]:
 def _write(path: Path, text: str) -> None:
     from deployer.files import write_file
 
-    write_file(path, text.encode(), mode=stat.S_IMODE(path.stat().st_mode))
+    file = path.resolve()  # where the name is a link, it stays one
+    write_file(file, text.encode(), mode=stat.S_IMODE(file.stat().st_mode))
 
 
 def _laid_out_otherwise(paths: list[Path]) -> str:
