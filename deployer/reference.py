@@ -103,8 +103,8 @@ env.TRACE = "1"                                 # tables are merged key by key
 
 A table is replaced as a whole by removing it and writing it again. An overlay includes nothing, and there is one at a
 time. It has a lock of its own, `shop.staging.lock`, a history of its own, the ref `staging`, and secrets of its own;
-`-e staging` chooses all of them, for every verb. So give its hosts addresses of their own, or remove them: an agent runs
-what the history says that was applied last, and you are warned where two name the same one.
+`-e staging` chooses all of them, for every verb. So give its hosts addresses of their own, or remove them: an agent
+runs what was applied last, from whichever history, and you are warned where two name the same one.
 
 ## Secrets
 
