@@ -56,7 +56,7 @@ def load(directory: Path, key: str) -> bytes | None:
 def store(directory: Path, key: str, code: bytes) -> None:
     """Keep `code` for later processes, if that is possible. An entry appears whole or not at all."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(directory)
         with _opened(directory) as folder:
             temporary = f"{key}.{os.getpid()}.new"
             _write(folder, temporary, MAGIC + blake3(code).digest() + code)
@@ -64,6 +64,16 @@ def store(directory: Path, key: str, code: bytes) -> None:
             _remove_old(folder)
     except OSError:
         return
+
+
+def _make(directory: Path) -> None:
+    """Raises OSError where that would be in somebody else's home, as under sudo: they could not use it either."""
+    if directory.is_dir():
+        return
+    above = next(parent for parent in directory.parents if parent.is_dir())
+    if above.stat().st_uid != os.geteuid():
+        raise PermissionError("in a directory of somebody else's")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,13 @@ def test_what_belongs_to_somebody_else_is_not_used(directory: Path, monkeypatch:
     assert kernel_cache.load(directory, KEY) is None
 
 
+def test_nothing_is_made_in_the_home_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    kernel_cache.store(tmp_path / ".cache" / "lowcloud", KEY, CODE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_links_are_not_followed(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(directory)
     assert kernel_cache.load(tmp_path / "link", KEY) is None
