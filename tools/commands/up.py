@@ -75,9 +75,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _apply(cloud: Cloud, version: Version, args: argparse.Namespace, out: Output) -> Applied:
-    from tools.deploying import carried_out, planned
+    from tools.deploying import carried_out, planned, probation_s
 
-    plan, _ = asyncio.run(planned(cloud, version, args.planner, allow_unreachable=args.allow_unreachable))
+    work = planned(
+        cloud, version, args.planner, allow_unreachable=args.allow_unreachable, probation_s=probation_s(args)
+    )
+    plan, _ = asyncio.run(work)
     return asyncio.run(carried_out(cloud, plan, out, message="up"))
 
 
