@@ -44,8 +44,8 @@ TIME_ALLOWANCE_S = 20.0
 SLOWEST_DECODE_BYTES_PER_S = 1 << 20
 SLOWEST_ENCODE_BYTES_PER_S = 256 << 10
 
-LAST_STAGE_AT_MOST = 1.5
-"""How many times smaller than zstd's level 3 the last stage may make the streams of `cover`; on real pairs 1.3."""
+LAST_STAGE_AT_MOST = 1.75
+"""How many times smaller than zstd's level 3 the last stage may make the streams of `cover`; on real pairs 1.5."""
 
 WASM_MAGIC = b"\0asm"
 
@@ -81,7 +81,6 @@ def encode(method: Method, base: bytes, target: bytes, *, effort: Effort, to_bea
             base, encoding.streams, encoding.text_at, effort=effort, text_level=TEXT_LEVEL[effort],
             coded_text=encoding.coded_text(effort),
         )  # fmt: skip
-        del encoding  # Its sandbox holds several times the files: gone before the next one is made.
         return payload if decode(method, base, payload, size=len(target)) == target else None
     except DeltaError:
         return None
@@ -108,18 +107,15 @@ def decode(method: Method, base: bytes, payload: bytes | memoryview, *, size: in
 
 
 class _Encoding:
-    """The kernel's streams, and the sandbox that made them and can pack their text."""
+    """The kernel's streams. The sandbox that made them holds several times the files and is not kept."""
 
     def __init__(self, method: Method, base: bytes, target: bytes) -> None:
-        total = len(base) + len(target)
-        self._sandbox = kernel_host.Sandbox(
-            memory_bytes=ENCODE_MEMORY_FACTOR * total + ENCODE_ALLOWANCE_BYTES,
-            time_s=TIME_ALLOWANCE_S + total / SLOWEST_ENCODE_BYTES_PER_S,
-        )
-        self._base_at, self._base_bytes, target_at = self._sandbox.put(base), len(base), self._sandbox.put(target)
-        self._streams_at = self._sandbox.call(method.encoder, self._base_at, len(base), target_at, len(target))
-        self.streams = self._sandbox.get(self._streams_at, self._sandbox.ask("kernel_streams_bytes"))
-        self.text_at = self._sandbox.ask("kernel_text_at")
+        self._base = base
+        sandbox = _encoding_sandbox(len(base) + len(target))
+        base_at, target_at = sandbox.put(base), sandbox.put(target)
+        streams_at = sandbox.call(method.encoder, base_at, len(base), target_at, len(target))
+        self.streams = sandbox.get(streams_at, sandbox.ask("kernel_streams_bytes"))
+        self.text_at = sandbox.ask("kernel_text_at")
         """Offset in the streams."""
 
     def quick_size(self) -> int:
@@ -128,16 +124,25 @@ class _Encoding:
 
     def coded_text(self, effort: Effort) -> bytes | None:
         """None where zstd is to pack the text. Raises DeltaError."""
-        text_bytes = len(self.streams) - self.text_at
-        if effort == "fast" or (effort == "normal" and text_bytes > MOST_CODED_TEXT_BYTES):
+        text = self.streams[self.text_at :]
+        if effort == "fast" or (effort == "normal" and len(text) > MOST_CODED_TEXT_BYTES):
             return None
-        looks = LOOKS[effort] // (text_bytes + 1)
-        at = self._sandbox.call(
+        looks = LOOKS[effort] // (len(text) + 1)
+        sandbox = _encoding_sandbox(len(self._base) + len(text))
+        base_at, text_at = sandbox.put(self._base), sandbox.put(text)
+        at = sandbox.call(
             "kernel_pack_text",
-            self._base_at, self._base_bytes, self._streams_at + self.text_at, text_bytes,
+            base_at, len(self._base), text_at, len(text),
             min(max(looks, FEWEST_LOOKS[effort]), MOST_LOOKS),
         )  # fmt: skip
-        return self._sandbox.get(at, self._sandbox.ask("kernel_packed_bytes"))
+        return sandbox.get(at, sandbox.ask("kernel_packed_bytes"))
+
+
+def _encoding_sandbox(total_bytes: int) -> kernel_host.Sandbox:
+    return kernel_host.Sandbox(
+        memory_bytes=ENCODE_MEMORY_FACTOR * total_bytes + ENCODE_ALLOWANCE_BYTES,
+        time_s=TIME_ALLOWANCE_S + total_bytes / SLOWEST_ENCODE_BYTES_PER_S,
+    )
 
 
 def encode_streams(method: Method, base: bytes, target: bytes) -> tuple[bytes, int]:
