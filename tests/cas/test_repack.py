@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cas import patches, repack
+from cas import entries, patches, repack
+from cas.bodies import record_key
 from cas.digest import Digest, digest_of, to_raw
 from cas.errors import StoreBusy, StoreFull
 from cas.exchange import bases_of, cost, frames, transfer
@@ -104,6 +105,18 @@ def test_the_delta_to_the_newest_version_still_goes_over_the_wire(store: Store) 
         assert received.wire_bytes < 2000, "a host that has any version is sent deltas"
         assert receiver.read(digests[3]) == series(4)[3]
         assert cost(store, [digests[3]], [held]) == received.wire_bytes
+
+
+def test_a_kept_delta_lies_where_the_format_says(store: Store) -> None:
+    first, second = stored(store, 2)
+    before = store.patch(second, [first])
+    store.repack()
+    ((key, value),) = values(store, "patches")
+    assert key == to_raw(second) + to_raw(first)
+    entry = entries.decode(to_raw(second), value)
+    assert (entry.encoding, entry.packed, entry.base, entry.depth) == (entries.DELTA, False, to_raw(first), 1)
+    assert before is not None
+    assert dict(values(store, "records"))[record_key(entry.body, 0)] == before[1]
 
 
 def test_an_inventory_lists_the_kept_delta_as_it_did_before(store: Store) -> None:

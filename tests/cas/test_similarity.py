@@ -43,6 +43,17 @@ def test_a_sketch_is_what_the_format_says() -> None:
     assert list(sketch) == sorted(set(sketch))
 
 
+def test_a_sketch_lies_where_the_format_says(store: Store) -> None:
+    store.put(program(1))
+    raw = to_raw(store.put(LINES).digest)
+    rows = dict(values(store, "sketches"))
+    place = (1).to_bytes(8, "big")
+    numbers = [number.to_bytes(4, "big") for number in sketch_of(LINES)]
+    assert rows[b"b" + raw] == place + b"".join(numbers)
+    assert rows[b"s" + place] == raw
+    assert {key[1:5] for key in rows if key[:1] == b"f" and key[5:] == place} == set(numbers)
+
+
 def test_what_has_no_lines_is_cut_at_commas() -> None:
     assert sketch_of(LINES.replace(b"\n", b",")) == sketch_of(LINES)
     script = b"".join(b"function f%d(a){return a+%d}," % (number, number) for number in range(2000))
