@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from cas.digest import PREFIX, Digest, is_digest
-from cas.engines.object_format import HEADER_BYTES, Header, pack, unpack
+from cas.engines.object_format import HEADER_BYTES, BadObject, Header, pack, unpack
 from cas.engines.objects import Meta, Objects, side_by_side
 from cas.errors import BlobDamaged, BlobMissing, CasError, StoreBusy
 from cas.interface import BlobStat, ExchangeStore
@@ -183,6 +183,8 @@ class Origin:
         now, pieces = local.encoded(stat.digest)
         if now.base != stat.base:  # Perhaps on a base that is not at the origin.
             raise _EncodedAnew(f"the blob {stat.digest} is encoded anew again and again", hint="try again")
+        if now.base is not None and not self._can_carry(now.base, now.digest):
+            now, pieces = _whole(local, now)
         head = pack(Header(now.digest, now.encoding, now.size, now.base))
         if now.stored_bytes <= WHOLE_BYTES and not over_another:
             return self.objects.create(path_of(now.digest), head + b"".join(pieces))
@@ -195,6 +197,19 @@ class Origin:
                 raise guarded.failure from None
             raise
         return True
+
+    def _can_carry(self, base: Digest, digest: Digest) -> bool:
+        """Whether a blob at the origin can be a base of this one: it is whole there, and not itself built on it. A
+        store that has turned its deltas round since it uploaded them could otherwise close a circle."""
+        for _ in range(MAX_CHAIN):
+            try:
+                below = self.header(base).base
+            except (BlobMissing, BadObject):
+                return False
+            if below is None or below == digest:
+                return below is None
+            base = below
+        return False
 
     def replace(self, local: ExchangeStore, digest: Digest) -> None:
         """Put a sound copy where a damaged one is; readers find one or the other. Raises as `ensure`."""
@@ -256,6 +271,15 @@ class _Guarded:
         except CasError as error:
             self.failure = error
             raise
+
+
+def _whole(local: ExchangeStore, stat: BlobStat) -> tuple[BlobStat, Iterator[bytes]]:
+    """A blob that is stored as a delta, and so fits into memory, encoded without its base."""
+    from cas import compression, entries
+
+    kind, payload = compression.smallest(local.read(stat.digest))
+    encoding = entries.ENCODING_NAMES[kind]
+    return BlobStat(stat.digest, stat.size, encoding, len(payload)), iter([payload])
 
 
 def _levels(local: ExchangeStore, digests: Iterable[Digest]) -> list[list[BlobStat]]:

@@ -161,6 +161,21 @@ def test_check_finds_what_is_damaged_at_the_origin_and_replaces_it(two: tuple[Sh
     assert here.check().damaged == ()
 
 
+def test_deltas_that_were_turned_round_here_close_no_circle_at_the_origin(
+    two: tuple[SharedStore, SharedStore],
+) -> None:
+    here, there = two
+    first, second = (here.put(data, name="web").digest for data in versions(2))
+    origin = origin_of(here)
+    assert origin.header(second).base == first
+    here.repack()
+    assert (here.local.stat(first).base, here.local.stat(second).base) == (second, None)
+    origin.objects.delete([path_of(first)])
+    here.share([first])
+    assert origin.header(first).base is None
+    assert [there.read(digest) for digest in (second, first)] == versions(2)[::-1]
+
+
 def test_a_damaged_local_copy_is_healed_from_the_origin(two: tuple[SharedStore, SharedStore]) -> None:
     here, _ = two
     data = noise(50_000)
