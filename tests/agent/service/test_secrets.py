@@ -118,6 +118,7 @@ def test_a_new_secret_goes_to_a_new_guest() -> None:
             after = await secret_file(cloud)
             assert after.read_bytes() == b"new"
             await until(lambda: not before.exists())
+            await cloud.ask(Stop("web", expect=spec_digest(with_secret(binary, two))))
 
     run(work)
 
@@ -138,6 +139,7 @@ def test_a_secret_that_does_not_open_is_refused_before_anything_is_touched(tmp_p
                 await cloud.ask(Stage((with_secret(binary, BLOB),)))
             assert caught.value.refusal.missing == (BLOB,)
             assert (await secret_file(cloud)).read_bytes() == VALUE
+            await cloud.ask(Stop("web", expect=spec_digest(with_secret(binary, good))))
 
     run(work)
 
