@@ -66,9 +66,12 @@ typedef struct {
     u32 beyond; /* bytes asked for behind the end */
 } range_decoder;
 
+enum { UNWRITTEN = 3 }; /* of the four bytes that a reader looks at, those behind the last one that was written */
+
+/* A code that goes on for longer is damaged. Failing at once keeps a short one from taking the time of a long text. */
 INLINE u32 next_coded_byte(range_decoder *d) {
     if (LIKELY(d->at < d->end)) return *d->at++;
-    d->beyond++;
+    if (++d->beyond > UNWRITTEN) fail(E_STREAM);
     return 0;
 }
 
@@ -77,8 +80,8 @@ INLINE void begin_decoding(range_decoder *d, const u8 *packed, u32 n) {
     for (u32 k = 0; k < 4; k++) d->value = d->value << 8 | next_coded_byte(d);
 }
 
-/* Whether what was decoded is all that there is: the last three of the four bytes that are looked at were not written. */
-INLINE int decoded_all(const range_decoder *d) { return d->beyond == 3; }
+/* Whether what was decoded is all that there is. */
+INLINE int decoded_all(const range_decoder *d) { return d->beyond == UNWRITTEN; }
 
 INLINE u32 decode_with(range_decoder *d, u32 odds) {
     u32 middle = middle_of(d->low, d->high, odds), bit = d->value <= middle;
