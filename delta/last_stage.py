@@ -3,8 +3,8 @@
 The streams come in two parts. *Numbers* (gaps, steps, wrong predictions) are small and skewed: LZMA's adaptive models
 take 5 % less than zstd for them. *Text* (inserted code and data, written in the base's numbering) often resembles the
 base: the kernel's own coder (delta/kernel/text.h), whose copies reach into the base, takes 6 to 13 % less than zstd's
-level 19 with the base as prefix, in a third of its time or less on most. It runs in the sandbox that has the base already,
-so here its result is only put into its place.
+level 19 with the base as prefix, in a third of its time or less on most. It runs in a sandbox; here its result
+is only put into its place.
 
     bytes  field
     1      how the numbers are packed: 0 zstd with the base as prefix, 1 raw LZMA, 2 zstd alone
