@@ -116,12 +116,12 @@ def answer(summary: Summary, question: bytes) -> bytes:
 
 def reconcile(ours: Summary, *, max_listed: int = 1 << 24) -> Generator[list[bytes], list[bytes], Difference]:
     """The conversation: yields the questions of one round trip, is sent their answers in the same order, and returns
-    what differs. Raises ExchangeError for an answer that no honest side would give, and where the other side lists more
-    than `max_listed` digests."""
+    what differs. Raises ExchangeError for an answer that no honest side would give, and where the other side has,
+    or lists, more than `max_listed` digests."""
     bits, step, suspects = 0, FIRST_BITS, [0]
     while True:
         replies = yield [_ask_fingerprints(bits, step, part) for part in _parts(suspects)]
-        suspects, total = _differing(ours, bits, step, list(_parts(suspects)), replies)
+        suspects, total = _differing(ours, bits, step, list(_parts(suspects)), replies, max_listed)
         bits += step
         if not suspects:
             return Difference([], [])
@@ -132,13 +132,16 @@ def reconcile(ours: Summary, *, max_listed: int = 1 << 24) -> Generator[list[byt
 
 
 def _differing(
-    ours: Summary, bits: int, step: int, asked: list[list[int]], replies: list[bytes]
+    ours: Summary, bits: int, step: int, asked: list[list[int]], replies: list[bytes], max_listed: int
 ) -> tuple[list[int], int]:
-    """The children whose fingerprints are not ours, and how many digests the other side has in all."""
+    """The children whose fingerprints are not ours, and how many digests the other side has in all. That number decides
+    how deep the questions go and how many prefixes may differ, so a side that lies about it is cut off here."""
     found: list[int] = []
     total = 0
     for prefixes, reply in zip(asked, replies, strict=True):
         _, total, count, body = _parse_answer(reply)
+        if total > max_listed:
+            raise ExchangeError(f"the other side says that it has {total} digests; at most {max_listed} are compared")
         if count != len(prefixes) or len(body) != (count << step) * FINGERPRINT_BYTES:
             raise ExchangeError("an answer with another number of fingerprints than were asked for")
         at = 0
@@ -147,6 +150,8 @@ def _differing(
             at += FINGERPRINT_BYTES
             if theirs != ours.fingerprint(child, bits + step):
                 found.append(child)
+        if len(found) > total + len(ours):
+            raise ExchangeError("an answer in which more prefixes differ than there are digests")
     return found, total
 
 

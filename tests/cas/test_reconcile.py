@@ -100,7 +100,7 @@ def test_a_question_from_nowhere_is_answered_or_refused(noise: bytes, cut: int) 
         assert len(reply) < 1 << 20
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_an_answer_from_nowhere_is_refused_or_leads_to_an_end(data: st.DataObject) -> None:
     ours, theirs = Summary(many(3000, 4)), Summary(many(3000, 5))
@@ -121,9 +121,35 @@ def test_a_side_that_never_stops_listing_is_cut_off() -> None:
     endless = Summary(many(4000, 6))
     talk = reconcile(Summary([]), max_listed=1000)
     questions = next(talk)
-    with pytest.raises(ExchangeError, match="more than 1000"):
+    with pytest.raises(ExchangeError, match="lists more than 1000"):
         for _ in range(10):
-            questions = talk.send([answer(endless, question) for question in questions])
+            replies = [bytearray(answer(endless, question)) for question in questions]
+            for reply in replies:
+                reply[6:14] = (900).to_bytes(8, "little")
+            questions = talk.send([bytes(reply) for reply in replies])
+
+
+def test_a_side_that_says_it_has_more_than_it_could_have_does_not_make_the_questions_endless() -> None:
+    boastful = Summary(many(3000, 7))
+    talk = reconcile(Summary(many(3000, 8)))
+    questions = next(talk)
+    reply = bytearray(answer(boastful, questions[0]))
+    reply[13] = 1  # The highest byte of how many digests it has.
+    with pytest.raises(ExchangeError, match="says that it has"):
+        talk.send([bytes(reply)])
+
+
+def test_a_side_in_which_everything_differs_for_ever_is_cut_off() -> None:
+    few = Summary(many(5, 9))
+    talk = reconcile(few)
+    with pytest.raises(ExchangeError, match="more prefixes differ"):
+        questions = next(talk)
+        for _ in range(10):
+            replies = [bytearray(answer(few, question)) for question in questions]
+            for reply in replies:
+                reply[6:14] = (100).to_bytes(8, "little")
+                reply[18:] = b"\xaa" * (len(reply) - 18)
+            questions = talk.send([bytes(reply) for reply in replies])
 
 
 def test_the_bytes_of_a_question_and_of_its_answer_are_as_specified() -> None:
