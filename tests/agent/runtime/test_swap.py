@@ -6,17 +6,23 @@ import asyncio
 import os
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from agent.api import Endpoint, Ready
 from agent.runtime import EndpointTaken, GuestFailed, GuestOrder
+from agent.supervisor.client import SupervisorClient
 from benchmarks import swap
-from tests.agent.runtime.support import http_get, order, supervisor
+from tests.agent.runtime.support import http_get, order, supervisor, until
 from tests.ports import free_port
 
 READY_S = 10.0
+
+
+async def has_ended(client: SupervisorClient, guest: str) -> bool:
+    return (await client.guests())[guest].exit_code is not None
 
 
 def own_addresses() -> list[str]:
@@ -133,6 +139,7 @@ def test_connections_to_a_server_that_died_wait_for_the_next_one(tmp_path: Path)
                 await client.wait_ready(f"web-{number}", Ready("http", "/"), deadline_s=READY_S)
                 os.kill(state.pid, signal.SIGKILL)
                 waiting = [asyncio.create_task(asyncio.to_thread(http_get, endpoint)) for _ in range(5)]
+                await until(partial(has_ended, client, state.guest), "the supervisor sees that it died")
                 await client.spawn(order(tmp_path, f"web-{number}0", "web-2", listen=listen))
                 assert set(await asyncio.gather(*waiting)) == {"hello from web 2.0\n"}
                 await client.kill(f"web-{number}0")
