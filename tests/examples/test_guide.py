@@ -27,10 +27,10 @@ def block(language: str, name: str) -> str:
     return str(found[0])
 
 
-def commands_naming(name: str) -> list[list[str]]:
-    """The commands of the shell block that makes this file, with the tools of this environment."""
+def commands_naming(name: str, tool: str = "") -> list[list[str]]:
+    """The commands of the shell block that makes this file (with this tool), with the tools of this environment."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    (found,) = [text for text in blocks if f"-o {name}" in text]
+    (found,) = [text for text in blocks if f"-o {name}" in text and tool in text]
     scripts = sysconfig.get_path("scripts")
     text = found.replace("tools/bin/python", sys.executable).replace("tools/bin/", f"{scripts}/")
     return [shlex.split(line) for line in text.splitlines()]
