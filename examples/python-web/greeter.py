@@ -8,12 +8,12 @@ interpreter after the imports, and the component has no files to import from lat
 import asyncio
 import json
 import os
-import sys
+from pathlib import Path
 
 from wit_world import exports
 
 VERSION = "1.0"
-CONFIG = "/etc/greeter.json"
+CONFIG = Path("/etc/greeter.json")
 MAX_HEAD_BYTES = 16384
 
 
@@ -55,7 +55,6 @@ async def serve(host: str, port: int, greeting: str) -> None:
 
 class Run(exports.Run):
     def run(self) -> None:
-        with open(CONFIG) as file:
-            greeting = json.load(file)["greeting"]
+        greeting = json.loads(CONFIG.read_text())["greeting"]
         host, _, port = os.environ["LOWCLOUD_LISTEN_HTTP"].rpartition(":")
         asyncio.run(serve(host, int(port), greeting))
