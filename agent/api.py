@@ -84,6 +84,26 @@ class Update(Struct, frozen=True):
     drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0
     """How long the old version may finish its connections after the new one has taken over."""
     on_failure: Literal["rollback", "pause"] = "rollback"
+    probation_s: Annotated[float, Meta(ge=0, le=3600)] | UnsetType = UNSET
+    """How long a version that has taken over is watched: if it ends badly or is unready in that time, the host goes back
+    to the version before by itself."""
+    config: Literal["restart", "reload"] | UnsetType = UNSET
+    """`reload`: the program reads its configuration files again by itself, so new ones are put under a running guest."""
+
+    def __post_init__(self) -> None:
+        if self.probation_s == 0:
+            msgspec.structs.force_setattr(self, "probation_s", UNSET)
+        if self.config == "restart":
+            msgspec.structs.force_setattr(self, "config", UNSET)
+
+    @property
+    def watched_s(self) -> float:
+        """The probation's length; 0 where there is none."""
+        return 0.0 if self.probation_s is UNSET else self.probation_s
+
+    @property
+    def rereads(self) -> bool:
+        return self.config == "reload"
 
 
 class ProcessSpec(Struct, frozen=True):
@@ -216,7 +236,8 @@ class Replace(Struct, frozen=True, tag="replace"):
 
 
 class Configure(Struct, frozen=True, tag="configure"):
-    """Replace configuration files only; otherwise as `Replace`."""
+    """Replace configuration files only; otherwise as `Replace`. Where the specification says that the program rereads
+    them (`update.config`) and the paths stay the same, they are replaced under the running guest."""
 
     process: ProcessName
     config: dict[GuestPath, Digest]
@@ -434,6 +455,8 @@ class Event(enum.StrEnum):
     VOLUME_CREATED = "volume-created"
     VOLUME_DELETED = "volume-deleted"
     COLLECTED = "collected"
+    PROBATION = "probation"
+    """A version that has taken over is watched from now on, has stood that, or has failed (`detail` says which)."""
 
 
 class JournalEntry(Struct, frozen=True):

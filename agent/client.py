@@ -95,7 +95,9 @@ def call_timeout_s(call: Call) -> float:
         case Start(spec=spec):
             return CALL_SLACK_S + (spec.ready.within_s if spec.ready else 0)
         case Replace(spec=spec):
-            return CALL_SLACK_S + (spec.ready.within_s if spec.ready else 0) + spec.update.drain_s
+            return (
+                CALL_SLACK_S + (spec.ready.within_s if spec.ready else 0) + spec.update.drain_s + spec.update.watched_s
+            )
         case _:
             return STAGE_TIMEOUT_S
 

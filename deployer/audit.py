@@ -45,7 +45,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     to_unix_ns: int | None = None
     """None: it serves still, as far as the journal tells."""
     ended: str = ""
-    """How it ended: `ended`, `exited`, or `resized`."""
+    """How it ended: `ended`, `exited`, `resized`, or `reloaded` (the same guest goes on with other files)."""
 
 
 Journals = Mapping[str, Sequence[JournalEntry]]
@@ -100,6 +100,9 @@ def _spans(entries: Sequence[JournalEntry]) -> list[Span]:
         key = (entry.process, entry.guest)
         match entry.event:
             case Event.SERVING if key not in serving:
+                serving[key] = _span(entry)
+            case Event.SERVING if serving[key].config != entry.config:
+                done.append(_closed(serving[key], entry, "reloaded"))
                 serving[key] = _span(entry)
             case Event.ENDED | Event.EXITED if key in serving:
                 done.append(_closed(serving.pop(key), entry, str(entry.event)))

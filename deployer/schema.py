@@ -155,6 +155,28 @@ class Update(Table, frozen=True):
         Literal["rollback", "pause"],
         field(Change.HOT, "what an apply does to hosts that moved already when another fails", example='"rollback"'),
     ] = "rollback"
+    probation: Annotated[
+        Milliseconds,
+        field(
+            Change.HOT,
+            "how long a version that has taken over is watched: if it ends badly or is unready in that time, its host "
+            "goes back to the version before, and the call fails",
+            example='"20s"',
+            ge=0,
+            le=HOUR_MS,
+            later=True,
+        ),
+    ] = 0
+    config: Annotated[
+        Literal["restart", "reload"],
+        field(
+            Change.HOT,
+            "`reload`: the program reads its configuration files again by itself when they change, so that only they "
+            "are replaced, each in one step; files that come or go need a restart",
+            example='"restart"',
+            later=True,
+        ),
+    ] = "restart"
 
 
 class Process(Table, frozen=True):

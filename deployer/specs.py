@@ -102,7 +102,13 @@ def _update(process: Process) -> Update:
     """A process with a volume is stop-first whatever it says: two guests never hold a volume at once."""
     update = process.update
     order = "stop-first" if process.volume else update.order
-    return Update(order=order, drain_s=update.drain / 1000, on_failure=update.on_failure)
+    return Update(
+        order=order,
+        drain_s=update.drain / 1000,
+        on_failure=update.on_failure,
+        probation_s=update.probation / 1000,
+        config=update.config,
+    )
 
 
 def _endpoint(listener: Listener, own: str) -> Endpoint:

@@ -24,9 +24,13 @@ from agent.daemon.staging import Staging
 from agent.daemon.state import Version
 from agent.daemon.volumes import Volumes
 from agent.runtime import GuestId, GuestOrder
+from cas.digest import Digest, digest_of
 
 TAIL_BYTES: Final = 8 << 10
 """Of the output of a guest that did not become ready, so much is part of the answer."""
+
+REPLACEMENT: Final = "replacement"
+"""Where a new configuration file is written before it takes its place; the guest does not see it there."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +94,16 @@ class GuestBuilder:
             output_path=str(self._output.path(spec.name, guest)),
         )
 
+    async def rewrite(self, version: Version) -> None:
+        """Each file that differs is replaced by a whole new one, so that the guest reads the old or the new."""
+        own = self._directory / guest_of(version)
+        for relative, digest in plan_files(version.spec).files.items():
+            path, fresh = own / relative, own / REPLACEMENT
+            if await asyncio.to_thread(_holds, path, digest):
+                continue
+            await self._staging.write_config(digest, fresh)
+            await asyncio.to_thread(fresh.replace, path)
+
     async def clear(self, guest: GuestId) -> None:
         await asyncio.to_thread(_remove, self._directory / guest)
         await asyncio.to_thread(self._secrets.clear, guest)
@@ -126,6 +140,13 @@ def environment(spec: ProcessSpec) -> dict[str, str]:
 def address_of(endpoint: Endpoint) -> str:
     """`address:port`, an IPv6 address in brackets."""
     return str(endpoint).rpartition("/")[0]
+
+
+def _holds(path: Path, digest: Digest) -> bool:
+    try:
+        return digest_of(path.read_bytes()) == digest
+    except FileNotFoundError:
+        return False
 
 
 def _make_directories(own: Path, roots: list[str], files: Collection[str]) -> None:

@@ -35,6 +35,10 @@ class Builder(Protocol):
         """Stage whatever is missing, write the guest's files, and say how to run it. Raises Refused."""
         ...
 
+    async def rewrite(self, version: Version) -> None:
+        """Put the version's configuration files under its running guest, each in one step. Raises Refused."""
+        ...
+
     async def clear(self, guest: GuestId) -> None:
         """Remove the guest's files. Its output stays for a while."""
         ...

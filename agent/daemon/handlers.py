@@ -174,6 +174,8 @@ class Handlers:
             _expect(lifecycle, call.expect)
             spec = msgspec.structs.replace(current.spec, config=call.config)
             check_spec(spec)
+            if spec.update.rereads and spec.config.keys() == current.spec.config.keys() and lifecycle.serves:
+                return await self._reload(lifecycle, wish.version(spec))
             return await self._take_over(lifecycle, "configure", wish.version(spec))
 
         return await self._on_process(call.process, envelope, by, act)
@@ -208,7 +210,7 @@ class Handlers:
                 raise Refused(
                     Reason.BAD_REQUEST,
                     f"{call.spec.name} cannot be resized: {', '.join(differing)} would change too",
-                    hint="use replace: a new guest is needed for that",
+                    hint="use replace, which swaps: the engine fixes a guest's memory and all else at its start",
                 )
             with self._processes.room_for(call.spec):
                 async with self._announced(lifecycle, "resize", wish.version(call.spec)):
@@ -245,6 +247,12 @@ class Handlers:
                 await self._processes.place()
                 steps = await lifecycle.take_over(version, nonce=nonce)
         return Outcome(changed=True, steps=steps)
+
+    async def _reload(self, lifecycle: Lifecycle, version: Version) -> Outcome:
+        await self._staging.stage([version.spec], hold_s=STAGED_FOR_S)
+        async with self._announced(lifecycle, "reload", version):
+            steps = await lifecycle.reload(version)
+        return Outcome(changed=True, steps=steps, detail="the running guest got the new files")
 
     @asynccontextmanager
     async def _announced(self, lifecycle: Lifecycle, what: str, version: Version) -> AsyncIterator[None]:

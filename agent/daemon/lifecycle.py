@@ -12,6 +12,11 @@ attempt goes on, and should it fail the old version is started again.
 **Hand-over** (`stop-first`, and wherever a volume is involved): the old one drains and ends, its listeners keep their
 queue, the new one starts. Not ready: the old version is started again before the call returns.
 
+**Probation** (`agent.daemon.probation`): a call whose version is watched returns when that is over.
+
+**Reload.** Where the program rereads its files, new ones are put under its guest; a crash between record and files is
+made good when the guest is adopted.
+
 **Crashes.** Every step is in the `Record` before it is done; `_settle` applies what `agent.daemon.recovery` decides.
 """
 
@@ -29,6 +34,7 @@ from agent.api import Event, Outcome, ProcessSpec, ProcessState, ProcessStatus, 
 from agent.daemon.backoff import starts_again
 from agent.daemon.capacity import in_its_own_way
 from agent.daemon.guests import Guests, new_guest_id
+from agent.daemon.probation import ended_well, hands_over, probation_of
 from agent.daemon.recovery import recover, taken_over
 from agent.daemon.refusal import Refused
 from agent.daemon.retirement import Retirement
@@ -68,6 +74,11 @@ class Lifecycle:
     def gone(self) -> bool:
         """Nothing is left of it, and no call is about to change that."""
         return self._turn is None and self.record.empty
+
+    @property
+    def serves(self) -> bool:
+        """Does a guest of the current version run that was proven ready?"""
+        return self.standing.running is not None and self.standing.serving
 
     def is_half_done(self, version: Version) -> bool:
         """Is it for the next look at the guests to finish or to undo the call that this version came with?"""
@@ -168,15 +179,40 @@ class Lifecycle:
         await self._guests.note(Event.SERVING, version, pid=state.pid)
         self.standing.runs(state, serving=True)
         self._supervision.backoff.reset()
+        self.standing.remark = ""
+        verdict = await self._supervision.begin_probation()
         self._retirement.begin()
         self._end_turn()
         with self._timed("drain", steps):
             await self._retirement.wait()
+        await self._stand_probation(version, verdict, steps)
+        return steps
+
+    async def reload(self, version: Version) -> dict[str, float]:
+        """Put new configuration files under the running guest. Returns milliseconds by step. Raises Refused where the
+        guest fails its probation with them."""
+        guest = self.record.current.guest if self.record.current else None
+        version = msgspec.structs.replace(version, guest=guest)
+        steps: dict[str, float] = {}
+
+        def reloaded(record: Record) -> Record:
+            probation = probation_of(record, version, now_unix=self._guests.clock())
+            return msgspec.structs.replace(record, current=version, probation=probation)
+
+        await self.standing.save(reloaded)
+        with self._timed("reload", steps):
+            await self._guests.builder.rewrite(version)
+        pid = self.standing.running.pid if self.standing.running else None
+        await self._guests.note(Event.SERVING, version, pid=pid, detail="with other configuration files")
+        verdict = await self._supervision.begin_probation()
+        self._end_turn()
+        await self._stand_probation(version, verdict, steps)
         return steps
 
     async def stop(self) -> dict[str, float]:
         """Drain and end the process, and remove its record. Raises RuntimeUnavailable: then it is ended later."""
         await self.standing.save(lambda record: msgspec.structs.replace(record, stopping=True))
+        self._supervision.end_probation("")
         steps: dict[str, float] = {}
         with self._timed("drain", steps):
             await self._finish_stop()
@@ -205,6 +241,22 @@ class Lifecycle:
             await self._guests.set_cpus(self.standing.running.guest, cpus)
         except (RuntimeUnavailable, GuestFailed) as error:
             _log.warning("%s keeps its CPUs until its next start: %s", self.record.process, error)
+
+    async def _stand_probation(
+        self, version: Version, verdict: asyncio.Future[str] | None, steps: dict[str, float]
+    ) -> None:
+        """Wait until it is over; another call on the process ends it too. Raises Refused."""
+        if verdict is None:
+            return
+        with self._timed("probation", steps):
+            problem = await verdict
+        if problem:
+            raise Refused(
+                Reason.NOT_READY,
+                f"{self.record.process} failed its probation: {problem}; the version from before takes over again",
+                hint="its last output is part of this answer; `lowcloud ps` says what runs",
+                output_tail=await self._guests.builder.output_tail(version),
+            )
 
     # --- steps of calls ----------------------------------------------------------------------------------------------
 
@@ -295,6 +347,8 @@ class Lifecycle:
 
     async def _adopt(self, current: Version, state: GuestState, *, flip: bool, proven: bool) -> None:
         """Go on with a guest that runs. One that was never proven ready is left to supervision."""
+        if current.spec.update.rereads:
+            await self._guests.builder.rewrite(current)  # a crash may have come between record and files
         if proven and flip and current.spec.listen:
             await self._guests.flip(current)
         if proven and not self._guests.has_served(current):
@@ -308,6 +362,10 @@ class Lifecycle:
         supervisor, it is simply started again."""
         if self.record.finished is not None:
             self.standing.show(ProcessState.EXITED, f"it ended with exit code {self.record.finished.exit_code}")
+        elif state is not None and self.record.watched is not None and not ended_well(current.spec, state):
+            if self._guests.has_served(current):
+                await self._guests.note(Event.EXITED, current, pid=state.pid, detail=how_it_ended(state))
+            await self._supervision.go_back(how_it_ended(state))
         elif state is not None and not starts_again(current.spec.restart, code_of(state)):
             await self._supervision.finish(state)
         else:
@@ -321,11 +379,6 @@ class Lifecycle:
         started = self._guests.monotonic()
         yield
         steps[step] = round((self._guests.monotonic() - started) * 1000, 3)
-
-
-def hands_over(old: ProcessSpec, new: ProcessSpec) -> bool:
-    """Must the old version end before the new one starts?"""
-    return new.update.order == "stop-first" or bool(old.volume) or bool(new.volume)
 
 
 def _flipping(record: Record) -> Record:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import msgspec
 
 from agent.api import Struct
+from agent.daemon.probation import probation_of
 from agent.daemon.state import Record, Retiring, Version
 from agent.runtime import GuestId, GuestState
 
@@ -78,6 +79,7 @@ def taken_over(record: Record, *, now_unix: float) -> Record:
         finished=None,
         restarts=record.restarts if same else 0,
         nonce=record.pending.nonce or record.nonce,
+        probation=probation_of(record, version, now_unix=now_unix),
     )
 
 

@@ -32,6 +32,8 @@ class Standing:
         """The last guest of `current` ended by itself: its next start counts as a restart."""
         self.settled = False
         """Record and guests have been brought together since the last time they may have differed."""
+        self.remark = ""
+        """What `status` says of a guest that runs: why it is not the first one."""
         self._state = state
         self._clock = clock
         self._saving = asyncio.Lock()
@@ -91,8 +93,13 @@ class Standing:
             restarts=self.record.restarts,
             release=version.release,
             plan=version.plan,
-            reason=self._reason,
+            reason=self._reason or self._remark(),
         )
+
+    def _remark(self) -> str:
+        watched = self.record.watched
+        left_s = watched.until_unix - self._clock() if watched else 0.0
+        return f"on probation for {left_s:.0f} s more" if watched and left_s > 0 else self.remark
 
 
 def without_guest(record: Record) -> Record:

@@ -7,6 +7,7 @@ an agent that is killed at any instant finds in it what to finish and what to un
 - `pending` is a version that wants to take over. While its phase is `starting` it is undone after a crash; in the phase
   `flipping` it had shown that it is ready, and takes over if its guest still lives.
 - `retiring` are guests that serve no longer (or died): drained, killed and forgotten once a successor serves.
+- `probation` is set while `current` has to show itself: if it fails, the version that it names is `current` again.
 - `stopping` is set by a stop before the first guest is touched: after a crash the stop is finished.
 
 A guest's name is recorded before the guest is started, so no guest runs that no record knows.
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from agent.api import ProcessName, ProcessSpec, Struct, spec_digest
 from agent.daemon.durable import FileDamaged, is_aside, remove_file, seal, set_aside, unseal, write_file
@@ -69,6 +70,15 @@ class Finished(Struct, frozen=True):
     at_unix: float
 
 
+class Probation(Struct, frozen=True):
+    """`current` has taken over and is watched. Removed when it has stood that; as long as it is here, a failure brings
+    `was` back, however late it is noticed."""
+
+    was: Version
+    """The last version that was not on probation itself. It has no guest."""
+    until_unix: float
+
+
 class Record(Struct, frozen=True):
     """Everything durable about one process."""
 
@@ -81,6 +91,12 @@ class Record(Struct, frozen=True):
     restarts: Annotated[int, Meta(ge=0)] = 0
     nonce: str = ""
     """Of the last restart that was asked for and done."""
+    probation: Probation | UnsetType = UNSET
+    """Not written where there is none, so that files of before are as they were."""
+
+    @property
+    def watched(self) -> Probation | None:
+        return None if self.probation is UNSET else self.probation
 
     @property
     def empty(self) -> bool:
@@ -88,7 +104,12 @@ class Record(Struct, frozen=True):
 
     def versions(self) -> list[Version]:
         """Every version that this record names."""
-        found = [self.current, self.pending.version if self.pending else None, *(r.version for r in self.retiring)]
+        found = [
+            self.current,
+            self.pending.version if self.pending else None,
+            *(retiring.version for retiring in self.retiring),
+            self.watched.was if self.watched else None,
+        ]
         return [version for version in found if version is not None]
 
     def guests(self) -> set[GuestId]:

@@ -2,8 +2,8 @@
 
 A guest that ends by itself is started again where its restart rule says so, after a wait that doubles
 (`agent.daemon.backoff`). One that cannot be started, or does not become ready, likewise: a host never gives up on its
-own. The task stands back while a call acts (`pause`), at a point where nothing is half done, and goes on afterwards
-(`resume`).
+own. A version on probation (`agent.daemon.probation`) is not started again when it fails, but the one before it is. The
+task stands back while a call acts (`pause`), at a point where nothing is half done, and goes on afterwards (`resume`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import msgspec
 from agent.api import Event, ProcessSpec, ProcessState
 from agent.daemon.backoff import Backoff, starts_again
 from agent.daemon.guests import Guests, new_guest_id
+from agent.daemon.probation import gone_back, hands_over, problem_of, stood
 from agent.daemon.refusal import Refused
 from agent.daemon.retirement import Retirement
 from agent.daemon.standing import Standing, without_guest
 from agent.daemon.state import Finished, Record, Retiring, Version
 from agent.runtime import GuestFailed, GuestState, RuntimeUnavailable
+from cas.digest import short
 
 RETRY_S: Final = 1.0
 """Between attempts while the supervisor cannot be reached or the disk refuses."""
@@ -54,6 +56,7 @@ class Supervision:
         self._sleep = sleep
         self._pause = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._verdict: asyncio.Future[str] | None = None
 
     def resume(self) -> None:
         """Start, or go on after a pause."""
@@ -73,6 +76,59 @@ class Supervision:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    # --- probation ---------------------------------------------------------------------------------------------------
+
+    async def begin_probation(self) -> asyncio.Future[str] | None:
+        """A version has just taken over, so whatever probation there was is over without a verdict. Where the new one
+        is on probation: what was wrong with it, once that is known; empty where nothing was."""
+        self.end_probation("")
+        current, watched = self._standing.record.current, self._standing.record.watched
+        if current is None or watched is None:
+            return None
+        self._verdict = asyncio.get_running_loop().create_future()
+        await self._guests.note(Event.PROBATION, current, detail=f"begins, {current.spec.update.watched_s:g} s")
+        return self._verdict
+
+    def end_probation(self, problem: str) -> None:
+        """Tell whoever waits."""
+        verdict, self._verdict = self._verdict, None
+        if verdict is not None and not verdict.done():
+            verdict.set_result(problem)
+
+    async def go_back(self, problem: str) -> None:
+        """`current` has failed its probation: make the version from before the current one. It is started by the next
+        step. Raises RuntimeUnavailable."""
+        failed, watched = self._standing.record.current, self._standing.record.watched
+        if failed is None or watched is None:
+            return
+        if failed.guest is not None and hands_over(failed.spec, watched.was.spec):
+            await self._guests.drain(failed, deadline_s=failed.spec.update.drain_s)
+            await self._guests.end(failed, detail="it failed its probation")
+        await self._standing.save(lambda record: gone_back(record, now_unix=self._guests.clock()))
+        self._standing.runs_not()
+        self._standing.restart_due = False
+        self.backoff.reset()
+        self._standing.show(ProcessState.STARTING)
+        self._standing.remark = f"back from {short(failed.digest)}, which failed its probation: {problem}"
+        detail = f"failed, back to {short(watched.was.digest)}: {problem}"
+        await self._guests.note(Event.PROBATION, failed, detail=detail)
+        self.end_probation(problem)
+
+    async def _watch(self) -> None:
+        current, running = self._standing.record.current, self._standing.running
+        if current is None or running is None:
+            return
+        problem = await self._or_pause(problem_of(self._standing, self._guests))
+        if problem:
+            ended = self._standing.exit_of(running.guest)
+            if ended is not None:
+                await self._guests.note(Event.EXITED, current, pid=ended.pid, detail=how_it_ended(ended))
+            await self.go_back(problem)
+            return
+        await self._standing.save(stood)
+        await self._guests.note(Event.PROBATION, current, detail="stood", ms=current.spec.update.watched_s * 1000)
+        self.end_probation("")
 
     # --- starting `current` ------------------------------------------------------------------------------------------
 
@@ -154,6 +210,9 @@ class Supervision:
             await self._start_or_wait()
         elif not self._standing.serving:
             await self._serve_or_wait()
+        elif self._standing.record.watched is not None:
+            self._retirement.begin()
+            await self._watch()
         else:
             self._retirement.begin()
             await self._or_pause(self._standing.ended.wait())
@@ -164,7 +223,7 @@ class Supervision:
             await self.start()
         except GuestFailed as error:
             await self._wait_after_failure(str(error))
-        except Refused as error:
+        except Refused as error:  # something is missing on this host, for which no version is to blame
             await self._wait_after_failure(error.refusal.message)
 
     async def _serve_or_wait(self) -> None:
@@ -184,10 +243,16 @@ class Supervision:
         self._standing.restart_due = True
         await self._guests.note(Event.EXITED, current, pid=state.pid, detail=how_it_ended(state))
         wait_s = self.backoff.wait_s(self._guests.clock() - state.started_unix)
+        self._standing.remark = (
+            f"{how_it_ended(state)}, after {max(0.0, self._guests.clock() - state.started_unix):.1f} s"
+        )
         self._standing.show(ProcessState.BACKOFF, f"{how_it_ended(state)}; it starts again after {wait_s:.1f} s")
         await self._or_pause(self._sleep(wait_s))
 
     async def _wait_after_failure(self, reason: str) -> None:
+        if self._standing.record.watched is not None:
+            await self.go_back(reason)
+            return
         wait_s = self.backoff.wait_s(0.0)
         self._standing.show(ProcessState.FAILED, f"{reason}; tried again after {wait_s:.1f} s")
         await self._or_pause(self._sleep(wait_s))

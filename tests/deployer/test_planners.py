@@ -155,6 +155,8 @@ OTHER_VALUES: dict[str, Any] = {
 
 
 def other_value(name: str, now: Any) -> Any:
+    if now == "restart":
+        return "reload"
     if name == "listen":
         return {**now, "more": "0.0.0.0:8081/tcp"}
     return OTHER_VALUES[name] if name in OTHER_VALUES else now + 1000

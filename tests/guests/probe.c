@@ -265,6 +265,30 @@ static bool mode_slow_response(void) {
     return serve_each(listener, SLICE(RESPONSE("200 OK")), delay_ns);
 }
 
+/* serve-file PORT PATH: answers with what the file holds at that moment, and ends badly when it begins with `bad`. */
+static bool mode_serve_file(void) {
+    static char request[MAX_REQUEST], text[4096];
+    handle listener;
+    struct address address = address_of(SLICE("0.0.0.0"), number(2, 8080));
+    if (!report("listen", tcp_listen(&address, BACKLOG, &listener), net_error_name)) return false;
+    handle waiting = wasi_subscribe_tcp(listener);
+    for (;;) {
+        struct stream stream;
+        size_t length = 0, asked = 0;
+        wasi_block(waiting);
+        if (tcp_accept(listener, &stream) != NET_OK) continue;
+        if (file_read_whole(argument(3), text, sizeof text, &length) != FILE_OK) fail("cannot read: ", argument(3));
+        if (length >= 3 && text[0] == 'b' && text[1] == 'a' && text[2] == 'd') fail("bad file: ", argument(3));
+        if (receive(&stream, request, sizeof request, &asked) && asked) {
+            send_all(&stream, SLICE("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"));
+            send_all(&stream, (struct slice){text, length});
+        }
+        tcp_finish_sending(&stream);
+        while (receive(&stream, request, sizeof request, &asked)) {}
+        tcp_close(&stream);
+    }
+}
+
 /* listen-then-exit PORT MS: ends well, as if it had nothing left to do, MS after it has begun to listen. */
 static bool mode_listen_then_exit(void) {
     struct address address = address_of(SLICE("0.0.0.0"), number(2, 8080));
@@ -446,6 +470,7 @@ static const struct {
     {"listen-late", mode_listen_late},           /* PORT MS */
     {"listen-then-exit", mode_listen_then_exit}, /* PORT MS */
     {"never-listen", mode_never_listen},
+    {"serve-file", mode_serve_file},             /* PORT PATH */
     {"http500", mode_http500},                   /* PORT [ADDRESS] */
     {"slow-response", mode_slow_response},       /* PORT MS */
     {"connect", mode_connect},                   /* ADDRESS PORT */

@@ -41,7 +41,11 @@ class Storm:
             port=8000 + NAMES.index(name),
             env=dice.choice([{}, {}, {}, {"ACT": "silent"}, {"ACT": "fail"}]),
             ready=Ready("http", within_s=0.05),
-            update=Update(order=dice.choice(["start-first", "stop-first"]), drain_s=0.1),
+            update=Update(
+                order=dice.choice(["start-first", "stop-first"]),
+                drain_s=0.1,
+                probation_s=dice.choice([0.0, 0.0, 0.05]),
+            ),
         )
 
     async def step(self, cloud: Cloud) -> None:
