@@ -1,0 +1,103 @@
+"""By hand: `python -m tests.simulation --hosts 10000 --regions 20 --gigabytes 1 --seed 1 --failing 0.05`.
+
+The blobs are in one region, each at the host that brings it there, as a deployer leaves them that has handed them over
+and gone. The lower bound is the time that the slowest link needs for the bytes that must pass it at the least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import resource
+import sys
+import time
+from functools import partial
+
+from cas.fetching import Limits, Want
+from cas.peers import Swarm
+from tests.simulation.network import Model, Network
+from tests.simulation.world import World, break_some, item, make_world
+
+
+def main(arguments: list[str]) -> int:
+    given = _parse(arguments)
+    gc.disable()
+    chance = random.Random(given.seed)
+    swarm = _swarm(given.hosts, given.regions)
+    model = Model(host_bytes_per_s=given.host_mbit * 125e3, border_bytes_per_s=given.border_mbit * 125e3)
+    network = Network(swarm.region_of, model)
+    world = make_world(swarm, network, Limits())
+    total = int(given.gigabytes * (1 << 30))
+    items = [item(f"seed {given.seed} blob {number}", total // given.blobs) for number in range(given.blobs)]
+    first = next(iter(swarm.regions))
+    holders: dict[str, list[int]] = {}
+    for number, one in enumerate(items):
+        holders.setdefault(swarm.ranking(first, one.whole.digest)[0], []).append(number)
+    for name, numbers in holders.items():
+        world.hold(name, [items[number] for number in numbers])
+    bound_s = _bound_s(model, total, holders, total // given.blobs, world)
+    failing = break_some(world, given.failing, chance, within_s=2 * bound_s, spare=set(holders))
+    for name, host in world.hosts.items():
+        host.counts_pieces = False
+        mine = holders.get(name, [])
+        wants = [Want(one, swarm) for number, one in enumerate(items) if number not in mine]
+        network.at(chance.random() * 0.2, partial(host.want, wants))
+    network.run(until_s=given.until, is_done=world.is_done, check_every=20000)
+    _report(world, first, total, bound_s, failing)
+    return 0 if not [host for host in world.sound() if host.fetch.wanted] else 1
+
+
+def _bound_s(model: Model, total: int, holders: dict[str, list[int]], blob: int, world: World) -> float:
+    """Every host takes all bytes in, every border lets all bytes through once, a holder sends each of its blobs once,
+    and all that is received has been sent by someone."""
+    hosts = len(world.hosts)
+    return max(
+        total / model.host_bytes_per_s,
+        total / model.border_bytes_per_s if len(world.swarm.regions) > 1 else 0.0,
+        max(map(len, holders.values())) * blob / model.host_bytes_per_s,
+        total * (hosts - 1) / hosts / model.host_bytes_per_s,
+    )
+
+
+def _report(world: World, first: str, total: int, bound_s: float, failing: list[str]) -> None:
+    sound = world.sound()
+    done = sorted(host.done_s for host in sound if host.done_s is not None and not host.fetch.wanted)
+    bad = sum(not ended.ok for host in sound for ended in host.ended.values())
+    into = sorted(world.crossings(region) / total for region in world.swarm.regions if region != first)
+    print(f"hosts {len(world.hosts)}, failing {len(failing)}")
+    print(f"sound hosts that are done: {len(done)} of {len(sound)}; blobs that ended in vain: {bad}")
+    last = done[-1] if done else float("nan")
+    middle = done[len(done) // 2] if done else float("nan")
+    print(f"lower bound {bound_s:.2f} s; last host {last:.2f} s = {last / bound_s:.2f} x; median {middle:.2f} s")
+    if into:
+        print(f"copies over a border: mean {sum(into) / len(into):.3f}, least {into[0]:.3f}, most {into[-1]:.3f}")
+    print(f"copies back into {first}: {world.crossings(first) / total:.3f}")
+    print(f"messages for each host: {sum(host.messages for host in world.hosts.values()) / len(world.hosts):.0f}")
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(f"CPU {time.process_time():.0f} s, {used.ru_maxrss / 1024:.0f} MiB")
+
+
+def _swarm(hosts: int, regions: int) -> Swarm:
+    names: dict[str, list[str]] = {f"r{number:02}": [] for number in range(regions)}
+    for number in range(hosts):
+        names[f"r{number % regions:02}"].append(f"h{number}")
+    return Swarm(names)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--hosts", type=int, default=1000)
+    parser.add_argument("--regions", type=int, default=20)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--blobs", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--failing", type=float, default=0.0, help="share of the hosts that fail in some way")
+    parser.add_argument("--host-mbit", type=float, default=1000)
+    parser.add_argument("--border-mbit", type=float, default=1000)
+    parser.add_argument("--until", type=float, default=3600.0, help="seconds of virtual time at most")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

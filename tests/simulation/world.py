@@ -1,0 +1,243 @@
+"""Hosts that drive `cas.fetching` over the virtual network: what the agent does over HTTP, without the HTTP.
+
+A host may fail in one of the ways of `FAULTS`, from the start or later. Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from functools import partial
+
+from cas.digest import Digest, digest_of
+from cas.fetch_messages import (
+    Arrived,
+    Ask,
+    Cancel,
+    Ended,
+    Event,
+    Failed,
+    Get,
+    Keep,
+    Kept,
+    Over,
+    Request,
+    Tick,
+    Told,
+    Wrong,
+    everything,
+)
+from cas.fetching import Fetch, Limits, Want
+from cas.inventory import Form, Item
+from cas.manifest import PIECE_BYTES, pieces_in
+from cas.peers import Swarm
+from tests.simulation.network import Link, Network
+
+FAULTS = ("dead", "stalling", "slow", "lying")
+CONNECT_TIMEOUT_S = 3.0
+SLOW_FACTOR = 100
+
+
+def item(name: str, size: int, *, deltas: Iterable[tuple[Digest, int]] = ()) -> Item:
+    """A blob that nobody has to hold, with patches of so many bytes from these bases."""
+    whole = _form(name, size)
+    others = (_form(f"{name} from {base}", patch, base=base) for base, patch in deltas)
+    return Item(whole=whole, others=tuple(others))
+
+
+def _form(name: str, size: int, *, base: Digest | None = None) -> Form:
+    manifest = digest_of(f"manifest {name}".encode()) if size > PIECE_BYTES else None
+    digest = digest_of(name.encode())
+    if base is None:
+        return Form(digest=digest, size=size, manifest=manifest)
+    return Form(digest=digest, size=size, manifest=manifest, encoding="delta", base=base)
+
+
+class Host:
+    def __init__(self, name: str, network: Network, hosts: dict[str, Host], limits: Limits) -> None:
+        self.name = name
+        self.fetch = Fetch(name, limits=limits)
+        self.fault: str | None = None
+        self.started = False
+        self.sizes: dict[Digest, int] = {}
+        """Of the forms that it knows."""
+        self.held: dict[Digest, int] = {}
+        """The pieces that it has, by form: its spool and its store."""
+        self.ended: dict[Digest, Ended] = {}
+        self.done_s: float | None = None
+        self.came: dict[tuple[Digest, int], int] = {}
+        """How often each piece was taken in: once, or something is wrong."""
+        self.from_outside = 0
+        self.messages = 0
+        self._network = network
+        self._hosts = hosts
+        self._waiting: dict[tuple[str, int], tuple[Fetch, Ask]] = {}
+        self._cancelled: set[int] = set()
+        self._tick_due_s = -1.0
+        self.counts_pieces = True
+
+    # --- its own side ---
+
+    def want(self, wants: Iterable[Want]) -> None:
+        wants = list(wants)
+        self.started = True
+        for want in wants:
+            for form in (want.item.whole, *want.item.others):
+                self.sizes[form.digest] = form.size
+        self._do(self.fetch.want(wants, self._network.now_s, spooled=self.held))
+
+    def restart(self, wants: Iterable[Want], limits: Limits) -> None:
+        """The agent was killed: what is on disk is still there, and nothing else."""
+        self.fetch = Fetch(self.name, limits=limits)
+        self._waiting.clear()
+        self._cancelled.clear()
+        self.ended.clear()
+        self.want(wants)
+
+    def take(self, event: Event) -> None:
+        if self.fault != "dead":
+            self._do(self.fetch.take(event, self._network.now_s))
+
+    def _do(self, requests: list[Request]) -> None:
+        for request in requests:
+            match request:
+                case Ask():
+                    self._send(request.peer, partial(self._hosts[request.peer].answer, self, self.fetch, request))
+                case Get():
+                    self._send(request.peer, partial(self._hosts[request.peer].serve, self, self.fetch, request))
+                case Keep():
+                    self._network.at(self._network.now_s, partial(self._keep, request))
+                case Ended():
+                    self.ended[request.blob] = request
+                    if not self.fetch.wanted:
+                        self.done_s = self._network.now_s
+                case Cancel():
+                    self._cancelled.add(request.id)
+        wake_s = self.fetch.wake_s
+        if wake_s is not None and wake_s > self._tick_due_s:
+            self._tick_due_s = wake_s
+            self._network.at(wake_s, partial(self._wake, wake_s))
+
+    def _wake(self, due_s: float) -> None:
+        if due_s == self._tick_due_s and self.fetch.wanted:
+            self.take(Tick())
+
+    def _keep(self, request: Keep) -> None:
+        if self.sizes.get(request.blob) is not None:
+            self._gain(request.blob, everything(pieces_in(self.sizes[request.blob])))
+        self.take(Kept(request.blob, ok=True))
+
+    def _send(self, peer: str, action: partial[None]) -> None:
+        self.messages += 1
+        self._network.at(self._network.now_s + self._network.delay_s(self.name, peer), action)
+
+    def receive(self, fetch: Fetch, event: Event) -> None:
+        """An event of a request that this host's fetch made, unless the host has been restarted since."""
+        if fetch is not self.fetch or self.fault == "dead":
+            return
+        if isinstance(event, Arrived):
+            if event.id in self._cancelled:
+                return
+            if self.counts_pieces:
+                for index in range(event.first, event.first + event.count):
+                    self.came[event.form, index] = self.came.get((event.form, index), 0) + 1
+            self._gain(event.form, everything(event.count) << event.first)
+        self.take(event)
+
+    def _gain(self, form: Digest, pieces: int) -> None:
+        self.held[form] = self.held.get(form, 0) | pieces
+        for (asker, number), (fetch, ask) in list(self._waiting.items()):
+            if ask.forms.get(form, 0) & pieces:
+                del self._waiting[asker, number]
+                self._tell(self._hosts[asker], fetch, ask)
+
+    # --- the side that answers ---
+
+    def answer(self, asker: Host, fetch: Fetch, ask: Ask) -> None:
+        if self._is_gone(asker, fetch, ask.id):
+            return
+        if any(self.held.get(form, 0) & news for form, news in ask.forms.items()):
+            self._tell(asker, fetch, ask)
+            return
+        self._waiting[asker.name, ask.id] = fetch, ask
+        self._network.at(self._network.now_s + ask.wait_s, partial(self._tell_late, asker, ask))
+
+    def _tell_late(self, asker: Host, ask: Ask) -> None:
+        waiting = self._waiting.get((asker.name, ask.id))
+        if waiting is not None and waiting[1] is ask:
+            del self._waiting[asker.name, ask.id]
+            self._tell(asker, waiting[0], ask)
+
+    def _tell(self, asker: Host, fetch: Fetch, ask: Ask) -> None:
+        if self.fault != "dead":
+            told = Told(ask.id, {form: self.held[form] for form in ask.forms if self.held.get(form)})
+            self._send(asker.name, partial(asker.receive, fetch, told))
+
+    def serve(self, asker: Host, fetch: Fetch, get: Get) -> None:
+        if self._is_gone(asker, fetch, get.id) or self.fault == "stalling" or get.id in asker._cancelled:
+            return
+        for part in get.parts:
+            pieces = everything(part.count) << part.first
+            if self.held.get(part.form, 0) & pieces != pieces:
+                self._send(asker.name, partial(asker.receive, fetch, Over(get.id)))
+                return
+            size = min(part.count * PIECE_BYTES, asker.sizes[part.form] - part.first * PIECE_BYTES)
+            event: Event = Arrived(get.id, part.form, part.first, part.count, size)
+            if self.fault == "lying":
+                size, event = PIECE_BYTES, Wrong(get.id, part.form, part.first)
+            self._network.at(self._network.transfer(self.name, asker.name, size), partial(asker.receive, fetch, event))
+            if self.fault == "lying":
+                return
+
+    def _is_gone(self, asker: Host, fetch: Fetch, number: int) -> bool:
+        if self.fault == "dead":
+            failed = partial(asker.receive, fetch, Failed(number, "no connection"))
+            self._network.at(self._network.now_s + CONNECT_TIMEOUT_S, failed)
+        return self.fault == "dead"
+
+    def break_down(self, fault: str) -> None:
+        self.fault = fault
+        if fault == "slow":
+            for links in (self._network.up, self._network.down):
+                links[self.name] = Link(self._network.model.host_bytes_per_s / SLOW_FACTOR)
+
+
+class World:
+    def __init__(self, network: Network, hosts: dict[str, Host], swarm: Swarm) -> None:
+        self.network = network
+        self.hosts = hosts
+        self.swarm = swarm
+
+    def hold(self, name: str, items: Iterable[Item]) -> None:
+        """This host has these blobs, whole and in every other form."""
+        host = self.hosts[name]
+        for one in items:
+            for form in (one.whole, *one.others):
+                host.sizes[form.digest] = form.size
+                host.held[form.digest] = everything(pieces_in(form.size))
+
+    def sound(self) -> list[Host]:
+        return [host for host in self.hosts.values() if host.fault is None]
+
+    def is_done(self) -> bool:
+        return all(host.started and not host.fetch.wanted for host in self.hosts.values() if host.fault is None)
+
+    def crossings(self, region: str) -> int:
+        return self.network.border_in[region].bytes
+
+
+def make_world(swarm: Swarm, network: Network, limits: Limits) -> World:
+    hosts: dict[str, Host] = {}
+    for name in swarm.region_of:
+        hosts[name] = Host(name, network, hosts, limits)
+    return World(network, hosts, swarm)
+
+
+def break_some(world: World, share: float, chance: random.Random, *, within_s: float, spare: set[str]) -> list[str]:
+    """So many of the hosts fail, each at some time and in some way; the first holders do not."""
+    names = [name for name in world.hosts if name not in spare]
+    failing = chance.sample(names, round(share * len(names)))
+    for name in failing:
+        fault = chance.choice(FAULTS)
+        world.network.at(chance.choice([0.0, chance.random() * within_s]), partial(world.hosts[name].break_down, fault))
+    return failing
