@@ -61,34 +61,35 @@ def bases_of(store: ExchangeStore, digests: Iterable[Digest]) -> tuple[Digest, .
 def frames(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest] = ()) -> Iterator[bytes]:
     """A stream that brings `digests` to a receiver that holds `bases`. Raises BlobMissing, BlobDamaged; a stream that
     was cut short by an error is recognised as such by the receiver."""
+    sent = 0
+    yield wire.preamble()
+    for step in steps(store, digests, bases):
+        sent += 1
+        yield from frame(store, step)
+    yield wire.end(sent)
+
+
+def steps(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest] = ()) -> Iterator[Step]:
+    """What `frames` sends, in order: these blobs, and those that a way to them leads over. Raises BlobMissing."""
     held = set(bases)
     wanted = list(dict.fromkeys(digests))
     among = set(wanted)
-    sent = 0
-    yield wire.preamble()
     for digest in wanted:
         for step in cheapest(store.stat, digest, held, among):
             held.add(step.stat.digest)
-            sent += 1
-            yield from _frame(store, step)
-    yield wire.end(sent)
+            yield step
 
 
 def cost(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest] = ()) -> int:
     """About how many bytes `frames` would be, without reading a blob: exact but for a blob that is stored as a delta
     and must travel whole, which is counted as its oldest base is stored. Raises BlobMissing."""
-    held = set(bases)
-    wanted = list(dict.fromkeys(digests))
-    among = set(wanted)
-    total = wire.PREAMBLE_BYTES + wire.HEADER_BYTES
-    for digest in wanted:
-        for step in cheapest(store.stat, digest, held, among):
-            held.add(step.stat.digest)
-            total += wire.HEADER_BYTES + step.bytes
-    return total
+    sent = sum(wire.HEADER_BYTES + step.bytes for step in steps(store, digests, bases))
+    return wire.PREAMBLE_BYTES + sent + wire.HEADER_BYTES
 
 
-def _frame(store: ExchangeStore, step: Step) -> Iterator[bytes]:
+def frame(store: ExchangeStore, step: Step) -> Iterator[bytes]:
+    """One blob of a stream; whole after all where it was encoded anew since the step was planned. Raises BlobMissing,
+    BlobDamaged."""
     digest, size, raw = step.stat.digest, step.stat.size, to_raw(step.stat.digest)
     if step.base is not None and (found := store.patch(digest, [step.base])) is not None:
         yield wire.header(wire.DELTA, raw, size, len(found[1])) + found[1]
@@ -289,4 +290,4 @@ def transfer(source: ExchangeStore, target: ExchangeStore, digests: Iterable[Dig
         return receiver.finish()
 
 
-__all__ = ["Received", "Receiver", "bases_of", "cost", "frames", "transfer"]
+__all__ = ["Received", "Receiver", "bases_of", "cost", "frame", "frames", "steps", "transfer"]

@@ -52,6 +52,8 @@ VERBS: dict[str, str] = {
     "host": "show a host's means and guarantees, or admit a new host",
     "operator": "admit another operator of this cloud, on another machine",
     "migrate": "move the history or the blobs to another engine: etcd, S3, or back",
+    "bundle": "write a release, or what is new in it, to a file for a place without a network",
+    "unbundle": "take in what `bundle` wrote: stores a release, runs nothing",
     "restart": "run the same version of a process again, by the same swap",
     "gc": "remove the blobs that nothing refers to",
     "check": "verify every blob of the store",

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from deployer.cloud import Cloud
     from deployer.outcome import Applied
     from deployer.plan import Plan
+    from deployer.release import Link
     from tools.output import Output
 
 EXAMPLE = """
 lowcloud apply
 lowcloud apply shop.toml --yes -m "web 2.0"
 lowcloud apply shop.plan --json --yes
+lowcloud apply 41c7be90                 # a release that `unbundle` has brought
 """
 
 
@@ -27,7 +29,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from tools.deploying import add_definition_arguments
 
     parser.add_argument(
-        "file", nargs="?", metavar="FILE or PLAN", help="a definition (default: as lowcloud.toml says), or a plan"
+        "file",
+        nargs="?",
+        metavar="FILE, PLAN or RELEASE",
+        help="a definition (default: as lowcloud.toml says), a plan, or the hash of a release in the store",
     )
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("-m", "--message", default="", help="why, for the history")
@@ -40,11 +45,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from tools.deploying import carried_out, exit_code
 
     with open_cloud(args) as cloud:
-        plan, sizes = _plan(cloud, args, out)
+        link = _release(cloud, args)
+        plan, sizes = _plan(cloud, args, out, link)
         if not agreed(plan, sizes, out, yes=args.yes):
             out.remark("nothing was changed")
             return errors.FAILED
-        applied = asyncio.run(carried_out(cloud, plan, out, message=args.message))
+        applied = asyncio.run(carried_out(cloud, plan, out, message=args.message or _message(link)))
     finish(applied, out)
     return exit_code(applied)
 
@@ -67,18 +73,47 @@ def finish(applied: Applied, out: Output) -> None:
         show_applied(applied, out)
 
 
-def _plan(cloud: Cloud, args: argparse.Namespace, out: Output) -> tuple[Plan, dict[str, int]]:
+def _release(cloud: Cloud, args: argparse.Namespace) -> Link | None:
+    """The release that is to be applied; None where it is a file, or the cloud's own definition."""
+    from pathlib import Path
+
+    from cas.digest import abbreviation
+
+    if args.file is None or abbreviation(args.file) is None or Path(args.file).exists():
+        return None
+    from deployer.bundling import find
+
+    if args.locked:
+        raise errors.UsageError("a release has every hash already, and no lock file")
+    return find(cloud.store, cloud.ref, args.file)
+
+
+def _message(link: Link | None) -> str:
+    """What the history says of a release that was applied without a word."""
+    from cas.digest import short
+
+    if link is None:
+        return ""
+    said = f" ({link.release.message.splitlines()[0]})" if link.release.message else ""
+    return f"release {short(link.digest)} by {link.release.by}{said}"
+
+
+def _plan(cloud: Cloud, args: argparse.Namespace, out: Output, link: Link | None) -> tuple[Plan, dict[str, int]]:
     import asyncio
 
+    from deployer.planners import Version
     from deployer.signing import require
-    from tools.deploying import planned, probation_s, version_of_file
+    from tools.deploying import planned, probation_s, release_definition, version_of_file
     from tools.plan_files import plan_in
 
-    given = plan_in(cloud, args.file)
+    given = None if link else plan_in(cloud, args.file)
     plan, signer = given or (None, None)
     require(signer, required=cloud.config.require_signed_plans)
     if plan is None:
-        version = version_of_file(cloud, args.file, out, locked=args.locked)
+        if link is None:
+            version = version_of_file(cloud, args.file, out, locked=args.locked)
+        else:
+            version = Version(link.release.definition, release_definition(cloud, link))
         work = planned(
             cloud,
             version,

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 for piece in pieces:
                     out.raw(piece)
             else:
-                _write(Path(args.output), pieces)
+                write_file(Path(args.output), pieces)
     if out.as_json:
         out.json({"hash": digest, "path": shown_path(args.output), "size": size})
     elif not to_stdout:
@@ -57,8 +57,9 @@ def _counted(pieces: Iterable[bytes], total: int, progress: Progress) -> Iterato
         yield piece
 
 
-def _write(path: Path, pieces: Iterable[bytes]) -> None:
-    """Raises OSError. What is not a regular file (a pipe, a device) is written to as it is."""
+def write_file(path: Path, pieces: Iterable[bytes]) -> None:
+    """A file appears whole, or not at all. What is not a regular file (a pipe, a device) is written to as it is. Raises
+    OSError."""
     if path.is_dir():
         raise errors.UsageError(f"{shown_path(path)} is a directory", hint="-o names the file to write")
     if path.exists() and not path.is_file():
