@@ -163,7 +163,7 @@ class _Reader:
 
     def read_definition(self, text: str | None) -> None:
         """The definition file and, in the order of their inclusion, all it includes."""
-        self.included[self.definition.resolve()] = "the definition itself"
+        self.included[_real(self.definition)] = "the definition itself"
         source = self.open(self.definition, text)
         if source is not None:
             self.include_all(source, (self.definition,))
@@ -222,7 +222,7 @@ class _Reader:
                 self.complain(source, ("include", index), *complaint, of_key=False)
                 continue
             place = source.positions.find(("include", index))
-            self.included[path.resolve()] = f"{source.path}:{place.line}:{place.column}"
+            self.included[_real(path)] = f"{source.path}:{place.line}:{place.column}"
             included = self.open(path, None)
             if included is not None:
                 self.include_all(included, (*chain, path))
@@ -243,13 +243,13 @@ class _Reader:
         """The path of an included file, and why, with a hint, it may not be read."""
         root = self.definition.parent
         path = FilePath(os.path.normpath(source.path.parent / name))
-        real = path.resolve()
+        real = _real(path)
         complaint = None
-        if FilePath(name).is_absolute() or not real.is_relative_to(root.resolve()):
+        if FilePath(name).is_absolute() or not real.is_relative_to(_real(root)):
             complaint = f"{quoted(name)} lies outside of the definition's directory", f"move it below {root}"
-        elif not path.exists():
+        elif not os.path.lexists(real):  # which fails for no name
             complaint = f"there is no file {quoted(name)}", f"looked for {path}"
-        elif real in {one.resolve() for one in chain}:
+        elif real in {_real(one) for one in chain}:
             circle = " -> ".join(one.name for one in (*chain, path))
             complaint = f"{quoted(name)} includes itself: {circle}", "remove one of these includes"
         elif real in self.included:
@@ -372,6 +372,11 @@ def overlays_of(definition: FilePath) -> list[str]:
 def text_in(path: FilePath) -> str:
     """The text of one file, for who wants nothing but that. Raises DefinitionInvalid."""
     return text_of(_bytes_in(path, MAX_DEFINITION_BYTES), path)
+
+
+def _real(path: FilePath) -> FilePath:
+    """Where a path leads to in the end, also where links lead in a circle, for which `Path.resolve` has no answer."""
+    return FilePath(os.path.realpath(path))
 
 
 def _bytes_in(path: FilePath, most: int) -> bytes:

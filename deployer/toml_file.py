@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path as FilePath
 from typing import Any
 
-from deployer.positions import MAX_KEY_PARTS, Place, scan
+from deployer.positions import MAX_KEY_PARTS, Path, Place, scan
 from deployer.problems import DefinitionInvalid, Problem
 from deployer.wording import dotted
 
@@ -36,7 +36,7 @@ def document_of(text: str, path: FilePath) -> dict[str, Any]:
         if stopped is not None:
             raise DefinitionInvalid([Problem(str(path), *stopped.place, str(stopped))])
     try:
-        return tomllib.loads(text)
+        document = tomllib.loads(text)
     except RecursionError:
         stopped = scan(text).stopped
         place = stopped.place if stopped else Place(1, 1)
@@ -44,8 +44,34 @@ def document_of(text: str, path: FilePath) -> dict[str, Any]:
         raise DefinitionInvalid([Problem(str(path), *place, message)]) from None
     except ValueError as error:
         raise DefinitionInvalid(_syntax_problems(error, text, path)) from None
+    if _LONG_NUMBER.search(text):
+        _refuse_huge_numbers(document, text, path)
+    return document
 
 
+MAX_NUMBER_BITS = 64
+"""What every reader of TOML can hold. A number of many thousand digits cannot even be shown in a message."""
+_LONG_NUMBER = re.compile(r"0[xob][0-9A-Fa-f_]{100}|[0-9][0-9_]{1000}")
+
+
+def _refuse_huge_numbers(document: dict[str, Any], text: str, path: FilePath) -> None:
+    """Raises DefinitionInvalid with every number that has more than `MAX_NUMBER_BITS`."""
+    positions = scan(text)
+    problems: list[Problem] = []
+    remaining: list[tuple[Path, Any]] = [((), document)]
+    while remaining:
+        where, value = remaining.pop()
+        if isinstance(value, dict):
+            remaining += [((*where, key), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            remaining += [((*where, index), inner) for index, inner in enumerate(value)]
+        elif isinstance(value, int) and value.bit_length() > MAX_NUMBER_BITS:
+            problems.append(Problem(str(path), *positions.find(where, of_key=False), f"{dotted(where)}: {_TOO_LONG}"))
+    if problems:
+        raise DefinitionInvalid(sorted(problems))
+
+
+_TOO_LONG = "the number is too large"
 _TOML_PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 _ABOUT_DUPLICATES = ("Cannot ", "Duplicate ")
 """How tomllib's messages about names that are defined twice begin."""
@@ -65,6 +91,10 @@ def _syntax_problems(error: ValueError, text: str, path: FilePath) -> list[Probl
     ]
     match = _TOML_PLACE.fullmatch(str(error))
     message = match.group(1) if match else str(error)
+    if not match and (number := _LONG_NUMBER.search(text)):  # Python itself refuses to read so many decimal digits
+        line = text.count("\n", 0, number.start()) + 1
+        place = Place(line, number.start() - text.rfind("\n", 0, number.start()))
+        return [*duplicates, Problem(str(path), *place, f"this is not TOML: {_TOO_LONG}")]
     if not duplicates or not message.startswith(_ABOUT_DUPLICATES):
         place = Place(text.count("\n") + 1, len(text) - text.rfind("\n"))
         if match and match.group(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ class _StaleHistory:
 
 def blob_name(cloud: Cloud, path: Path) -> str:
     """What the store calls the versions of a file: its path below the cloud's directory, the whole path elsewhere."""
-    absolute = path.resolve()
+    absolute = Path(os.path.realpath(path))
     try:
         return absolute.relative_to(cloud.root.resolve()).as_posix()
     except ValueError:

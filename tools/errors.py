@@ -79,14 +79,17 @@ class Explained:
         return fields
 
     def lines(self) -> Iterator[str]:
+        from deployer.problems import MAX_PROBLEMS_SHOWN
         from tools.output import printable_lines
 
         if self.problems:
-            for problem in self.problems:
+            for problem in self.problems[:MAX_PROBLEMS_SHOWN]:
                 place = f"{problem['line']}:{problem['column']}:" if problem["line"] else ""
-                yield f"{problem['path']}:{place} {problem['message']}"
+                yield from printable_lines(f"{problem['path']}:{place} {problem['message']}")
                 if problem["hint"]:
-                    yield f"  hint: {problem['hint']}"
+                    yield from printable_lines(f"  hint: {problem['hint']}")
+            if len(self.problems) > MAX_PROBLEMS_SHOWN:
+                yield f"… and {len(self.problems) - MAX_PROBLEMS_SHOWN} more"
             return
         yield from printable_lines(f"lowcloud: {self.message}")
         if self.output:

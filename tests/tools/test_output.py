@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cas.errors import BlobMissing, NotADigest
 from deployer.errors import HostsUnreachable
-from deployer.problems import DefinitionInvalid, Problem
+from deployer.problems import MAX_PROBLEMS_SHOWN, DefinitionInvalid, Problem
 from tools import errors
 from tools.output import Output, iso_time, printable, size, table_lines
 
@@ -63,6 +63,15 @@ def test_an_error_says_what_and_what_to_do_next() -> None:
     assert first.startswith("lowcloud: no blob b3:000")
     assert second.strip().startswith("hint: push it")
     assert reported(NotADigest("x"))[0] == 2
+
+
+def test_of_very_many_problems_some_are_shown_and_json_has_all() -> None:
+    explained = errors.Explained(DefinitionInvalid([Problem("a\x1b.toml", 1, 1, "is wrong", "right it")] * 5_000))
+    lines = list(explained.lines())
+    assert len(lines) < 300
+    assert lines[-1] == f"… and {5_000 - MAX_PROBLEMS_SHOWN} more"
+    assert lines[0] == "a\\x1b.toml:1:1: is wrong"
+    assert len(explained.as_dict()["problems"]) == 5_000
 
 
 def test_problems_have_their_places() -> None:

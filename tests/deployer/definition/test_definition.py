@@ -192,7 +192,9 @@ def test_names_defined_twice_are_told_with_what_else_is_wrong() -> None:
         ("a = " + "[" * 5000 + "\n", 1, "nested more than 32 deep"),
         ("a = " + "{a=" * 5000 + "\n", 1, "nested more than 32 deep"),
         ("a" + ".a" * 100_000 + " = 1\n", 1, "more than 32 parts"),
-        ("a = " + "9" * 10_000 + "\n", 1, "this is not TOML"),
+        ("a = " + "9" * 10_000 + "\n", 1, "the number is too large"),
+        ("a = 0x" + "9" * 100_000 + "\n", 1, "a: the number is too large"),
+        ("a = [{ b = [1, 0b" + "1" * 1_000 + "] }]\n", 1, "a[0].b[1]: the number is too large"),
     ],
 )
 def test_what_is_not_toml_has_its_line(text: str, line: int, message: str) -> None:

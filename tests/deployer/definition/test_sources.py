@@ -104,6 +104,20 @@ def test_the_name_too_is_said_once(files: Files) -> None:
     assert files.told() == [f"hosts.toml:1:1: name: is defined in {files.directory}/shop.toml:1:1 already"]
 
 
+def test_links_that_lead_in_a_circle_are_no_files(files: Files) -> None:
+    (files.directory / "circle.toml").symlink_to("circle.toml")
+    files.put("shop.toml", SHOP.replace('"hosts.toml"', '"hosts.toml", "circle.toml"'))
+    assert files.told()[0] == "circle.toml: cannot be read: Too many levels of symbolic links"
+    (files.directory / "shop.toml").unlink()
+    (files.directory / "shop.toml").symlink_to("shop.toml")
+    assert files.told() == ["shop.toml: cannot be read: Too many levels of symbolic links"]
+
+
+def test_a_name_that_no_file_can_have_is_told_like_any_other(files: Files) -> None:
+    files.put("shop.toml", SHOP.replace('"hosts.toml"', f'"hosts.toml", "{"a" * 300}"'))
+    assert [one.partition('"')[0] for one in files.told()] == ["shop.toml:2:26: include[1]: there is no file "]
+
+
 @pytest.mark.parametrize(
     ("include", "message"),
     [
