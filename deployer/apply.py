@@ -1,14 +1,15 @@
 """Carrying out a plan, in an order that leaves nothing half done without saying so.
 
-1. **Look.** The ref must be where the plan starts, every host that is to be called must answer, and run what the plan
-   expects. Otherwise nothing happens.
+1. **Look.** The ref must be where the plan starts, by its engine and not by a local copy; every host that is to be
+   called must answer, and run what the plan expects. Otherwise nothing happens.
 2. **Transfer** what hosts lack, to all of them; then **stage** on all of them: blobs verified, binaries compiled, room
    found. Nothing that runs has been touched, and a failure up to here has changed nothing but caches.
 3. **Decide.** The release is recorded and the ref moved to it by compare-and-swap. Of two operators one wins here.
 4. **Execute** the calls, with the plan's probations (`deployer.execute`).
 5. **Return**, where something failed and the failed process's `update.on_failure` is `rollback`: the hosts that were
    called go back to the definition before, by a plan and a release like any other. `pause` leaves all where it is.
-6. **Report** what the hosts say.
+6. **Report** what the hosts say. Hosts that the plan left alone because they did not answer count as not reached: the
+   release names them, and the next `apply` (or `deployer.catch_up`) finds and finishes them.
 
 Killed at any point: up to 3 nothing has happened; after it, the ref says what should run, the hosts run what the calls
 that reached them made of it, and the next `apply` of the same definition finds and finishes the rest.
@@ -17,6 +18,7 @@ that reached them made of it, and the next `apply` of the same definition finds 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 import msgspec
 
@@ -32,7 +34,9 @@ from deployer.outcome import Applied, HostEnd, Outcome, ends, unwell
 from deployer.plan import Plan, plan_digest
 from deployer.planners import Version, make_plan
 from deployer.planning import current_version, definition_before
-from deployer.release import Release
+from deployer.release import MAX_BEHIND, Release
+from deployer.schema import Definition
+from deployer.signing import Signed
 from deployer.site import Site
 from deployer.transfer import transfer
 
@@ -48,16 +52,21 @@ async def apply(
     message: str = "",
     kind: releases.Kind = "apply",
     restores: Digest | None = None,
+    signed: Signed | None = None,
+    forget: Collection[str] = (),
 ) -> Applied:
-    """Carry out a plan. Raises, with nothing that runs touched: ApplyRaced, WorldMoved, HostsUnreachable,
-    TransferFailed, StagingFailed. From the first call on it does not raise but tells in its result; cancelled, it
-    finishes the calls that are under way, and tells too."""
+    """Carry out a plan. `signed`: the signed plan that it came in. `forget`: hosts that left the definition and of
+    which nothing is expected any more. Raises, with nothing that runs touched: ApplyRaced, WorldMoved,
+    HostsUnreachable, TransferFailed, StagingFailed, EngineUnreachable. From the first call on it does not raise but
+    tells in its result; cancelled, it finishes the calls that are under way, and tells too."""
     clock = asyncio.get_running_loop().time
     began = clock()
     plan_name = plan_digest(plan)
-    if plan.is_empty and plan.definition == plan.from_definition:
-        return Applied(outcome=Outcome.UNCHANGED, plan=plan_name, release=plan.from_release)
+    following = await asyncio.to_thread(releases.read_definition, site.store, plan.definition)
+    if plan.is_empty and plan.definition == plan.from_definition and not forget:
+        return _unchanged(plan, plan_name, following)
     await _look(site, plan)
+    behind, leaving = await asyncio.to_thread(_left_over, site, plan, following, forget)
     await asyncio.to_thread(site.store.put, plans.encode(plan), name=f"plan/{site.ref}")
     bytes_sent = await _make_ready(site, plan, plan_name)
     release = Release(
@@ -69,13 +78,17 @@ async def apply(
         message=message,
         kind=kind,
         restores=restores,
+        behind=behind,
+        leaving=leaving,
+        signed=await _kept(site, signed),
+        signed_by=signed.who if signed else "",
     )
     site.progress.phase("release", 0)
     deciding = asyncio.ensure_future(asyncio.to_thread(releases.publish, site.store, site.ref, release))
     interrupted = await undisturbed([deciding])
     execution = Execution(site, plan, plan_name=plan_name, release=deciding.result().digest, interrupted=interrupted)
     await execution.run()
-    applied = await _report(site, plan, execution)
+    applied = await _report(site, plan, following, execution)
     if _should_return(plan, execution, kind):
         applied = await _return(site, plan, applied)
     return msgspec.structs.replace(applied, bytes_sent=bytes_sent, seconds=round(clock() - began, 3))
@@ -84,8 +97,18 @@ async def apply(
 # --- before anything is touched -------------------------------------------------------------------------------------
 
 
+def _unchanged(plan: Plan, plan_name: Digest, following: Definition) -> Applied:
+    behind = set(plan.unreachable) & set(following.host)
+    return Applied(
+        outcome=Outcome.PARTIAL if behind else Outcome.UNCHANGED,
+        plan=plan_name,
+        release=plan.from_release,
+        hosts=dict.fromkeys(plan.unreachable, HostEnd.UNKNOWN),
+    )
+
+
 async def _look(site: Site, plan: Plan) -> None:
-    head = await asyncio.to_thread(site.store.read_ref, site.ref)
+    head = await asyncio.to_thread(_head_now, site)
     if head != plan.from_release:
         raise ApplyRaced(
             f"the plan starts at release {_name(plan.from_release)}, but {site.ref!r} is at {_name(head)} by now"
@@ -97,6 +120,40 @@ async def _look(site: Site, plan: Plan) -> None:
     moved = list(_differences(plan, observed))
     if moved:
         raise WorldMoved("the hosts no longer run what the plan expects:", moved)
+    if len(plan.unreachable) > MAX_BEHIND:
+        raise HostsUnreachable(dict.fromkeys(plan.unreachable, f"at most {MAX_BEHIND} hosts may be left for later"))
+
+
+def _head_now(site: Site) -> Digest | None:
+    """Where the ref is by its engine. A local copy would do for reading; but where the engine does not answer, the
+    release could not be decided later, and hosts would have staged for nothing. Raises EngineUnreachable."""
+    from cas.engines.shared import SharedStore
+
+    if isinstance(site.store, SharedStore):
+        return site.store.fresh_refs().get(site.ref)
+    return site.store.read_ref(site.ref)
+
+
+def _left_over(
+    site: Site, plan: Plan, following: Definition, forget: Collection[str]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """`Release.behind` and `Release.leaving`. What the release before has left over, and this plan has not looked at,
+    goes on with it."""
+    before = releases.read(site.store, plan.from_release) if plan.from_release else None
+    addresses = {**(before.leaving if before else {}), **site.fleet.addresses}
+    unseen = {*before.behind, *before.leaving} - set(plan.expect) - set(forget) if before else set()
+    silent = unseen | set(plan.unreachable)
+    may_run = silent | {host for host, runs in plan.expect.items() if runs}
+    leaving = {
+        host: addresses[host] for host in sorted(may_run - set(following.host) - set(forget)) if host in addresses
+    }
+    return tuple(sorted(silent & {*following.host, *leaving})), leaving
+
+
+async def _kept(site: Site, signed: Signed | None) -> Digest | None:
+    if signed is None:
+        return None
+    return (await asyncio.to_thread(site.store.put, signed.data, name=f"signed-plan/{site.ref}")).digest
 
 
 def _differences(plan: Plan, observed: Observed) -> list[str]:
@@ -139,20 +196,21 @@ def _why(error: AgentError) -> str:
 # --- afterwards -----------------------------------------------------------------------------------------------------
 
 
-async def _report(site: Site, plan: Plan, execution: Execution) -> Applied:
+async def _report(site: Site, plan: Plan, following: Definition, execution: Execution) -> Applied:
     observing = asyncio.ensure_future(observe(site.fleet, plan.hosts()))
     interrupted = await undisturbed([observing])
     observed = observing.result()
     reached = ends(plan, observed)
+    behind = set(plan.unreachable) & set(following.host)
     if execution.went_well:  # it may be that what ran when its stage ended does not run any more
         execution.unwell += unwell(tuple(plan.steps()), observed)
-    whole = all(end is HostEnd.NEW for end in reached.values())
+    whole = not behind and all(end is HostEnd.NEW for end in reached.values())
     return Applied(
         outcome=Outcome.APPLIED if whole else Outcome.PARTIAL,
         plan=execution.plan_name,
         release=execution.release,
         calls=tuple(execution.done),
-        hosts=reached,
+        hosts=reached | dict.fromkeys(plan.unreachable, HostEnd.UNKNOWN),
         interrupted=execution.interrupted or interrupted,
         superseded=execution.superseded,
         trouble="; ".join(text for _, text in execution.unwell),

@@ -86,9 +86,10 @@ def check_whole(store: SharedStore) -> list[Damage]:
 
 
 def needs_of(store: BlobStore, link: Release) -> list[Digest]:
-    """Every blob that carrying out a release takes."""
+    """Every blob that carrying out a release takes, and the proof of who signed it."""
     definition = release.read_definition(store, link.definition)
-    return [link.plan, link.definition, *canonical.blobs_of(definition)]
+    signed = [link.signed] if link.signed else []
+    return [link.plan, link.definition, *signed, *canonical.blobs_of(definition)]
 
 
 def _here(store: SharedStore, digests: list[Digest]) -> None:

@@ -18,12 +18,12 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from agent.api import Call, Envelope, Outcome, Reason
-from agent.client import AgentError, CallRefused, HostUnreachable
+from agent.api import Envelope, Outcome, Reason, Replace, spec_digest
+from agent.client import CALL_SLACK_S, AgentError, CallRefused, HostUnreachable, call_timeout_s
 from cas.digest import Digest
 from deployer.observe import observe
 from deployer.outcome import CallDone, off_probation, unwell
-from deployer.plan import Plan, Step
+from deployer.plan import Kind, Plan, Step
 from deployer.site import Site
 
 CALLS_AT_ONCE: Final = 64
@@ -154,7 +154,7 @@ class Execution:
     async def _call(self, step: Step) -> CallDone:
         began = _now()
         try:
-            outcome = await self._ask(step.host, step.call())
+            outcome = await self._ask(step)
         except AgentError as error:
             refusal = error.refusal if isinstance(error, CallRefused) else None
             return CallDone(
@@ -178,19 +178,33 @@ class Execution:
             steps=outcome.steps,
         )
 
-    async def _ask(self, host: str, call: Call) -> Outcome:
-        client = await self._site.fleet.client(host)
-        envelope = Envelope(call, release=self.release, plan=self.plan_name, by=self._site.by)
+    async def _ask(self, step: Step) -> Outcome:
+        client = await self._site.fleet.client(step.host)
+        envelope = Envelope(step.call(), release=self.release, plan=self.plan_name, by=self._site.by)
+        limit_s = call_limit_s(step)
+        gives_up = _now() + limit_s
         for wait_s in WAITS_S:
             try:
-                return await client.call(envelope)
+                return await client.call(envelope, timeout_s=limit_s)
             except HostUnreachable:
+                if _now() >= gives_up:
+                    raise  # it took the call and was silent all the time: it would be so again
                 await asyncio.sleep(wait_s)
             except CallRefused as error:
                 if error.refusal.reason is not Reason.BUSY:
                     raise
                 await asyncio.sleep(wait_s)
-        return await client.call(envelope)
+        return await client.call(envelope, timeout_s=limit_s)
+
+
+def call_limit_s(step: Step) -> float:
+    """How long a host may take for a step: as for a replacement, by what both specifications allow, whatever the call
+    is; a call to configure or to stop does not carry them."""
+    if step.kind is Kind.CREATE_VOLUME:
+        return CALL_SLACK_S
+    if step.spec is None and step.was is None:
+        return call_timeout_s(step.call())
+    return max(call_timeout_s(Replace(spec, spec_digest(spec))) for spec in (step.spec, step.was) if spec)
 
 
 async def _comes(event: asyncio.Event, *, within_s: float) -> bool:

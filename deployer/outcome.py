@@ -20,11 +20,11 @@ class Outcome(enum.StrEnum):
     UNCHANGED = "unchanged"
     """There was nothing to do."""
     APPLIED = "applied"
-    """Every host that was called runs what the plan says."""
+    """Every host that was called runs what the plan says, and no host of the definition was left for later."""
     REVERTED = "reverted"
     """Something failed, and every host that was called runs again what it should have run before."""
     PARTIAL = "partial"
-    """Neither: `hosts` says which host runs what."""
+    """None of these: `hosts` says which host runs what. It ends so too where hosts were left alone."""
 
 
 class HostEnd(enum.StrEnum):
@@ -63,6 +63,19 @@ class CallDone(msgspec.Struct, frozen=True, kw_only=True):
     """What a guest that did not become ready had printed last."""
 
 
+class Brought(msgspec.Struct, frozen=True):
+    """What came to a host from where, in bytes on the wire."""
+
+    deployer_bytes: int = 0
+    region_bytes: int = 0
+    """From hosts of its region."""
+    border_bytes: int = 0
+    """From hosts of other regions."""
+    blobs: int = 0
+    wrong: tuple[str, ...] = ()
+    """Hosts that sent it wrong bytes."""
+
+
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
     """What became of an apply."""
 
@@ -74,6 +87,9 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     """In the order of their answers."""
     hosts: dict[str, HostEnd] = {}
     bytes_sent: int = 0
+    """By the deployer."""
+    brought: dict[str, Brought] = {}
+    """By host."""
     seconds: float = 0.0
     interrupted: bool = False
     """It was told to stop before it was through."""

@@ -6,6 +6,7 @@ Between planning and applying the world may move; that is why a plan says what i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import NamedTuple
 
 import msgspec
@@ -50,11 +51,14 @@ def addresses_for(
     store: ReleaseStore, ref: str, following: Definition | None = None, *, back: bool = False
 ) -> dict[str, str]:
     """Where all hosts are that a plan to `following` (None: whatever should run now) may have to ask or call, also
-    those that the new definition no longer has. Where a host's address differs, its agent is where `following` says,
-    but for a way `back` to an earlier definition it is where it was just now."""
-    current = current_version(store, release.head(store, ref))
+    those that the new definition no longer has, and those that may still run something since they left. Where a host's
+    address differs, its agent is where `following` says, but for a way `back` to an
+    earlier definition it is where it was just now."""
+    newest = release.head(store, ref)
+    current = current_version(store, newest)
     now = current.definition if current else None
-    return addresses_of(following, now) if back else addresses_of(now, following)
+    leaving = newest.release.leaving if newest else {}
+    return {**leaving, **(addresses_of(following, now) if back else addresses_of(now, following))}
 
 
 async def plan_for(
@@ -92,15 +96,20 @@ async def starting_point(site: Site, following: Version, *, allow_unreachable: b
     newest = await asyncio.to_thread(release.head, site.store, site.ref)
     current = await asyncio.to_thread(current_version, site.store, newest)
     hosts = set(following.definition.host) | set(current.definition.host if current else ())
-    site.progress.phase("observe", len(hosts))
-    observed = await look(site.fleet, hosts, allow_unreachable=allow_unreachable)
+    left = set(newest.release.leaving) - hosts if newest else set()
+    site.progress.phase("observe", len(hosts | left))
+    observed = await look(site.fleet, hosts, left, allow_unreachable=allow_unreachable)
     require_gpus(following.definition, observed.facts)
     return StartingPoint(current, following, observed, newest.digest if newest else None)
 
 
-async def look(fleet: Fleet, hosts: set[str], *, allow_unreachable: bool = False) -> Observed:
-    """What these hosts run. Raises HostsUnreachable."""
-    observed = await observe(fleet, hosts)
-    if observed.unreachable and not allow_unreachable:
-        raise HostsUnreachable(observed.unreachable)
+async def look(
+    fleet: Fleet, hosts: set[str], left: Collection[str] = (), *, allow_unreachable: bool = False
+) -> Observed:
+    """What these hosts run. `left`: hosts that an earlier definition had; they are asked too, but one that never comes
+    back is in nobody's way. Raises HostsUnreachable."""
+    observed = await observe(fleet, hosts.union(left))
+    silent = {host: why for host, why in observed.unreachable.items() if host not in left}
+    if silent and not allow_unreachable:
+        raise HostsUnreachable(silent)
     return observed

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from deployer.plan import Step
 
-Phase = Literal["observe", "transfer", "stage", "release", "apply", "probation", "revert"]
+Phase = Literal["observe", "transfer", "stage", "release", "apply", "probation", "revert", "catch-up"]
 
 
 class Progress(Protocol):

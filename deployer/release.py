@@ -29,7 +29,9 @@ from deployer.records import seal, unseal
 if TYPE_CHECKING:
     from deployer.schema import Definition
 
-MAX_RELEASE_BYTES: Final = 1 << 18
+MAX_RELEASE_BYTES: Final = 4 << 20
+MAX_BEHIND: Final = 20_000
+"""So many hosts may be left for later, and so many may be leaving."""
 MAX_MESSAGE_CHARS: Final = 1 << 16
 
 Kind = Literal["apply", "rollback", "revert"]
@@ -50,6 +52,17 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     kind: Kind = "apply"
     restores: Digest | None = None
     """For a rollback or a revert: the release whose definition this one brings back, where there is one."""
+    behind: Annotated[tuple[str, ...], Meta(max_length=MAX_BEHIND)] = ()
+    """Hosts that did not answer when it was decided and were left for later."""
+    leaving: Annotated[dict[str, str], Meta(max_length=MAX_BEHIND)] = {}
+    """Hosts that the definition does not have and that may still run something: where their agents are. Whoever plans
+    next looks at them too, or what this release does not end there would run for ever, unseen."""
+    signed: Digest | None = None
+    """The signed plan (`deployer.signing`), where the plan came with a signature."""
+    signed_by: Annotated[str, Meta(max_length=256)] = ""
+    """Who signed it, such as `operator:bob`; proved by `signed`."""
+    inventory: Digest | None = None
+    """By which hosts check what they get from each other (`deployer.stocktaking`); None where there is one host."""
 
 
 class ReleaseStore(ExchangeStore, RefStore, Protocol):

@@ -29,6 +29,7 @@ def roots(store: NamedStore) -> set[Digest]:
             continue
         for link in release.chain(store, start):
             keep |= {link.digest, link.release.plan, link.release.definition}
+            keep |= {link.release.signed} if link.release.signed else set()
             definitions.add(link.release.definition)
     for digest in definitions:
         keep.update(canonical.blobs_of(release.read_definition(store, digest)))

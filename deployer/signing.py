@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -39,6 +39,13 @@ class SignedPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Its record, as `deployer.plan.encode` writes it."""
     certificate: bytes
     signature: bytes
+
+
+class Signed(NamedTuple):
+    """A signed plan whose signature counts: its bytes, and who vouches for it."""
+
+    data: bytes
+    who: str
 
 
 def sign(plan: Plan, credentials: Path) -> bytes:

@@ -3,19 +3,22 @@
 Of the history: each release can be read, and its plan and definition too; the plan leads from its parent's definition
 to its own; a rollback names what it restores and has that very definition. Of each journal: no entry changed, missing
 or put in between. Of both: every call that a host carried out in a plan's name is a call of that plan for that host,
-made for the release that the plan belongs to, and what served is what the plan says.
+made for the release that the plan belongs to, and what served is what the plan says. A signature that a release names
+is one of that very plan, by the operator it names, in a certificate of this cloud that was valid then.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 
 from agent.api import Event, JournalEntry, ProcessSpec, entry_hash, spec_digest
 from cas.digest import Digest, short
 from cas.errors import CasError
-from deployer import canonical, plan, release
+from deployer import canonical, plan, release, signing
 from deployer.audit import Journals
 from deployer.errors import DeployerError
 from deployer.plan import Plan
@@ -52,14 +55,15 @@ class _Record(msgspec.Struct, frozen=True):
     plan: Plan | None
 
 
-def verify(store: ReleaseStore, journals: Journals) -> Verified:
-    """Check the histories of all refs and these journals."""
+def verify(store: ReleaseStore, journals: Journals, authority: Path | None = None) -> Verified:
+    """Check the histories of all refs and these journals. `authority`: the cloud's `ca.pem`; without it, signatures are
+    not looked at."""
     records: dict[Digest, _Record] = {}
     findings: list[Finding] = []
     for name, start in sorted(store.refs().items()):
         if is_of_secret(name):
             continue
-        findings += _history(store, name, start, records)
+        findings += _history(store, name, start, records, authority)
     for host, entries in sorted(journals.items()):
         findings += _chain(host, entries)
         findings += _calls(host, entries, records)
@@ -69,7 +73,9 @@ def verify(store: ReleaseStore, journals: Journals) -> Verified:
 # --- releases -------------------------------------------------------------------------------------------------------
 
 
-def _history(store: ReleaseStore, ref: str, start: Digest, records: dict[Digest, _Record]) -> Iterator[Finding]:
+def _history(
+    store: ReleaseStore, ref: str, start: Digest, records: dict[Digest, _Record], authority: Path | None
+) -> Iterator[Finding]:
     last = start
     try:
         for link in release.chain(store, start):
@@ -77,6 +83,8 @@ def _history(store: ReleaseStore, ref: str, start: Digest, records: dict[Digest,
                 return
             last = link.release.parent or link.digest
             yield from _release(store, link, records)
+            if authority is not None:
+                yield from _signature(store, link, authority)
     except (CasError, DeployerError) as error:
         yield Finding(
             f"release {short(last)}", f"the history of {ref!r} cannot be read from here: {error}", release=last
@@ -111,6 +119,24 @@ def _release(store: ReleaseStore, link: Link, records: dict[Digest, _Record]) ->
         else:
             if restored.definition != made.definition:
                 yield finding(f"it says that it restores {short(made.restores)}, but has another definition")
+
+
+def _signature(store: ReleaseStore, link: Link, authority: Path) -> Iterator[Finding]:
+    made, where = link.release, f"release {short(link.digest)}"
+    if made.signed is None:
+        if made.signed_by:
+            yield Finding(where, f"it says that {made.signed_by} signed, and names no signature", release=link.digest)
+        return
+    at = datetime.datetime.fromtimestamp(made.at_unix_ns / 1e9, datetime.UTC)
+    try:
+        of_plan, who = signing.verify(store.read(made.signed), authority, now=at)
+    except (CasError, DeployerError) as error:
+        yield Finding(where, f"its signature does not count: {error}", release=link.digest)
+        return
+    if plan.plan_digest(of_plan) != made.plan:
+        yield Finding(where, "its signature is of another plan", release=link.digest)
+    if who != made.signed_by:
+        yield Finding(where, f"{who} signed its plan, not {made.signed_by or 'nobody'}", release=link.digest)
 
 
 # --- journals -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tools.output import printable, printable_lines, shorten, size
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
 
     from deployer.cloud import Cloud
     from deployer.offline import HostReadiness
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deployer.release import Link
     from deployer.resolve import Resolved
     from deployer.schema import Definition
+    from deployer.signing import Signed
     from deployer.site import Site
     from tools.output import Output
 
@@ -43,19 +44,24 @@ def add_probation_argument(parser: argparse.ArgumentParser) -> None:
 
 def probation_s(args: argparse.Namespace) -> float | None:
     """What `--probation` says, in seconds. Raises UsageError."""
-    if args.probation is None:
+    return seconds(args.probation, "--probation")
+
+
+def seconds(text: str | None, option: str) -> float | None:
+    """A time that an option gives, such as `10m`. Raises UsageError."""
+    if text is None:
         return None
     from deployer.plan import MAX_HOLD_S
     from deployer.schema import Unit
     from deployer.units import UnitError, parse
 
     try:
-        seconds = parse(Unit.MILLISECONDS, args.probation) / 1000
+        found = parse(Unit.MILLISECONDS, text) / 1000
     except UnitError as error:
-        raise UsageError(f"--probation: {error}", hint=error.hint) from error
-    if seconds > MAX_HOLD_S:
-        raise UsageError(f"a probation is at most {MAX_HOLD_S / 86400:.0f} days")
-    return seconds
+        raise UsageError(f"{option}: {error}", hint=error.hint) from error
+    if found > MAX_HOLD_S:
+        raise UsageError(f"{option} is at most {MAX_HOLD_S / 86400:.0f} days")
+    return found
 
 
 # --- from a file to a version ---------------------------------------------------------------------------------------
@@ -142,12 +148,29 @@ async def bytes_to_send(site: Site, plan: Plan) -> dict[str, int]:
     return await estimate(site, blobs_by_host(plan))
 
 
-async def carried_out(cloud: Cloud, plan: Plan, out: Output, *, message: str) -> Applied:
-    """Carry out a plan, telling about each call."""
+async def carried_out(
+    cloud: Cloud,
+    plan: Plan,
+    out: Output,
+    *,
+    message: str,
+    signed: Signed | None = None,
+    forget: Collection[str] = (),
+    catch_up_s: float = 0.0,
+) -> Applied:
+    """Carry out a plan, telling about each call; then, for so long at most, wait for the hosts that are away."""
     from deployer.apply import apply
+    from deployer.catch_up import catch_up
+    from deployer.planners import Version
 
     async with _watched(cloud, plan, out) as site:
-        return await apply(site, plan, message=message)
+        applied = await apply(site, plan, message=message, signed=signed, forget=forget)
+        if not catch_up_s:
+            return applied
+        from deployer import release
+
+        following = Version(plan.definition, release.read_definition(cloud.store, plan.definition))
+        return await catch_up(site, applied, following, cloud.config.planner, within_s=catch_up_s)
 
 
 def refuse_unsigned(cloud: Cloud) -> None:
@@ -231,6 +254,7 @@ class Telling:
             "stage": "staging on",
             "probation": "watching",
             "revert": "bringing back",
+            "catch-up": "waiting for",
         }
         if phase in words and hosts:
             self._out.remark(f"{words[phase]} {hosts} {'host' if hosts == 1 else 'hosts'}")
@@ -270,7 +294,7 @@ def applied_as_dict(applied: Applied) -> dict[str, Any]:
 
 def show_applied(applied: Applied, out: Output) -> None:
     """The same for a person."""
-    from deployer.outcome import Outcome
+    from deployer.outcome import HostEnd, Outcome
     from tools.showing import HOST_ENDS
 
     for call in applied.failed:
@@ -291,6 +315,8 @@ def show_applied(applied: Applied, out: Output) -> None:
         out.table(("HOST", "RUNS"), [(host, HOST_ENDS[str(end)]) for host, end in sorted(applied.hosts.items())])
     if applied.interrupted and applied.outcome is Outcome.APPLIED:
         out.line("the interruption came when everything was under way already; nothing is left to do")
+    elif set(applied.hosts.values()) == {HostEnd.NEW, HostEnd.UNKNOWN}:
+        out.line("hosts that did not answer follow with the next `lowcloud apply`, or now with `--catch-up 10m`")
     elif applied.interrupted:
         out.line("it was interrupted; apply again to go on, or roll back")
     calls = f"{len(applied.calls)} {'call' if len(applied.calls) == 1 else 'calls'}"

@@ -11,12 +11,13 @@ from tools.errors import UsageError
 if TYPE_CHECKING:
     from deployer.cloud import Cloud
     from deployer.plan import Plan
+    from deployer.signing import Signed
 
 HINT = "make the plan again with `lowcloud plan -o FILE`"
 
 
-def plan_in(cloud: Cloud, file: str | Path | None) -> tuple[Plan, str | None] | None:
-    """The plan in a file and who signed it (None: nobody), or None where the file is something else, or not there.
+def plan_in(cloud: Cloud, file: str | Path | None) -> tuple[Plan, Signed | None] | None:
+    """The plan in a file and its signature (None: nobody's), or None where the file is something else, or not there.
     Raises UsageError, SignatureInvalid."""
     from deployer import signing
     from deployer.errors import RecordInvalid
@@ -31,17 +32,19 @@ def plan_in(cloud: Cloud, file: str | Path | None) -> tuple[Plan, str | None] | 
     if len(data) > signing.MAX_SIGNED_BYTES:
         raise UsageError(f"{shown_path(file)} is larger than a plan may be")
     try:
-        return signing.read_plan(data, cloud.credentials / "ca.pem")
+        plan, who = signing.read_plan(data, cloud.credentials / "ca.pem")
     except RecordInvalid as error:
         raise UsageError(f"{shown_path(file)}: {error}", hint=HINT) from error
+    return plan, signing.Signed(data, who) if who is not None else None
 
 
 def read(cloud: Cloud, file: Path) -> tuple[Plan, str | None]:
-    """As `plan_in`, of a file that must hold a plan."""
+    """The plan in a file that must hold one, and who signed it."""
     found = plan_in(cloud, file)
     if found is None:
         raise UsageError(f"{shown_path(file)} holds no plan", hint=HINT)
-    return found
+    plan, signed = found
+    return plan, signed.who if signed else None
 
 
 def write(cloud: Cloud, plan: Plan, file: Path, *, signed: bool) -> None:

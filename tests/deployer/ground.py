@@ -76,6 +76,11 @@ class LocalAgent:
     def signal(self, number: int) -> None:
         if self._process is not None:
             self._process.send_signal(number)
+            self.wait()
+
+    def wait(self) -> None:
+        """It was told to end."""
+        if self._process is not None:
             self._process.wait(END_S)
             if self._process.stdout is not None:
                 self._process.stdout.close()
@@ -84,6 +89,11 @@ class LocalAgent:
     @property
     def runs(self) -> bool:
         return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """0 where it does not run."""
+        return self._process.pid if self._process is not None else 0
 
 
 class Ground:

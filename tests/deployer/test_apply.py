@@ -223,11 +223,19 @@ def test_a_host_that_does_not_answer_stops_an_apply_unless_it_may_be_left_alone(
         partial = asyncio.run(ground.plan(following, allow_unreachable=True))
         assert planned(partial) == ["configure web@h1"]
         assert partial.unreachable == ("h2",)
-        assert asyncio.run(ground.carry_out(partial)).outcome is Outcome.APPLIED
+        without = asyncio.run(ground.carry_out(partial))
+        assert (without.outcome, without.exit_code) == (Outcome.PARTIAL, 4)  # nobody knows what h2 runs
+        assert without.hosts == {"h1": HostEnd.NEW, "h2": HostEnd.UNKNOWN}
+        newest = releases.head(ground.store, ground.ref)
+        assert newest is not None
+        assert newest.release.behind == ("h2",)
+        nothing_left = asyncio.run(ground.carry_out(asyncio.run(ground.plan(following, allow_unreachable=True))))
+        assert (nothing_left.outcome, nothing_left.calls) == (Outcome.PARTIAL, ())
     finally:
         ground.agents["h2"].start()
     caught_up = asyncio.run(ground.apply(following))
     assert called(caught_up) == ["configure web@h2"]
+    assert caught_up.exit_code == 0
 
 
 def test_an_agent_that_dies_meanwhile_and_comes_back_is_asked_again(ground: Ground, port: int) -> None:

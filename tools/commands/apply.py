@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from deployer.outcome import Applied
     from deployer.plan import Plan
     from deployer.release import Link
+    from deployer.signing import Signed
     from tools.output import Output
 
 EXAMPLE = """
 lowcloud apply
 lowcloud apply shop.toml --yes -m "web 2.0"
 lowcloud apply shop.plan --json --yes
+lowcloud apply --yes --catch-up 10m     # hosts that are away follow when they are back, for so long
 lowcloud apply 41c7be90                 # a release that `unbundle` has brought
 """
 
@@ -36,23 +38,55 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("-m", "--message", default="", help="why, for the history")
+    parser.add_argument(
+        "--catch-up", metavar="TIME", help="as --allow-unreachable, and stay until those hosts are back and run it too"
+    )
+    parser.add_argument(
+        "--forget",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="a host that left the definition, does not answer, and will not come back",
+    )
     add_definition_arguments(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     import asyncio
 
-    from tools.deploying import carried_out, exit_code
+    from tools.deploying import carried_out, exit_code, seconds
 
     with open_cloud(args) as cloud:
         link = _release(cloud, args)
-        plan, sizes = _plan(cloud, args, out, link)
+        _check_forgotten(cloud, args)
+        plan, sizes, signed = _plan(cloud, args, out, link)
         if not agreed(plan, sizes, out, yes=args.yes):
             out.remark("nothing was changed")
             return errors.FAILED
-        applied = asyncio.run(carried_out(cloud, plan, out, message=args.message or _message(link)))
+        work = carried_out(
+            cloud,
+            plan,
+            out,
+            message=args.message or _message(link),
+            signed=signed,
+            forget=args.forget,
+            catch_up_s=seconds(args.catch_up, "--catch-up") or 0.0,
+        )
+        applied = asyncio.run(work)
     finish(applied, out)
     return exit_code(applied)
+
+
+def _check_forgotten(cloud: Cloud, args: argparse.Namespace) -> None:
+    """Raises UsageError for a host that no release is waiting for."""
+    from deployer import release
+
+    newest = release.head(cloud.store, cloud.ref) if args.forget else None
+    for host in args.forget:
+        if newest is None or host not in newest.release.leaving:
+            raise errors.UsageError(
+                f"{host} is not waited for", hint="`lowcloud history --json` names the hosts that are `leaving`"
+            )
 
 
 def agreed(plan: Plan, sizes: dict[str, int], out: Output, *, yes: bool) -> bool:
@@ -98,7 +132,9 @@ def _message(link: Link | None) -> str:
     return f"release {short(link.digest)} by {link.release.by}{said}"
 
 
-def _plan(cloud: Cloud, args: argparse.Namespace, out: Output, link: Link | None) -> tuple[Plan, dict[str, int]]:
+def _plan(
+    cloud: Cloud, args: argparse.Namespace, out: Output, link: Link | None
+) -> tuple[Plan, dict[str, int], Signed | None]:
     import asyncio
 
     from deployer.planners import Version
@@ -107,8 +143,10 @@ def _plan(cloud: Cloud, args: argparse.Namespace, out: Output, link: Link | None
     from tools.plan_files import plan_in
 
     given = None if link else plan_in(cloud, args.file)
-    plan, signer = given or (None, None)
-    require(signer, required=cloud.config.require_signed_plans)
+    plan, signed = given or (None, None)
+    require(signed.who if signed else None, required=cloud.config.require_signed_plans)
+    if cloud.config.require_signed_plans and args.catch_up:
+        raise errors.UsageError("--catch-up makes plans itself, and this cloud carries out signed plans only")
     if plan is None:
         if link is None:
             version = version_of_file(cloud, args.file, out, locked=args.locked)
@@ -118,15 +156,15 @@ def _plan(cloud: Cloud, args: argparse.Namespace, out: Output, link: Link | None
             cloud,
             version,
             args.planner,
-            allow_unreachable=args.allow_unreachable,
+            allow_unreachable=args.allow_unreachable or args.catch_up is not None,
             probation_s=probation_s(args),
         )
-        return asyncio.run(work)
+        return *asyncio.run(work), None
     if args.planner or args.locked or args.probation:
         raise errors.UsageError("a plan that is made already has its planner, its lock and its probations")
-    if signer:
-        out.remark(f"signed by {signer}")
-    return plan, asyncio.run(_sizes(cloud, plan))
+    if signed:
+        out.remark(f"signed by {signed.who}")
+    return plan, asyncio.run(_sizes(cloud, plan)), signed
 
 
 async def _sizes(cloud: Cloud, plan: Plan) -> dict[str, int]:

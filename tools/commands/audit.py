@@ -14,7 +14,7 @@ from tools.output import iso_time, local_time, printable, shorten
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from agent.api import JournalEntry
     from deployer.audit import Span
@@ -67,14 +67,15 @@ def _show(args: argparse.Namespace, out: Output) -> int:
     instant = parse_instant(args.time, time.time_ns()) if args.action == "at" else None
     with open_cloud(args) as cloud:
         answers = asyncio.run(_journals(cloud, args.host))
-    spans = audit.timeline(answers.results)
-    if instant is not None:
-        spans = audit.at(spans, instant)
-    spans = [span for span in spans if args.process in (None, span.process)]
+        spans = audit.timeline(answers.results)
+        if instant is not None:
+            spans = audit.at(spans, instant)
+        spans = [span for span in spans if args.process in (None, span.process)]
+        signers = _signers(cloud, spans)
     if out.as_json:
-        out.json([span_as_dict(span) for span in spans])
+        out.json([{**span_as_dict(span), "signed_by": signers.get(span.release or "")} for span in spans])
     elif spans:
-        show_spans(spans, out)
+        show_spans(spans, out, signers=signers)
     elif not answers.failures:
         out.remark("nothing ran" + (f" at {local_time(instant)}" if instant is not None else ""))
     return errors.FAILED if tell_failures(answers.failures, out) else errors.DONE
@@ -98,7 +99,26 @@ def span_as_dict(span: Span) -> dict[str, Any]:
     }
 
 
-def show_spans(spans: Sequence[Span], out: Output, *, indent: str = "") -> None:
+def _signers(cloud: Cloud, spans: Sequence[Span]) -> dict[str, str]:
+    """Who signed the plans of these spans' releases, as the releases say; `audit verify` proves it."""
+    from cas.errors import CasError
+    from deployer import release
+    from deployer.errors import DeployerError
+
+    found: dict[str, str] = {}
+    for digest in {span.release for span in spans if span.release}:
+        try:
+            who = release.read(cloud.store, digest).signed_by
+        except (CasError, DeployerError):
+            continue  # of another cloud, or collected: the span tells what it can
+        if who:
+            found[digest] = who
+    return found
+
+
+def show_spans(
+    spans: Sequence[Span], out: Output, *, indent: str = "", signers: Mapping[str, str] | None = None
+) -> None:
     head = (f"{indent}NAME", "BINARY", "CONFIG", "RELEASE", "BY", "FROM", "TO")
     rows = [
         (
@@ -106,13 +126,18 @@ def show_spans(spans: Sequence[Span], out: Output, *, indent: str = "") -> None:
             shorten(span.binary),
             ", ".join(f"{path}={shorten(digest)}" for path, digest in sorted(span.config.items())) or "-",
             shorten(span.release),
-            span.by.removeprefix("operator:"),
+            _who(span, signers or {}),
             _clock(span.from_unix_ns),
             _clock(span.to_unix_ns) if span.to_unix_ns is not None else "now",
         )
         for span in spans
     ]
     out.table(head, rows)
+
+
+def _who(span: Span, signers: Mapping[str, str]) -> str:
+    signer = signers.get(span.release or "", "").removeprefix("operator:")
+    return span.by.removeprefix("operator:") + (f", signed by {signer}" if signer else "")
 
 
 def _clock(unix_ns: int) -> str:
@@ -143,7 +168,7 @@ def _verify(args: argparse.Namespace, out: Output) -> int:
 
     with open_cloud(args) as cloud:
         answers = asyncio.run(_journals(cloud, None))
-        verified = verify(cloud.store, answers.results)
+        verified = verify(cloud.store, answers.results, cloud.credentials / "ca.pem")
     if out.as_json:
         out.json(
             {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cas.digest import Digest
     from deployer.cloud import Cloud
-    from deployer.release import Link
+    from deployer.release import Link, Release
     from tools.output import Output
 
 EXAMPLE = """
@@ -30,6 +30,8 @@ lowcloud history -n 1 -w
 HEAD = ("RELEASE", "TIME", "BY", "KIND", "DEFINITION", "MESSAGE")
 ALIGNED_ROWS = 500
 """With so many rows before it is a row aligned that comes later; `-w` begins with at most so many."""
+SHOWN_HOSTS = 3
+"""So many of the hosts that a release did not reach are named in a row."""
 RETRY_S = 1.0
 """Between two attempts to watch a history whose engine does not answer."""
 
@@ -130,7 +132,16 @@ def _as_dict(link: Link) -> dict[str, object]:
         "plan": release.plan,
         "kind": release.kind,
         "restores": release.restores,
+        "behind": list(release.behind),
+        "leaving": sorted(release.leaving),
+        "signed": release.signed,
+        "signed_by": release.signed_by or None,
     }
+
+
+def _who(release: Release) -> str:
+    by = release.by.removeprefix("operator:")
+    return f"{by}, signed by {release.signed_by.removeprefix('operator:')}" if release.signed_by else by
 
 
 def _row(link: Link) -> tuple[str, ...]:
@@ -138,10 +149,12 @@ def _row(link: Link) -> tuple[str, ...]:
     message = release.message.split("\n", 1)[0]
     if release.restores and not message:
         message = f"restores {shorten(release.restores)}"
+    if release.behind:
+        message += f" (without {', '.join(release.behind[:SHOWN_HOSTS])}{' …' * (len(release.behind) > SHOWN_HOSTS)})"
     return (
         shorten(link.digest),
         local_time(release.at_unix_ns),
-        release.by.removeprefix("operator:"),
+        _who(release),
         release.kind,
         shorten(release.definition),
         message,

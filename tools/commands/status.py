@@ -13,6 +13,7 @@ from tools.output import local_time, printable, shorten
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from deployer.cloud import Cloud
     from deployer.observe import Observed
@@ -38,7 +39,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     with open_cloud(args) as cloud:
         link = release.head(cloud.store, cloud.ref)
         definition = release.read_definition(cloud.store, link.release.definition) if link else None
-        observed = asyncio.run(_observe(cloud, definition))
+        leaving = link.release.leaving if link else {}
+        observed = asyncio.run(_observe(cloud, definition, leaving))
     found = drift(definition, observed)
     running = sum(len(state.processes) for state in observed.hosts.values())
     if out.as_json:
@@ -71,14 +73,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return errors.FAILED if found else errors.DONE
 
 
-async def _observe(cloud: Cloud, definition: Definition | None) -> Observed:
+async def _observe(cloud: Cloud, definition: Definition | None, leaving: Mapping[str, str]) -> Observed:
+    """What the hosts say that should run something, and those that should not any more and may."""
     from deployer.fleet import Fleet
     from deployer.observe import observe
     from tools.hosts import known_addresses
 
     addresses = known_addresses(cloud)
-    async with Fleet(addresses, cloud.credentials) as fleet:
-        return await observe(fleet, definition.host if definition else addresses)
+    async with Fleet({**leaving, **addresses}, cloud.credentials) as fleet:
+        return await observe(fleet, {*definition.host, *leaving} if definition else addresses)
 
 
 def _count(number: int, one: str, more: str) -> str:
