@@ -542,7 +542,143 @@ class Routes:
     BLOBS = "/v1/blobs"
     """POST: a stream of exchange frames (`cas.exchange`)."""
     BLOB = "/v1/blobs/{digest}"
+# --- between hosts --------------------------------------------------------------------------------------------------
+
+MAX_NEIGHBOURS: Final = 20_000
+MAX_PARTIES: Final = 10_000
+MAX_FORMS_ASKED: Final = 2048
+MAX_PARTS_ASKED: Final = 1024
+MAX_HAVE_WAIT_S: Final = 30.0
+
+Bitmap = Annotated[bytes, Meta(max_length=1 << 20)]
+"""A set of pieces: bit i of byte n, from the lowest, stands for piece 8 n + i."""
+
+HostName = ProcessName
+
+
+class Neighbour(Struct, frozen=True):
+    """A host of the same cloud: whom blobs may come from."""
+
+    host: HostName
+    region: HostName
+    address: Annotated[str, Meta(max_length=256)]
+    """`address:port` of its agent."""
+
+
+class Meet(Struct, frozen=True):
+    """The hosts of a definition, with the host that is told among them. The newest list counts, and lasts."""
+
+    neighbours: Annotated[tuple[Neighbour, ...], Meta(max_length=MAX_NEIGHBOURS)]
+    at_unix_ns: Annotated[int, Meta(ge=0)]
+
+
+class Party(Struct, frozen=True):
+    """Blobs, and the hosts of one region that all want them."""
+
+    hosts: Annotated[tuple[HostName, ...], Meta(max_length=MAX_NEIGHBOURS)]
+    blobs: Annotated[tuple[Digest, ...], Meta(max_length=100_000)]
+
+
+class Fetch(Struct, frozen=True):
+    """Bring these blobs here from other hosts. The host remembers the wish, goes on when the caller has left or the
+    agent was killed, and protects what arrives as `BlobQuery` does. Asking again for the same joins what is under
+    way."""
+
+    inventory: Digest
+    """The blob that says of which pieces these blobs consist (`cas.inventory`); it and its manifests must be here."""
+    parties: Annotated[tuple[Party, ...], Meta(max_length=MAX_PARTIES)]
+    wait_s: Annotated[float, Meta(ge=0, le=50)] = 0.0
+    """The answer comes when all is here, when nobody has what is missing, or after this time."""
+
+
+class Fetched(Struct, frozen=True):
+    """How far a `Fetch` has come."""
+
+    missing: tuple[Digest, ...]
+    under_way: bool
+    """False where it has ended: nothing is missing, or it is given up for now, and `trouble` says why."""
+    blobs: int = 0
+    region_bytes: int = 0
+    """Received from hosts of the same region."""
+    border_bytes: int = 0
+    """Received from hosts of other regions."""
+    wrong: tuple[HostName, ...] = ()
+    """Hosts that have sent wrong bytes for one of these blobs."""
+    trouble: str = ""
+
+
+class PeerStatus(Struct, frozen=True):
+    """What a host knows of another one since its agent started."""
+
+    host: HostName
+    region: HostName
+    address: str
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    rate_bytes_s: float = 0.0
+    """Of pieces received, while they came; 0 where none did."""
+    failures: int = 0
+    banned: tuple[Digest, ...] = ()
+    """Blobs that it has sent wrong bytes for."""
+
+
+class PeersStatus(Struct, frozen=True):
+    region: str
+    """Of the host that tells; "" before it was told of its neighbours."""
+    peers: tuple[PeerStatus, ...]
+    deployer_bytes: int = 0
+    """Blobs received from operators since the agent started."""
+
+
+class FormAsked(Struct, frozen=True):
+    """A form of a blob (`cas.inventory.Form`), with what it takes to find it in a store."""
+
+    form: Digest
+    blob: Digest
+    size: Annotated[int, Meta(ge=0, le=1 << 48)]
+    encoding: Literal["plain", "zstd", "delta"] = "plain"
+    base: Digest | None = None
+
+
+class HaveQuery(Struct, frozen=True):
+    """Which pieces of these forms does the host have? It answers at once where it has one that would be news, else
+    once it does, and after `wait_s` in any case."""
+
+    forms: Annotated[tuple[FormAsked, ...], Meta(max_length=MAX_FORMS_ASKED)]
+    news: Annotated[tuple[Bitmap, ...], Meta(max_length=MAX_FORMS_ASKED)]
+    """For each form, the pieces that would be news."""
+    wait_s: Annotated[float, Meta(ge=0, le=MAX_HAVE_WAIT_S)] = 0.0
+
+
+class HaveAnswer(Struct, frozen=True):
+    holdings: Annotated[dict[int, Bitmap], Meta(max_length=MAX_FORMS_ASKED)]
+    """By the place of a form in the question, all pieces of it that are here; nothing of a form that is not here."""
+
+
+class PartAsked(Struct, frozen=True, array_like=True, gc=False):
+    """Consecutive pieces of one of the forms of a question, which it names by its place there."""
+
+    form: Annotated[int, Meta(ge=0, lt=MAX_FORMS_ASKED)]
+    first: Annotated[int, Meta(ge=0, le=1 << 32)]
+    count: Annotated[int, Meta(ge=1, le=1 << 32)]
+
+
+class PiecesQuery(Struct, frozen=True):
+    """Pieces of forms. They come one after the other, raw, and nothing else in the answer; one that is not here ends
+    it."""
+
+    forms: Annotated[tuple[FormAsked, ...], Meta(max_length=MAX_FORMS_ASKED)]
+    parts: Annotated[tuple[PartAsked, ...], Meta(min_length=1, max_length=MAX_PARTS_ASKED)]
+
+
     """GET: one blob's raw bytes."""
     SHUTDOWN = "/v1/shutdown"
     """POST: the agent ends; with `?guests=1` every guest and the supervisor end with it, and come back with the next
     agent."""
+    PEERS = "/v1/peers"
+    """POST `Meet`; GET: `PeersStatus`."""
+    FETCH = "/v1/fetch"
+    PEER_HAVE = "/v1/peer/have"
+    PEER_PIECES = "/v1/peer/pieces"
+    PEER_BLOB = "/v1/peer/blob/{digest}"
+    """As BLOB. These three are all that a host may ask of another."""

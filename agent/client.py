@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +31,18 @@ from agent.api import (
     CodeAnswer,
     CodeQuery,
     Envelope,
+    Fetch,
+    Fetched,
+    HaveAnswer,
+    HaveQuery,
     HostFacts,
     JournalEntry,
+    Meet,
     Outcome,
+    PeersStatus,
+    PiecesQuery,
     ProcessStatus,
+    ProcessUsage,
     Reason,
     Refusal,
     Replace,
@@ -52,6 +60,8 @@ CALL_SLACK_S: Final = 120.0
 STAGE_TIMEOUT_S: Final = 1800.0
 MAX_ANSWER_BYTES: Final = 64 << 20
 MAX_BLOB_BYTES: Final = 1 << 30
+PEER_TIMEOUT_S: Final = 10.0
+"""Between hosts, where another may have what one does not give."""
 WRITE_BYTES: Final = 256 << 10
 TRIES: Final = 2
 """A connection that the host closed while it lay idle costs one more try."""
@@ -147,6 +157,10 @@ class AgentClient:
     async def processes(self) -> tuple[ProcessStatus, ...]:
         return await self._ask("GET", Routes.PROCESSES, tuple[ProcessStatus, ...])
 
+    async def usage(self) -> tuple[ProcessUsage, ...]:
+        """What the processes that run take. An agent of before has no such route: CallRefused."""
+        return await self._ask("GET", Routes.USAGE, tuple[ProcessUsage, ...])
+
     async def journal(self, after: int = -1, *, limit: int = 1000) -> tuple[JournalEntry, ...]:
         """Entries whose `seq` is greater than `after`, oldest first, at most `limit` (the host may give fewer; an empty
         answer means that there are none)."""
@@ -191,6 +205,42 @@ class AgentClient:
             raise BadAnswer(f"{self.host_name} sent other bytes for {digest}", hint="run `lowcloud check` there")
         return data
 
+    # --- between hosts -----------------------------------------------------------------------------------------------
+
+    async def meet(self, meet: Meet) -> PeersStatus:
+        """Tell a host of its neighbours."""
+        return await self._ask("POST", Routes.PEERS, PeersStatus, body=msgspec.msgpack.encode(meet))
+
+    async def peers(self) -> PeersStatus:
+        """What the host has exchanged with others."""
+        return await self._ask("GET", Routes.PEERS, PeersStatus)
+
+    async def fetch(self, fetch: Fetch) -> Fetched:
+        """Have the host bring blobs from its neighbours."""
+        body = msgspec.msgpack.encode(fetch)
+        return await self._ask("POST", Routes.FETCH, Fetched, body=body, timeout_s=READ_TIMEOUT_S + fetch.wait_s)
+
+    async def have(self, query: HaveQuery) -> HaveAnswer:
+        """Which pieces of these forms does the host have? As a host asks another one."""
+        body = msgspec.msgpack.encode(query)
+        limit_s = PEER_TIMEOUT_S + query.wait_s
+        return await self._ask("POST", Routes.PEER_HAVE, HaveAnswer, body=body, timeout_s=limit_s)
+
+    async def pieces(self, query: PiecesQuery, *, stalled_s: float = PEER_TIMEOUT_S) -> AsyncGenerator[bytes, None]:
+        """The bytes of these pieces as they come, unchecked and without bound: the caller stops taking them. Raises
+        HostUnreachable where none comes for `stalled_s`."""
+        body = msgspec.msgpack.encode(query)
+        async with self._request("POST", Routes.PEER_PIECES, body=body, timeout_s=None, stalled_s=stalled_s) as answer:
+            async for part in answer.content.iter_any():
+                yield part
+
+    async def blob_of_peer(self, digest: Digest, *, stalled_s: float = PEER_TIMEOUT_S) -> AsyncGenerator[bytes, None]:
+        """As `pieces`, for one whole blob."""
+        path = Routes.PEER_BLOB.format(digest=digest)
+        async with self._request("GET", path, timeout_s=None, stalled_s=stalled_s) as answer:
+            async for part in answer.content.iter_any():
+                yield part
+
     # --- one request -------------------------------------------------------------------------------------------------
 
     async def _ask(
@@ -227,11 +277,12 @@ class AgentClient:
         body: bytes | AsyncIterable[bytes] | None = None,
         query: dict[str, str] | None = None,
         timeout_s: float | None,
+        stalled_s: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A request whose answer is a success; every other way it can end is one of this module's errors."""
         if self._session is None or self._context is None:
             raise RuntimeError("use AgentClient as an asynchronous context manager")
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S, connect=None)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=stalled_s)
         try:
             async with self._session.request(
                 method,
@@ -258,7 +309,8 @@ class AgentClient:
                 hint="the host and the operator must have certificates of the same cloud (`lowcloud host add`)",
             ) from error
         except TimeoutError as error:
-            waited = f" within {timeout_s:.0f} s" if timeout_s else ""
+            limit_s = timeout_s or stalled_s
+            waited = f" within {limit_s:.0f} s" if limit_s else ""
             raise HostUnreachable(f"{self.host_name} at {self.address} did not answer{waited}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise HostUnreachable(f"{self.host_name} at {self.address} cannot be reached: {_plain(error)}") from error

@@ -12,6 +12,9 @@ The state directory (mode 0700; nobody else may write here):
     guests/GUEST/      files of one guest; may be deleted while it does not run
     output/NAME/       what guests printed
     work/              unfinished compilations; emptied at start
+    neighbours         the other hosts (`agent.daemon.peering.acquaintance`)
+    errands/           what is being fetched from them (`agent.daemon.peering.errands`)
+    arriving/          what has come of it (`cas.partial`)
     supervisor.*       of the supervisor, which outlives the agent
 
 SIGTERM and SIGINT end the agent; guests go on, and the next agent finds them. An operator's request to
@@ -41,6 +44,7 @@ from agent.daemon.capacity import Limits
 
 if TYPE_CHECKING:
     from agent.daemon.assembly import Agent
+    from agent.daemon.peering.limits import PeerLimits
 
 STOP_WITHIN_S: Final = 5.0
 """What requests that are under way get when the agent ends."""
@@ -77,12 +81,13 @@ def run(
     *,
     limits: Limits | None = None,
     pin: bool = True,
+    peer_limits: PeerLimits | None = None,
 ) -> None:
     """Be the agent of `host` until a signal or an operator ends it. Blocks.
 
     `listen`: `address:port` (port 0: any; the ready line says which). `limits`: what processes may be given in all, by
     default what the machine has. `pin`: give processes CPUs of their own; where several agents share a machine, say no:
-    then cores are not held against what the machine has.
+    then cores are not held against what the machine has. `peer_limits`: of the exchange with other hosts.
     Raises AgentCannotStart.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -91,7 +96,9 @@ def run(
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with hold(state_dir):
-        asyncio.run(_serve(host, listen, state_dir, credentials_dir or state_dir / "credentials", limits, pin))
+        asyncio.run(
+            _serve(host, listen, state_dir, credentials_dir or state_dir / "credentials", limits, pin, peer_limits)
+        )
 
 
 @contextlib.contextmanager
@@ -114,7 +121,13 @@ def hold(state_dir: Path) -> Iterator[None]:
 
 
 async def _serve(
-    host: str, listen: str, state_dir: Path, credentials_dir: Path, limits: Limits | None, pin: bool
+    host: str,
+    listen: str,
+    state_dir: Path,
+    credentials_dir: Path,
+    limits: Limits | None,
+    pin: bool,
+    peer_limits: PeerLimits | None,
 ) -> None:
     from agent import tls
     from agent.daemon.assembly import Agent
@@ -128,7 +141,9 @@ async def _serve(
     work = state_dir / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(mode=0o700)
-    agent = await Agent.open(host, state_dir, limits=limits, pin=pin)
+    agent = await Agent.open(
+        host, state_dir, limits=limits, pin=pin, credentials=credentials_dir, peer_limits=peer_limits
+    )
     try:
         async with listening(agent, context, address, port) as bound:
             with contextlib.suppress(TimeoutError):

@@ -24,10 +24,13 @@ from agent.daemon.handlers import Handlers
 from agent.daemon.journal import Journal
 from agent.daemon.output import OutputFiles
 from agent.daemon.placement import MILLI
+from agent.daemon.peering.limits import PeerLimits
+from agent.daemon.peering.routes import PeerRoutes
+from agent.daemon.peering.service import Peering
 from agent.daemon.processes import Processes
 from agent.daemon.sealing import KEY_NAME, OpenedSecrets, SealingKey
 from agent.daemon.server import Service
-from agent.daemon.staging import Staging
+from agent.daemon.staging import Staging, blobs_of
 from agent.daemon.state import State
 from agent.daemon.volumes import Volumes
 from agent.runtime import Runtime
@@ -57,6 +60,7 @@ class Agent:
     ) -> None:
         self.ended = asyncio.Event()
         """Set when the agent is to end."""
+        peering: Peering,
         self._host = host
         self._state_dir = state_dir
         self._store = store
@@ -64,10 +68,12 @@ class Agent:
         self._end_guests_for: str | None = None
         self.journal = journal
         self._volumes = Volumes(state_dir / "volumes")
+        self._peering = peering
         output = OutputFiles(state_dir / "output")
         cache = CodeCache(state_dir / "code", fingerprint())
         self._sealing = SealingKey(state_dir / KEY_NAME)
-        staging = Staging(store, cache, state_dir / "work", lambda: self._binaries(), self._sealing)
+        work = state_dir / "work"
+        staging = Staging(store, cache, work, lambda: self._binaries(), self._sealing, peering.restore)
         guest_files = state_dir / "guests"
         self._secrets = OpenedSecrets(state_dir, guest_files)
         self._builder = GuestBuilder(
@@ -81,8 +87,20 @@ class Agent:
         guests = Guests(self._builder, journal)
         cpus = host_facts.usable_cpus() if pin else ()
         self.processes = Processes(State(state_dir / "processes"), guests, self._volumes, limits, cpus, runtime)
-        handlers = Handlers(self.processes, guests, staging, self._volumes, journal, store, cache)
-        self.service = Service(handlers, self.processes, journal, output, store, self.facts, self._end, self.ended)
+        handlers = Handlers(self.processes, guests, staging, self._volumes, journal, store, cache, peering.source)
+        self.service = Service(
+            handlers,
+            self.processes,
+            journal,
+            output,
+            store,
+            self.facts,
+            self._end,
+            self.ended,
+            more=PeerRoutes(peering).table(),
+            arrived=peering.arrived,
+            closing=peering.giving.close,
+        )
 
     @classmethod
     async def open(
@@ -101,7 +119,8 @@ class Agent:
         room = limits or host_facts.machine_limits(state_dir)
         if limits is None and not pin:
             room = msgspec.structs.replace(room, cores_milli=SHARED_CORES_MILLI)
-        agent = cls(host, state_dir, store, journal, room, pin, runtime or (lambda: connect(state_dir)))
+        peering = Peering(host, state_dir, store, credentials or state_dir / "credentials", limits=peer_limits)
+        agent = cls(host, state_dir, store, journal, room, pin, runtime or (lambda: connect(state_dir)), peering)
         detail = "; ".join(part for part in (f"lowcloud {version() or 'of a checkout'}", journal.repaired) if part)
         await asyncio.to_thread(journal.append, Event.AGENT_STARTED, detail=detail)
         await agent.processes.open()
@@ -116,6 +135,7 @@ class Agent:
         await self.processes.close()
         await asyncio.to_thread(self.journal.close)
         await asyncio.to_thread(self._store.close)
+        await peering.open(agent._needed)
 
     def facts(self) -> HostFacts:
         """What this host is and has. Reads the disk: call it in a thread."""
@@ -123,6 +143,8 @@ class Agent:
         usage = self._store.usage()
         return HostFacts(
             host=self._host,
+            await asyncio.to_thread(self._groups.close)
+        await self._peering.close()
             cores=self._cores(),
             memory_bytes=self._limits.memory_bytes,
             disk_bytes=self._limits.disk_bytes,
@@ -172,3 +194,7 @@ def version() -> str:
         return importlib.metadata.version("lowcloud")
     except importlib.metadata.PackageNotFoundError:
         return ""
+    def _needed(self) -> set[Digest]:
+        """The blobs of what runs here."""
+        return {digest for spec in self.processes.specs_held() for digest in blobs_of(spec)}
+

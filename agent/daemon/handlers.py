@@ -48,7 +48,7 @@ from agent.daemon.staging import Staging, blobs_of
 from agent.daemon.state import Version
 from agent.daemon.volumes import Volumes
 from cas.digest import Digest, short
-from cas.interface import BlobStore
+from cas.interface import BlobSource, BlobStore
 
 UNCHANGED: Final = Outcome(changed=False, detail="what was asked for is there already")
 STAGED_FOR_S: Final = 3600.0
@@ -83,7 +83,9 @@ class Handlers:
         journal: Journal,
         store: BlobStore,
         cache: CodeCache,
+        source: Callable[[], BlobSource | None] = lambda: None,
     ) -> None:
+        """`source`: where blobs come from that are damaged here."""
         self._processes = processes
         self._guests = guests
         self._staging = staging
@@ -91,6 +93,7 @@ class Handlers:
         self._journal = journal
         self._store = store
         self._cache = cache
+        self._source = source
         self._volume_turn = asyncio.Lock()
         self._store_turn = asyncio.Lock()
         """Collecting and checking read the whole store: one at a time."""
@@ -300,9 +303,17 @@ class Handlers:
 
     async def _check(self) -> Outcome:
         async with self._turn_on_store():
-            checked = await asyncio.to_thread(self._store.check)
-        damaged = tuple(damage.digest for damage in checked.damaged)
-        return Outcome(changed=False, blobs=checked.blobs, bytes=checked.bytes, damaged=damaged)
+            source = self._source()
+            checked = await asyncio.to_thread(lambda: self._store.check(source=source))
+        damaged = tuple(damage.digest for damage in checked.damaged if not damage.repaired)
+        repaired = len(checked.damaged) - len(damaged)
+        return Outcome(
+            changed=repaired > 0,
+            blobs=checked.blobs,
+            bytes=checked.bytes,
+            damaged=damaged,
+            detail=f"{repaired} damaged blobs repaired from other hosts" if repaired else "",
+        )
 
     @asynccontextmanager
     async def _turn_on_store(self) -> AsyncIterator[None]:

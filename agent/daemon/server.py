@@ -1,9 +1,9 @@
 """The agent's HTTP service: who may ask, how large a question may be, and how an answer travels. No decisions.
 
 Every request arrives over TLS 1.3 with a verified certificate; its common name gives the role. Operators may call and
-read everything, hosts may read blobs. A body is bounded before it is read and read before it is decoded. Whatever goes
-wrong becomes a `Refusal` with the status of its reason; only what nobody foresaw is logged with its traceback. A caller
-that leaves in the middle is no error.
+read everything, hosts only what is meant for hosts (`agent.daemon.peering.routes`). A body is bounded before it is read
+and read before it is decoded. Whatever goes wrong becomes a `Refusal` with the status of its reason; only what nobody
+foresaw is logged with its traceback. A caller that leaves in the middle is no error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import errno
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
@@ -67,6 +67,8 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+Route = tuple[str, str, Handler, tuple[str, ...]]
+"""Method, path, handler, and the roles that may ask."""
 
 class Service:
     """The routes of one host."""
@@ -82,6 +84,10 @@ class Service:
         shut_down: Callable[[bool, str], None],
         ended: asyncio.Event,
     ) -> None:
+        *,
+        more: Iterable[Route] = (),
+        arrived: Callable[[int], None] = lambda _: None,
+        closing: Callable[[], None] = lambda: None,
         self._handlers = handlers
         self._processes = processes
         self._journal = journal
@@ -91,6 +97,11 @@ class Service:
         self._shut_down = shut_down
         self._ended = ended
         self._followers = 0
+        self._more = tuple(more)
+        self._arrived = arrived
+        """Is told how many bytes a sender of blobs has brought."""
+        self._closing = closing
+        """Is told that answers which wait for something should end."""
         self._uploads = Uploads()
 
     def application(self) -> web.Application:
@@ -104,15 +115,20 @@ class Service:
             ("POST", Routes.BLOBS_QUERY, self._query_blobs, (tls.OPERATOR,)),
             ("POST", Routes.CODE_QUERY, self._query_code, (tls.OPERATOR,)),
             ("POST", Routes.BLOBS, self._receive_blobs, (tls.OPERATOR,)),
-            ("GET", Routes.BLOB, self._send_blob, (tls.OPERATOR, tls.HOST)),
+            ("GET", Routes.BLOB, self._send_blob, (tls.OPERATOR,)),
             ("POST", Routes.SHUTDOWN, self._end, (tls.OPERATOR,)),
         ):
             application.router.add_route(method, path, allow(handler, roles))
         return application
+            *self._more,
 
     # --- calls -------------------------------------------------------------------------------------------------------
+        application.on_shutdown.append(self._shutting_down)
 
     async def _call(self, request: web.Request) -> web.Response:
+    async def _shutting_down(self, _: web.Application) -> None:
+        self._closing()
+
         envelope = decode(await read_body(request, MAX_CALL_BYTES), Envelope)
         return answer(await self._handlers.call(envelope, by=caller_of(request)))
 
@@ -208,6 +224,7 @@ class Service:
         response.content_length = size
         await response.prepare(request)
         piece = first
+                self._arrived(receiver.wire_bytes)
         while piece:
             for start in range(0, len(piece), PIECE_BYTES):
                 await response.write(piece[start : start + PIECE_BYTES])

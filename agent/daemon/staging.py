@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from agent.api import ProcessSpec, Reason
 from agent.daemon.code_cache import Code, CodeCache
@@ -27,9 +27,17 @@ COMPILES_AT_ONCE: Final = 2
 STAGE_OWNER: Final = "stage"
 MAX_CONFIG_FILE_BYTES: Final = 64 << 20
 
+T = TypeVar("T")
+
+
+async def nowhere(_: Digest) -> bool:
+    """A host without neighbours restores nothing."""
+    return False
+
 
 class Staging:
-    """Store and code cache of one host. `needed` names the binaries whose code must stay."""
+    """Store and code cache of one host. `needed` names the binaries whose code must stay; `restore` gets a blob that is
+    damaged or gone from elsewhere, and says whether it is whole again."""
 
     def __init__(
         self,
@@ -38,12 +46,14 @@ class Staging:
         work_directory: Path,
         needed: Callable[[], Collection[Digest]],
         sealing: SealingKey,
+        restore: Callable[[Digest], Awaitable[bool]] = nowhere,
     ) -> None:
         self._store = store
         self._cache = cache
         self._work = work_directory
         self._needed = needed
         self._sealing = sealing
+        self._restore = restore
         self._compiling: dict[Digest, asyncio.Task[Code]] = {}
         self._slots = asyncio.Semaphore(COMPILES_AT_ONCE)
         self.compiled = 0
@@ -55,9 +65,7 @@ class Staging:
         specs = tuple(specs)
         await self.require(specs, hold_s=hold_s)
         for secret in dict.fromkeys(digest for spec in specs for digest in spec.secrets.values()):
-            await asyncio.to_thread(
-                self._unsealed, secret
-            )  # one that does not open is found before anything is touched
+            await self._unsealed(secret)  # one that does not open is found before anything is touched
         binaries = dict.fromkeys(spec.binary for spec in specs)
         results = await asyncio.gather(*(self.code(binary) for binary in binaries), return_exceptions=True)
         for result in results:
@@ -87,11 +95,11 @@ class Staging:
 
     async def write_config(self, digest: Digest, path: Path) -> None:
         """Write a configuration file, verified. Raises Refused."""
-        await asyncio.to_thread(self._write, digest, path, MAX_CONFIG_FILE_BYTES)
+        await self._write(digest, path, MAX_CONFIG_FILE_BYTES)
 
     async def write_secret(self, digest: Digest, path: Path) -> None:
         """Open a sealed secret into a new file that only its owner may read. Raises Refused."""
-        await asyncio.to_thread(lambda: _write_private(path, self._unsealed(digest)))
+        await asyncio.to_thread(_write_private, path, await self._unsealed(digest))
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -100,7 +108,7 @@ class Staging:
             source = self._work / f"{binary.removeprefix('b3:')}-{os.urandom(4).hex()}.wasm"
             made = source.with_suffix(".code")
             try:
-                await asyncio.to_thread(self._write, binary, source, MAX_BINARY_BYTES)
+                await self._write(binary, source, MAX_BINARY_BYTES)
                 kind = await compile_file(source, made)
                 code = await asyncio.to_thread(self._cache.put, binary, kind, made)
             except CompileFailed as error:
@@ -112,28 +120,40 @@ class Staging:
         await asyncio.to_thread(self._cache.prune, {binary, *self._needed()})
         return code
 
-    def _unsealed(self, digest: Digest) -> bytes:
+    async def _unsealed(self, digest: Digest) -> bytes:
         """Raises Refused. What is said about a secret never holds a part of it."""
+        return await self._whole(digest, lambda: self._unseal(digest))
+
+    def _unseal(self, digest: Digest) -> bytes:
+        if self._store.stat(digest).size > MAX_SEALED_BYTES:
+            raise Refused(Reason.TOO_LARGE, f"blob {short(digest)} is larger than a sealed secret may be")
         try:
-            if self._store.stat(digest).size > MAX_SEALED_BYTES:
-                raise Refused(Reason.TOO_LARGE, f"blob {short(digest)} is larger than a sealed secret may be")
             return self._sealing.unseal(self._store.read(digest))
-        except BlobMissing as error:
-            raise _missing([error.digest]) from error
-        except BlobDamaged as error:
-            raise Refused(Reason.BAD_BLOB, str(error), hint="send the blob again; that repairs it") from error
         except (SealedInvalid, FileDamaged) as error:
             raise Refused(Reason.BAD_BLOB, f"blob {short(digest)}: {error}", hint=error.hint) from error
 
-    def _write(self, digest: Digest, path: Path, limit: int) -> None:
-        """Blob to file. The store verifies: the last piece comes only after the digest was right."""
+    async def _write(self, digest: Digest, path: Path, limit: int) -> None:
+        """Blob to file. The store verifies: the last piece comes only after the digest was right. Raises Refused."""
+        await self._whole(digest, lambda: self._copy(digest, path, limit))
+
+    def _copy(self, digest: Digest, path: Path, limit: int) -> None:
+        size = self._store.stat(digest).size
+        if size > limit:
+            raise Refused(Reason.TOO_LARGE, f"blob {short(digest)} has {size} bytes; at most {limit} are accepted")
+        with path.open("wb") as file:
+            for piece in self._store.stream(digest):
+                file.write(piece)
+
+    async def _whole(self, digest: Digest, read: Callable[[], T]) -> T:
+        """What `read` makes of a blob; where that is damaged or gone, once more after it was restored. Raises
+        Refused."""
         try:
-            size = self._store.stat(digest).size
-            if size > limit:
-                raise Refused(Reason.TOO_LARGE, f"blob {short(digest)} has {size} bytes; at most {limit} are accepted")
-            with path.open("wb") as file:
-                for piece in self._store.stream(digest):
-                    file.write(piece)
+            try:
+                return await asyncio.to_thread(read)
+            except (BlobMissing, BlobDamaged):
+                if not await self._restore(digest):
+                    raise
+                return await asyncio.to_thread(read)
         except BlobMissing as error:
             raise _missing([error.digest]) from error
         except BlobDamaged as error:

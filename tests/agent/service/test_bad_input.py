@@ -242,7 +242,7 @@ def test_only_operators_may_call() -> None:
                     for path, sent in ((Routes.CALL, body), (Routes.HOST, None), (Routes.SHUTDOWN, b"")):
                         assert (await send(session, cloud, path, sent)).reason is Reason.FORBIDDEN
             async with AgentClient(HOST, cloud.client.address, other_host) as peer:
-                assert await peer.blob(one) == wasm()
+                assert b"".join([part async for part in peer.blob_of_peer(one)]) == wasm()
             assert await cloud.client.processes() == ()
 
     run(work)

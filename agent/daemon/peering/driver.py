@@ -1,0 +1,307 @@
+"""Carrying out what `cas.fetching` decides: its requests become questions to neighbours, their answers its events.
+
+One errand has one driver. A piece counts once it is verified and in the spool; a blob once the store has it. Trouble of
+this host, such as a full disk, ends the errand and is nobody else's fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from typing import Final
+
+from agent.api import (
+    MAX_FORMS_ASKED,
+    MAX_HAVE_WAIT_S,
+    Fetch,
+    Fetched,
+    FormAsked,
+    HaveQuery,
+    Neighbour,
+    PartAsked,
+    PiecesQuery,
+    Reason,
+)
+from agent.client import AgentError, refused_because
+from agent.daemon.peering.acquaintance import Acquaintance
+from agent.daemon.peering.links import Links
+from agent.daemon.peering.serving import News
+from cas import fetching
+from cas import manifest as manifests
+from cas.digest import Digest, short
+from cas.errors import CasError, StoreBusy, StoreFull
+from cas.fetch_messages import (
+    Arrived,
+    Ask,
+    Busy,
+    Cancel,
+    Ended,
+    Event,
+    Failed,
+    Get,
+    Keep,
+    Kept,
+    Over,
+    Request,
+    Tick,
+    Told,
+    Wrong,
+    pack_pieces,
+    unpack_pieces,
+)
+from cas.fetching import Want
+from cas.interface import ExchangeStore
+from cas.inventory import Form, Item
+from cas.manifest import Manifest, pieces_in
+from cas.partial import Spool
+from cas.peers import Swarm
+
+BUSY_AGAIN_S: Final = 0.5
+KEEPS_AT_ONCE: Final = 2
+"""Blobs that are made of their forms side by side: undoing a delta takes processor time and memory."""
+
+_log = logging.getLogger(__name__)
+
+
+class Driver:
+    """One errand under way. Use `run` once."""
+
+    def __init__(
+        self,
+        host: str,
+        fetch: Fetch,
+        items: dict[Digest, Item],
+        *,
+        store: ExchangeStore,
+        spool: Spool,
+        links: Links,
+        acquaintance: Acquaintance,
+        news: News,
+        now_s: Callable[[], float],
+        tell: Callable[[Fetched], None],
+        limits: fetching.Limits | None = None,
+    ) -> None:
+        self._host = host
+        self._parties = fetch.parties
+        self._items = items
+        self._store = store
+        self._spool = spool
+        self._links = links
+        self._acquaintance = acquaintance
+        self._news = news
+        self._now_s = now_s
+        self._tell = tell
+        self._limits = limits
+        self._machine = fetching.Fetch(host, limits=limits)
+        self._forms: dict[Digest, tuple[Item, Form]] = {
+            form.digest: (item, form) for item in items.values() for form in (item.whole, *item.others)
+        }
+        self._manifests: dict[Digest, Manifest] = {}
+        self._events: asyncio.Queue[Event | CasError | None] = asyncio.Queue()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._keeping: set[asyncio.Task[None]] = set()
+        self._keeps = asyncio.Semaphore(KEEPS_AT_ONCE)
+        self._missing: dict[Digest, None] = {}
+        self._kept = 0
+        self._bytes = {True: 0, False: 0}
+        """Received from the own region, and from others."""
+        self._wrong: dict[str, None] = {}
+        self._reasons: dict[str, None] = {}
+
+    async def run(self) -> Fetched:
+        """Until nothing is missing that anybody has. Raises StoreFull, StoreBusy, CasError."""
+        while not await self._round():
+            pass
+        return self._state(under_way=False)
+
+    def look_again(self) -> None:
+        """Blobs have come in another way."""
+        self._events.put_nowait(None)
+
+    async def _round(self) -> bool:
+        """Fetch what is missing now. False where something of it has come in another way, so that it must not be
+        fetched any longer."""
+        wanted = list(dict.fromkeys(blob for party in self._parties for blob in party.blobs))
+        self._missing = dict.fromkeys(await asyncio.to_thread(self._store.missing, wanted))
+        self._machine = fetching.Fetch(self._host, limits=self._limits)
+        self._events = asyncio.Queue()
+        wants = await asyncio.to_thread(lambda: list(self._wants()))
+        spooled = {form: held for form in self._forms if (held := self._spool.held(form))}
+        try:
+            self._carry_out(self._machine.want(wants, self._now_s(), spooled=spooled))
+            while self._machine.wanted:
+                event = await self._next_event()
+                if isinstance(event, CasError):
+                    raise event
+                if event is not None:
+                    self._carry_out(self._machine.take(event, self._now_s()))
+                elif len(await asyncio.to_thread(self._store.missing, self._missing)) < len(self._missing):
+                    return False
+        finally:
+            tasks = [*self._tasks.values(), *self._keeping]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._tasks.clear()
+        return True
+
+    async def _next_event(self) -> Event | CasError | None:
+        wake_s = self._machine.wake_s
+        try:
+            async with asyncio.timeout(None if wake_s is None else max(0.0, wake_s - self._now_s())):
+                return await self._events.get()
+        except TimeoutError:
+            return Tick()
+
+    def _wants(self) -> Iterator[Want]:
+        for party in self._parties:
+            regions: dict[str, list[str]] = {}
+            for name in {*party.hosts, self._host}:
+                if (neighbour := self._acquaintance.find(name)) is not None:
+                    regions.setdefault(neighbour.region, []).append(name)
+            if not any(self._host in hosts for hosts in regions.values()):
+                regions.setdefault(self._acquaintance.region, []).append(self._host)
+            swarm = Swarm(regions)
+            for blob in party.blobs:
+                if blob in self._missing:
+                    item = self._items[blob]
+                    bases = {form.base for form in item.others if form.base is not None}
+                    yield Want(item, swarm, frozenset(bases - set(self._store.missing(bases))))
+
+    def _state(self, *, under_way: bool) -> Fetched:
+        return Fetched(
+            tuple(self._missing),
+            under_way,
+            blobs=self._kept,
+            region_bytes=self._bytes[True],
+            border_bytes=self._bytes[False],
+            wrong=tuple(self._wrong),
+            trouble="; ".join(list(self._reasons)[:4]),
+        )
+
+    # --- requests ---
+
+    def _carry_out(self, requests: list[Request]) -> None:
+        for request in requests:
+            match request:
+                case Ask() | Get():
+                    self._tasks[request.id] = asyncio.create_task(self._request(request))
+                case Cancel():
+                    if task := self._tasks.pop(request.id, None):
+                        task.cancel()
+                case Keep():
+                    task = asyncio.create_task(self._keep(request))
+                    self._keeping.add(task)
+                    task.add_done_callback(self._keeping.discard)
+                case Ended():
+                    if request.ok:
+                        self._missing.pop(request.blob, None)
+                        self._kept += 1
+                    else:
+                        self._reasons[f"{short(request.blob)}: {request.reason}"] = None
+                    self._tell(self._state(under_way=True))
+
+    async def _request(self, request: Ask | Get) -> None:
+        try:
+            neighbour = self._acquaintance.find(request.peer)
+            if neighbour is None:
+                event: Event | None = Failed(request.id, f"nobody knows {request.peer}")
+            elif isinstance(request, Ask):
+                event = await self._ask(request, neighbour)
+            else:
+                event = await self._get(request, neighbour)
+        except AgentError as error:
+            if refused_because(error, Reason.BUSY):
+                event = Busy(request.id, BUSY_AGAIN_S)
+            else:
+                self._links.of(request.peer).failures += 1
+                event = Failed(request.id, str(error))
+        except (StoreFull, StoreBusy) as error:
+            self._events.put_nowait(error)
+            return
+        except (CasError, ValueError) as error:
+            event = Failed(request.id, str(error))
+        self._tasks.pop(request.id, None)
+        if event is not None:
+            self._events.put_nowait(event)
+
+    async def _ask(self, ask: Ask, neighbour: Neighbour) -> Event:
+        names = list(ask.forms)[:MAX_FORMS_ASKED]
+        counts = [pieces_in(self._forms[name][1].size) for name in names]
+        news = tuple(pack_pieces(ask.forms[name], count) for name, count in zip(names, counts, strict=True))
+        asked = tuple(self._asked(name) for name in names)
+        answer = await self._links.have(neighbour, HaveQuery(asked, news, min(ask.wait_s, MAX_HAVE_WAIT_S)))
+        holdings: dict[Digest, int] = {}
+        for place, packed in answer.holdings.items():
+            if not 0 <= place < len(names):
+                raise ValueError(f"{neighbour.host} tells of a form that it was not asked for")
+            holdings[names[place]] = unpack_pieces(packed, counts[place])
+        return Told(ask.id, holdings)
+
+    async def _get(self, get: Get, neighbour: Neighbour) -> Event | None:
+        """None where the last piece has come, which ends a request by itself."""
+        names = list(dict.fromkeys(part.form for part in get.parts))
+        places = {name: place for place, name in enumerate(names)}
+        for name in names:
+            await asyncio.to_thread(self._begin, name)
+        expected = [(part.form, index) for part in get.parts for index in range(part.first, part.first + part.count)]
+        sizes = [self._manifests[form].length(index) for form, index in expected]
+        query = PiecesQuery(
+            tuple(self._asked(name) for name in names),
+            tuple(PartAsked(places[part.form], part.first, part.count) for part in get.parts),
+        )
+        came = 0
+        async with aclosing(self._links.pieces(neighbour, query, sizes)) as pieces:
+            async for piece in pieces:
+                form, index = expected[came]
+                if not await asyncio.to_thread(self._spool.write, form, index, piece):
+                    self._ban(neighbour.host, form)
+                    return Wrong(get.id, form, index)
+                came += 1
+                self._bytes[neighbour.region == self._acquaintance.region] += len(piece)
+                self._news.tell()
+                self._events.put_nowait(Arrived(get.id, form, index, 1, len(piece)))
+                if came == len(expected):
+                    return None
+        return Over(get.id)
+
+    def _ban(self, peer: str, form: Digest) -> None:
+        blob = self._forms[form][0].whole.digest
+        self._links.of(peer).banned[blob] = None
+        self._wrong[peer] = None
+        _log.warning("%s has sent a wrong piece of blob %s and is not asked for it again", peer, blob)
+
+    async def _keep(self, keep: Keep) -> None:
+        async with self._keeps:
+            try:
+                await asyncio.to_thread(self._finish, keep)
+                event: Event = Kept(keep.blob, True)
+            except (StoreFull, StoreBusy) as error:
+                self._events.put_nowait(error)
+                return
+            except CasError as error:
+                await asyncio.to_thread(self._spool.drop, keep.form)
+                event = Kept(keep.blob, False, str(error))
+        self._news.tell()
+        self._events.put_nowait(event)
+
+    # --- in a thread ---
+
+    def _finish(self, keep: Keep) -> None:
+        self._begin(keep.form)
+        item, _ = self._forms[keep.form]
+        self._store.ensure_room(item.whole.size)
+        self._spool.finish(keep.form, keep.blob, item.whole.size, self._store)
+
+    def _begin(self, name: Digest) -> None:
+        """Raises StoreFull, BlobMissing for a manifest that was collected meanwhile."""
+        if name not in self._manifests or name not in self._spool.forms():
+            _, form = self._forms[name]
+            read = manifests.decode(self._store.read(form.manifest)) if form.manifest is not None else None
+            self._manifests[name] = self._spool.begin(form, read).manifest
+
+    def _asked(self, name: Digest) -> FormAsked:
+        item, form = self._forms[name]
+        return FormAsked(form.digest, item.whole.digest, form.size, form.encoding, form.base)

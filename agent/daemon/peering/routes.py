@@ -1,0 +1,94 @@
+"""The HTTP side of the exchange between hosts: three routes for hosts, and three questions that operators may ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+from aiohttp import web
+
+from agent import tls
+from agent.api import Fetch, HaveQuery, Meet, PiecesQuery, Reason, Routes
+from agent.daemon.peering.service import Peering
+from agent.daemon.refusal import Refused
+from agent.daemon.server import MAX_QUERY_BYTES, Route, answer, caller_of, decode, has_left, read_body
+from cas.digest import is_digest
+
+MAX_PEER_QUERY_BYTES: Final = 4 << 20
+TAKEN_WITHIN_S: Final = 30.0
+"""A receiver that takes nothing for so long is left."""
+
+
+class PeerRoutes:
+    """The routes of one host's peering."""
+
+    def __init__(self, peering: Peering) -> None:
+        self._peering = peering
+
+    def table(self) -> tuple[Route, ...]:
+        both = (tls.OPERATOR, tls.HOST)
+        return (
+            ("GET", Routes.PEERS, self._peers, (tls.OPERATOR,)),
+            ("POST", Routes.PEERS, self._meet, (tls.OPERATOR,)),
+            ("POST", Routes.FETCH, self._fetch, (tls.OPERATOR,)),
+            ("POST", Routes.PEER_HAVE, self._have, both),
+            ("POST", Routes.PEER_PIECES, self._pieces, both),
+            ("GET", Routes.PEER_BLOB, self._blob, both),
+        )
+
+    async def _peers(self, _: web.Request) -> web.Response:
+        return answer(self._peering.status())
+
+    async def _meet(self, request: web.Request) -> web.Response:
+        await self._peering.meet(decode(await read_body(request, MAX_QUERY_BYTES), Meet))
+        return answer(self._peering.status())
+
+    async def _fetch(self, request: web.Request) -> web.Response:
+        return answer(await self._peering.fetch(decode(await read_body(request, MAX_QUERY_BYTES), Fetch)))
+
+    async def _have(self, request: web.Request) -> web.Response:
+        query = decode(await read_body(request, MAX_PEER_QUERY_BYTES), HaveQuery)
+        return answer(await self._peering.giving.have(peer_of(request), query))
+
+    async def _pieces(self, request: web.Request) -> web.StreamResponse:
+        query = decode(await read_body(request, MAX_PEER_QUERY_BYTES), PiecesQuery)
+        return await stream(request, self._peering.giving.pieces(peer_of(request), query))
+
+    async def _blob(self, request: web.Request) -> web.StreamResponse:
+        digest = request.match_info["digest"]
+        if not is_digest(digest):
+            raise Refused(Reason.BAD_REQUEST, f"{digest[:100]!r} is not a digest", hint="b3: and 64 hex digits")
+        return await stream(request, self._peering.giving.blob(peer_of(request), digest))
+
+
+def peer_of(request: web.Request) -> str:
+    """A host by its name, as the neighbours are called; anybody else as the certificate says."""
+    return caller_of(request).removeprefix(f"{tls.HOST}:")
+
+
+async def stream(request: web.Request, pieces: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    """What comes, as the body of an answer. An error before the first piece is told; one after it cuts the answer off,
+    so that it is not taken for whole."""
+    async with aclosing(pieces) as coming:
+        first = await anext(coming, b"")
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        await response.prepare(request)
+        try:
+            if first:
+                await write(response, first)
+            async for piece in coming:
+                await write(response, piece)
+        except Exception:
+            if request.transport is not None and not has_left(request):
+                request.transport.abort()
+            raise
+        await response.write_eof()
+    return response
+
+
+async def write(response: web.StreamResponse, piece: bytes) -> None:
+    """Raises TimeoutError where the receiver does not take it."""
+    async with asyncio.timeout(TAKEN_WITHIN_S):
+        await response.write(piece)

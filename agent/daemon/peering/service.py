@@ -1,0 +1,206 @@
+"""All that a host has to do with other hosts' blobs, in one hand: whom it knows, what it gives, and what it fetches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from agent.api import Fetch, Fetched, Meet, PeersStatus, PeerStatus, Reason
+from agent.daemon.peering.acquaintance import Acquaintance
+from agent.daemon.peering.driver import Driver
+from agent.daemon.peering.errands import Errands, Progress
+from agent.daemon.peering.limits import PeerLimits
+from agent.daemon.peering.links import Counted, Links
+from agent.daemon.peering.repair import Rescue, Waiting
+from agent.daemon.peering.serving import Giving, News
+from agent.daemon.peering.shelf import Shelf
+from agent.daemon.refusal import Refused
+from cas import inventory as inventories
+from cas.digest import Digest
+from cas.errors import BlobMissing, CasError, ExchangeError
+from cas.interface import ExchangeStore
+from cas.inventory import Item
+from cas.partial import Spool
+
+NEIGHBOURS_NAME: Final = "neighbours"
+ERRANDS_NAME: Final = "errands"
+SPOOL_NAME: Final = "arriving"
+LEASE_OWNER: Final = "fetch"
+LEASE_S: Final = 86400.0
+NOTHING: Final = Counted()
+CATCH_UP_S: Final = 60.0
+"""So often it is looked whether a blob of what runs here is gone."""
+
+_log = logging.getLogger(__name__)
+
+
+class Peering:
+    """The peering of one host. Make it in the event loop, `open` it and `close` it."""
+
+    def __init__(
+        self,
+        host: str,
+        state_dir: Path,
+        store: ExchangeStore,
+        credentials: Path,
+        *,
+        limits: PeerLimits | None = None,
+        now_s: Callable[[], float] = time.monotonic,
+        unix_s: Callable[[], float] = time.time,
+    ) -> None:
+        limits = limits or PeerLimits()
+        self._host = host
+        self._store = store
+        self._state_dir = state_dir
+        self._now_s = now_s
+        self._acquaintance = Acquaintance(host, state_dir / NEIGHBOURS_NAME)
+        self._news = News()
+        self._spool = Spool(state_dir / SPOOL_NAME)
+        self._links = Links(credentials, limits, now_s)
+        self._deployer_bytes = 0
+        self._drivers: set[Driver] = set()
+        self._catching_up: asyncio.Task[None] | None = None
+        self._errands = Errands(state_dir / ERRANDS_NAME, self._carry_out, unix_s)
+        self.giving = Giving(store, Shelf(store, self._spool, state_dir), self._news, limits, now_s)
+        self.rescue = Rescue(self._acquaintance, self._links)
+
+    async def open(self, needed: Callable[[], Iterable[Digest]] = tuple) -> None:
+        """Go on with what was being fetched, and get what is gone of the blobs that this host needs."""
+        await self._errands.open()
+        self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(needed))
+
+    async def close(self) -> None:
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+            await asyncio.gather(self._catching_up, return_exceptions=True)
+        await self._errands.close()
+        await self._links.close()
+
+    # --- what operators ask ---
+
+    async def meet(self, meet: Meet) -> None:
+        """Raises Refused(BAD_REQUEST)."""
+        await asyncio.to_thread(self._acquaintance.meet, meet)
+
+    async def fetch(self, fetch: Fetch) -> Fetched:
+        """Raises Refused(MISSING_BLOBS) where the inventory or one of its manifests is not here."""
+        await asyncio.to_thread(self._items, fetch)
+        return await self._errands.fetch(fetch)
+
+    def status(self) -> PeersStatus:
+        rows = []
+        for neighbour in self._acquaintance.others:
+            counted = self._links.counted.get(neighbour.host, NOTHING)
+            rows.append(
+                PeerStatus(
+                    neighbour.host,
+                    neighbour.region,
+                    neighbour.address,
+                    received_bytes=counted.received_bytes,
+                    sent_bytes=self.giving.sent_bytes.get(neighbour.host, 0),
+                    rate_bytes_s=round(counted.rate_bytes_s, 1),
+                    failures=counted.failures,
+                    banned=tuple(counted.banned),
+                )
+            )
+        return PeersStatus(self._acquaintance.region, tuple(rows), self._deployer_bytes)
+
+    def arrived(self, wire_bytes: int) -> None:
+        """An operator has brought so many bytes of blobs."""
+        self._deployer_bytes += wire_bytes
+        self._news.tell()
+        for driver in self._drivers:
+            driver.look_again()
+
+    # --- what the rest of the agent asks ---
+
+    def source(self) -> Waiting:
+        """Where `Store.check` gets blobs from that are damaged here."""
+        return Waiting(self.rescue)
+
+    async def restore(self, digest: Digest) -> bool:
+        """Get a blob that is damaged or gone from a neighbour; whether it is whole now."""
+        try:
+            data = await self.rescue.fetch(digest)
+            await asyncio.to_thread(self._store.put, data, expect=digest)
+        except CasError as error:
+            _log.warning("blob %s is not repaired: %s", digest, error)
+            return False
+        _log.info("blob %s is repaired from another host", digest)
+        return True
+
+    async def _catch_up(self, needed: Callable[[], Iterable[Digest]]) -> None:
+        while True:
+            if self._acquaintance.others:
+                for digest in await asyncio.to_thread(self._store.missing, needed()):
+                    await self.restore(digest)
+            await asyncio.to_thread(self._sweep, self._errands.fetches)
+            await asyncio.sleep(CATCH_UP_S)
+
+    def _sweep(self, fetches: Iterable[Fetch]) -> None:
+        """Drop what has arrived of forms that no errand wants any more."""
+        arriving = self._spool.forms()
+        for fetch in fetches if arriving else ():
+            with contextlib.suppress(Refused, CasError):
+                for item in self._items(fetch).values():
+                    for form in (item.whole, *item.others):
+                        arriving.pop(form.digest, None)
+        for digest in arriving:
+            self._spool.drop(digest)
+
+    # --- errands ---
+
+    async def _carry_out(self, fetch: Fetch, tell: Progress) -> Fetched:
+        try:
+            items = await asyncio.to_thread(self._items, fetch)
+            await asyncio.to_thread(self._protect, items)
+            driver = Driver(
+                self._host,
+                fetch,
+                items,
+                store=self._store,
+                spool=self._spool,
+                links=self._links,
+                acquaintance=self._acquaintance,
+                news=self._news,
+                now_s=self._now_s,
+                tell=tell,
+            )
+            self._drivers.add(driver)
+            try:
+                return await driver.run()
+            finally:
+                self._drivers.discard(driver)
+        except (Refused, CasError) as error:
+            wanted = {blob for party in fetch.parties for blob in party.blobs}
+            missing = await asyncio.to_thread(self._store.missing, sorted(wanted))
+            return Fetched(tuple(missing), under_way=False, trouble=str(error))
+
+    def _items(self, fetch: Fetch) -> dict[Digest, Item]:
+        """What the inventory says of the blobs that are to be fetched. Raises Refused."""
+        try:
+            inventory = inventories.decode(self._store.read(fetch.inventory))
+        except BlobMissing as error:
+            raise Refused(Reason.MISSING_BLOBS, "the inventory is not here", missing=(error.digest,)) from error
+        except ExchangeError as error:
+            raise Refused(Reason.BAD_BLOB, str(error), hint=error.hint) from error
+        known = inventory.by_blob()
+        wanted = dict.fromkeys(blob for party in fetch.parties for blob in party.blobs)
+        if strange := [blob for blob in wanted if blob not in known]:
+            raise Refused(Reason.BAD_REQUEST, f"the inventory has no {strange[0]}")
+        items = {blob: known[blob] for blob in wanted}
+        manifests = {
+            form.manifest for item in items.values() for form in (item.whole, *item.others) if form.manifest is not None
+        }
+        if missing := self._store.missing(sorted(manifests)):
+            raise Refused(Reason.MISSING_BLOBS, "manifests are not here", missing=tuple(missing))
+        return items
+
+    def _protect(self, items: dict[Digest, Item]) -> None:
+        bases = {form.base for item in items.values() for form in item.others if form.base is not None}
+        self._store.lease([*items, *sorted(bases)], owner=LEASE_OWNER, ttl_s=LEASE_S)
