@@ -527,21 +527,6 @@ class CodeAnswer(Struct, frozen=True):
     missing: tuple[Digest, ...]
 
 
-class Routes:
-    """Paths of the HTTP service. All are under TLS 1.3 with client certificates."""
-
-    CALL = "/v1/call"
-    HOST = "/v1/host"
-    PROCESSES = "/v1/processes"
-    OUTPUT = "/v1/output/{process}"
-    """`?follow=1` keeps the response open; `?tail_bytes=N` bounds what comes first."""
-    JOURNAL = "/v1/journal"
-    """`?after=SEQ&limit=N`: entries after a sequence number."""
-    BLOBS_QUERY = "/v1/blobs/query"
-    CODE_QUERY = "/v1/code/query"
-    BLOBS = "/v1/blobs"
-    """POST: a stream of exchange frames (`cas.exchange`)."""
-    BLOB = "/v1/blobs/{digest}"
 # --- between hosts --------------------------------------------------------------------------------------------------
 
 MAX_NEIGHBOURS: Final = 20_000
@@ -671,10 +656,22 @@ class PiecesQuery(Struct, frozen=True):
     parts: Annotated[tuple[PartAsked, ...], Meta(min_length=1, max_length=MAX_PARTS_ASKED)]
 
 
+class Routes:
+    """Paths of the HTTP service. All are under TLS 1.3 with client certificates."""
+
+    CALL = "/v1/call"
+    HOST = "/v1/host"
+    PROCESSES = "/v1/processes"
+    OUTPUT = "/v1/output/{process}"
+    """`?follow=1` keeps the response open; `?tail_bytes=N` bounds what comes first."""
+    JOURNAL = "/v1/journal"
+    """`?after=SEQ&limit=N`: entries after a sequence number."""
+    BLOBS_QUERY = "/v1/blobs/query"
+    CODE_QUERY = "/v1/code/query"
+    BLOBS = "/v1/blobs"
+    """POST: a stream of exchange frames (`cas.exchange`)."""
+    BLOB = "/v1/blobs/{digest}"
     """GET: one blob's raw bytes."""
-    SHUTDOWN = "/v1/shutdown"
-    """POST: the agent ends; with `?guests=1` every guest and the supervisor end with it, and come back with the next
-    agent."""
     PEERS = "/v1/peers"
     """POST `Meet`; GET: `PeersStatus`."""
     FETCH = "/v1/fetch"
@@ -682,3 +679,6 @@ class PiecesQuery(Struct, frozen=True):
     PEER_PIECES = "/v1/peer/pieces"
     PEER_BLOB = "/v1/peer/blob/{digest}"
     """As BLOB. These three are all that a host may ask of another."""
+    SHUTDOWN = "/v1/shutdown"
+    """POST: the agent ends; with `?guests=1` every guest and the supervisor end with it, and come back with the next
+    agent."""

@@ -23,10 +23,10 @@ from agent.daemon.guests import Guests
 from agent.daemon.handlers import Handlers
 from agent.daemon.journal import Journal
 from agent.daemon.output import OutputFiles
-from agent.daemon.placement import MILLI
 from agent.daemon.peering.limits import PeerLimits
 from agent.daemon.peering.routes import PeerRoutes
 from agent.daemon.peering.service import Peering
+from agent.daemon.placement import MILLI
 from agent.daemon.processes import Processes
 from agent.daemon.sealing import KEY_NAME, OpenedSecrets, SealingKey
 from agent.daemon.server import Service
@@ -57,18 +57,18 @@ class Agent:
         limits: Limits,
         pin: bool,
         runtime: Callable[[], Awaitable[Runtime]],
+        peering: Peering,
     ) -> None:
         self.ended = asyncio.Event()
         """Set when the agent is to end."""
-        peering: Peering,
         self._host = host
         self._state_dir = state_dir
         self._store = store
         self._limits = limits
+        self._peering = peering
         self._end_guests_for: str | None = None
         self.journal = journal
         self._volumes = Volumes(state_dir / "volumes")
-        self._peering = peering
         output = OutputFiles(state_dir / "output")
         cache = CodeCache(state_dir / "code", fingerprint())
         self._sealing = SealingKey(state_dir / KEY_NAME)
@@ -111,9 +111,12 @@ class Agent:
         limits: Limits | None = None,
         pin: bool = True,
         runtime: Callable[[], Awaitable[Runtime]] | None = None,
+        credentials: Path | None = None,
+        peer_limits: PeerLimits | None = None,
     ) -> Self:
         """Open everything in the state directory and begin to bring the host to what its records say. `runtime` makes
-        the link to the supervisor; a test may bring its own."""
+        the link to the supervisor; a test may bring its own. `credentials`: what this host shows to other hosts, by
+        default those in the state directory."""
         store = await asyncio.to_thread(Store.open, state_dir / "store")
         journal = await asyncio.to_thread(Journal.open, state_dir / "journal", host)
         room = limits or host_facts.machine_limits(state_dir)
@@ -125,6 +128,7 @@ class Agent:
         await asyncio.to_thread(journal.append, Event.AGENT_STARTED, detail=detail)
         await agent.processes.open()
         await asyncio.to_thread(agent._builder.sweep, agent.processes.guests_held())
+        await peering.open(agent._needed)
         return agent
 
     async def close(self) -> None:
@@ -132,10 +136,11 @@ class Agent:
         if self._end_guests_for is not None:
             await self.processes.shut_down_guests(self._end_guests_for)
             await asyncio.to_thread(self._secrets.sweep, ())
+            await asyncio.to_thread(self._groups.close)
+        await self._peering.close()
         await self.processes.close()
         await asyncio.to_thread(self.journal.close)
         await asyncio.to_thread(self._store.close)
-        await peering.open(agent._needed)
 
     def facts(self) -> HostFacts:
         """What this host is and has. Reads the disk: call it in a thread."""
@@ -143,8 +148,6 @@ class Agent:
         usage = self._store.usage()
         return HostFacts(
             host=self._host,
-            await asyncio.to_thread(self._groups.close)
-        await self._peering.close()
             cores=self._cores(),
             memory_bytes=self._limits.memory_bytes,
             disk_bytes=self._limits.disk_bytes,
@@ -182,6 +185,10 @@ class Agent:
     def _binaries(self) -> set[Digest]:
         return {spec.binary for spec in self.processes.specs_held()}
 
+    def _needed(self) -> set[Digest]:
+        """The blobs of what runs here."""
+        return {digest for spec in self.processes.specs_held() for digest in blobs_of(spec)}
+
     def _end(self, guests: bool, by: str) -> None:
         if guests:
             self._end_guests_for = by
@@ -194,7 +201,3 @@ def version() -> str:
         return importlib.metadata.version("lowcloud")
     except importlib.metadata.PackageNotFoundError:
         return ""
-    def _needed(self) -> set[Digest]:
-        """The blobs of what runs here."""
-        return {digest for spec in self.processes.specs_held() for digest in blobs_of(spec)}
-

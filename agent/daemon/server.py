@@ -66,9 +66,9 @@ _PROCESS = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 Route = tuple[str, str, Handler, tuple[str, ...]]
 """Method, path, handler, and the roles that may ask."""
+
 
 class Service:
     """The routes of one host."""
@@ -83,11 +83,11 @@ class Service:
         facts: Callable[[], HostFacts],
         shut_down: Callable[[bool, str], None],
         ended: asyncio.Event,
-    ) -> None:
         *,
         more: Iterable[Route] = (),
         arrived: Callable[[int], None] = lambda _: None,
         closing: Callable[[], None] = lambda: None,
+    ) -> None:
         self._handlers = handlers
         self._processes = processes
         self._journal = journal
@@ -96,12 +96,12 @@ class Service:
         self._facts = facts
         self._shut_down = shut_down
         self._ended = ended
-        self._followers = 0
         self._more = tuple(more)
         self._arrived = arrived
         """Is told how many bytes a sender of blobs has brought."""
         self._closing = closing
         """Is told that answers which wait for something should end."""
+        self._followers = 0
         self._uploads = Uploads()
 
     def application(self) -> web.Application:
@@ -117,18 +117,18 @@ class Service:
             ("POST", Routes.BLOBS, self._receive_blobs, (tls.OPERATOR,)),
             ("GET", Routes.BLOB, self._send_blob, (tls.OPERATOR,)),
             ("POST", Routes.SHUTDOWN, self._end, (tls.OPERATOR,)),
+            *self._more,
         ):
             application.router.add_route(method, path, allow(handler, roles))
-        return application
-            *self._more,
-
-    # --- calls -------------------------------------------------------------------------------------------------------
         application.on_shutdown.append(self._shutting_down)
+        return application
 
-    async def _call(self, request: web.Request) -> web.Response:
     async def _shutting_down(self, _: web.Application) -> None:
         self._closing()
 
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    async def _call(self, request: web.Request) -> web.Response:
         envelope = decode(await read_body(request, MAX_CALL_BYTES), Envelope)
         return answer(await self._handlers.call(envelope, by=caller_of(request)))
 
@@ -211,6 +211,7 @@ class Service:
                 received = await asyncio.to_thread(receiver.finish)
             finally:
                 await asyncio.to_thread(receiver.close)
+                self._arrived(receiver.wire_bytes)
         return answer(BlobReceipt(received.blobs, received.wire_bytes, received.raw_bytes))
 
     async def _send_blob(self, request: web.Request) -> web.StreamResponse:
@@ -224,7 +225,6 @@ class Service:
         response.content_length = size
         await response.prepare(request)
         piece = first
-                self._arrived(receiver.wire_bytes)
         while piece:
             for start in range(0, len(piece), PIECE_BYTES):
                 await response.write(piece[start : start + PIECE_BYTES])
