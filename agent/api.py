@@ -402,6 +402,21 @@ class ProcessStatus(Struct, frozen=True):
     """Private memory now in use."""
 
 
+class ProcessUsage(Struct, frozen=True):
+    """What a process that runs takes now."""
+
+    process: ProcessName
+    pid: int
+    cpu_s: float
+    """Processor time of its guest since the guest's start."""
+    memory_bytes: int
+    """Private memory."""
+    disk_bytes: int
+    """What its volumes and its scratch space hold."""
+    connections: int
+    """Open TCP connections, accepted or made."""
+
+
 class Guarantee(Struct, frozen=True):
     """One row of the capability table: something the design promises, and whether this host can."""
 
@@ -662,6 +677,9 @@ class Routes:
     CALL = "/v1/call"
     HOST = "/v1/host"
     PROCESSES = "/v1/processes"
+    USAGE = "/v1/usage"
+    METRICS = "/metrics"
+    """For Prometheus. As all routes, under TLS with a certificate; a `reader`'s is enough."""
     OUTPUT = "/v1/output/{process}"
     """`?follow=1` keeps the response open; `?tail_bytes=N` bounds what comes first."""
     JOURNAL = "/v1/journal"

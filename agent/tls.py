@@ -16,6 +16,8 @@ from typing import Any, Final
 HOST_DOMAIN: Final = "host.lowcloud"
 OPERATOR: Final = "operator"
 HOST: Final = "host"
+READER: Final = "reader"
+"""May look, and change nothing."""
 
 CA_FILE: Final = "ca.pem"
 CERTIFICATE_FILE: Final = "cert.pem"
@@ -53,9 +55,9 @@ def common_name(certificate: Mapping[str, Any] | None) -> str:
 
 
 def role_of(name: str) -> str:
-    """`operator`, `host`, or "" for a common name that gives no role."""
+    """`operator`, `host`, `reader`, or "" for a common name that gives no role."""
     role, separator, who = name.partition(":")
-    return role if separator and who and role in (OPERATOR, HOST) else ""
+    return role if separator and who and role in (OPERATOR, HOST, READER) else ""
 
 
 def _context(directory: Path, protocol: int) -> ssl.SSLContext:

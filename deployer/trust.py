@@ -4,6 +4,7 @@ Every connection between deployer and agents is TLS 1.3 with a certificate on bo
 certificate comes from the one authority in `.lowcloud/ca/`. Names carry the role:
 
     operator    CN `operator:NAME`   client authentication only; may make calls
+    reader      CN `reader:NAME`     client authentication only; may look at hosts, and change nothing
     host        CN `host:NAME`       DNS SAN `NAME.host.lowcloud`, which the deployer checks instead of an address, so a
                                      host may change its address and keep its certificate
 
@@ -119,6 +120,14 @@ def issue_operator(authority: Path, name: str, to: Path, *, now: datetime.dateti
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     issued = _issue(authority, f"operator:{_party_name(name)}", (), (ExtendedKeyUsageOID.CLIENT_AUTH,), now)
+    return _write_credentials(issued, to)
+
+
+def issue_reader(authority: Path, name: str, to: Path, *, now: datetime.datetime | None = None) -> Path:
+    """As `issue_operator`, for somebody who may look at hosts and change nothing, such as a monitoring system."""
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    issued = _issue(authority, f"reader:{_party_name(name)}", (), (ExtendedKeyUsageOID.CLIENT_AUTH,), now)
     return _write_credentials(issued, to)
 
 

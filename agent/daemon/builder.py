@@ -108,6 +108,9 @@ class GuestBuilder:
         await asyncio.to_thread(_remove, self._directory / guest)
         await asyncio.to_thread(self._secrets.clear, guest)
 
+    def scratch(self, guest: GuestId) -> Path:
+        return self._directory / guest / SCRATCH_DIRECTORY
+
     async def output_tail(self, version: Version) -> str:
         data = await asyncio.to_thread(self._output.tail, version.spec.name, TAIL_BYTES, guest=version.guest)
         return data.decode(errors="replace")

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final, Protocol, TypeVar, Unpack
 
 from agent.api import Event, JournalEntry
@@ -41,6 +42,10 @@ class Builder(Protocol):
 
     async def clear(self, guest: GuestId) -> None:
         """Remove the guest's files. Its output stays for a while."""
+        ...
+
+    def scratch(self, guest: GuestId) -> Path:
+        """Where the guest's scratch space is."""
         ...
 
     async def output_tail(self, version: Version) -> str:

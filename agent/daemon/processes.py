@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from agent.api import Event, ProcessSpec, ProcessStatus, Reason
+from agent.api import Event, ProcessSpec, ProcessStatus, ProcessUsage, Reason
 from agent.daemon import host
 from agent.daemon.capacity import Limits, conflict, shortage
 from agent.daemon.guests import Guests
@@ -23,6 +23,7 @@ from agent.daemon.lifecycle import Lifecycle
 from agent.daemon.placement import assign
 from agent.daemon.refusal import Refused
 from agent.daemon.state import Record, State
+from agent.daemon.usage import Running, usage_of
 from agent.daemon.volumes import Volumes
 from agent.runtime import GuestFailed, GuestId, GuestState, Runtime, RuntimeUnavailable
 
@@ -121,6 +122,15 @@ class Processes:
             for status in found
             if status is not None
         )
+
+    def usage(self) -> tuple[ProcessUsage, ...]:
+        """What the guests that run take, by process. Reads `/proc` and disks: call it in a thread."""
+        running = []
+        for name, lifecycle in sorted(self._table.copy().items()):
+            state, current = lifecycle.standing.running, lifecycle.record.current
+            if state is not None and current is not None:
+                running.append(Running(name, state.pid, current.spec, self._guests.builder.scratch(state.guest)))
+        return usage_of(running, self._volumes.used_bytes)
 
     def desired(self) -> dict[str, ProcessSpec]:
         """What is to run, by process, with what is being started."""

@@ -36,6 +36,7 @@ from agent.api import (
 )
 from agent.daemon.handlers import Handlers
 from agent.daemon.journal import MAX_PAGE_ENTRIES, Journal, JournalUnreadable, JournalUnwritable
+from agent.daemon.metrics import CONTENT_TYPE, exposition
 from agent.daemon.output import MAX_TAIL_BYTES, OutputFiles
 from agent.daemon.processes import Processes
 from agent.daemon.refusal import Refused
@@ -108,8 +109,10 @@ class Service:
         application = web.Application(middlewares=[answer_refusals], client_max_size=MAX_QUERY_BYTES)
         for method, path, handler, roles in (
             ("POST", Routes.CALL, self._call, (tls.OPERATOR,)),
-            ("GET", Routes.HOST, self._host, (tls.OPERATOR,)),
-            ("GET", Routes.PROCESSES, self._list_processes, (tls.OPERATOR,)),
+            ("GET", Routes.HOST, self._host, (tls.OPERATOR, tls.READER)),
+            ("GET", Routes.PROCESSES, self._list_processes, (tls.OPERATOR, tls.READER)),
+            ("GET", Routes.USAGE, self._usage, (tls.OPERATOR, tls.READER)),
+            ("GET", Routes.METRICS, self._metrics, (tls.OPERATOR, tls.READER)),
             ("GET", Routes.OUTPUT, self._read_output, (tls.OPERATOR,)),
             ("GET", Routes.JOURNAL, self._read_journal, (tls.OPERATOR,)),
             ("POST", Routes.BLOBS_QUERY, self._query_blobs, (tls.OPERATOR,)),
@@ -144,6 +147,16 @@ class Service:
 
     async def _list_processes(self, _: web.Request) -> web.Response:
         return answer(await asyncio.to_thread(self._processes.statuses))
+
+    async def _usage(self, _: web.Request) -> web.Response:
+        return answer(await asyncio.to_thread(self._processes.usage))
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        def text() -> str:
+            return exposition(self._facts(), self._processes.statuses(), self._processes.usage())
+
+        body = (await asyncio.to_thread(text)).encode()
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def _read_journal(self, request: web.Request) -> web.Response:
         after = number_in(request, "after", -1, lowest=-1, highest=1 << 62)

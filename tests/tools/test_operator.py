@@ -57,3 +57,12 @@ def test_a_bundle_is_refused_that_is_damaged_or_for_a_directory_in_use(cloud: Pa
         assert refused.code == 2, wrong
     assert not (tmp_path / "new").exists()
     assert lowcloud("operator", "enroll", tmp_path / "no.bundle", tmp_path / "new").code == 2
+
+
+def test_a_reader_gets_credentials_that_are_no_operators(cloud: Path, tmp_path: Path) -> None:
+    to = tmp_path / "prometheus"
+    made = succeed("operator", "reader", "prometheus", "-o", to, "--json", cwd=cloud).json
+    assert made == {"reader": "prometheus", "credentials": str(to)}
+    assert trust.common_name(to) == "reader:prometheus"
+    assert (to / "key.pem").stat().st_mode & 0o777 == 0o600
+    assert lowcloud("operator", "reader", "prometheus", "-o", to, cwd=cloud).code == 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from tests.tools.shop import Shop
 
 
@@ -18,6 +21,31 @@ def test_it_lists_what_runs_on_all_hosts(shop: Shop) -> None:
     text = shop.succeed("ps").out
     assert text.splitlines()[0].split()[:4] == ["NAME", "BINARY", "STATE", "PID"]
     assert release["release"]
+
+
+def test_it_shows_what_each_process_takes(shop: Shop) -> None:
+    rows = {row["name"]: row for row in shop.json("ps")}
+    assert all(row["cpu_s"] >= 0 and row["memory_bytes"] > 0 for row in rows.values())
+    assert rows["kv@fra1"]["disk_bytes"] >= 0
+    assert all(row["connections"] >= 0 for row in rows.values())
+    head = shop.succeed("ps").out.splitlines()[0].split()
+    assert head[6:10] == ["CPU", "MEMORY", "DISK", "CONN"]
+
+
+def test_watching_goes_on_with_the_rate_of_what_was_taken(shop: Shop) -> None:
+    command = [sys.executable, "-P", "-m", "tools.main", "ps", "-w", "--host", "fra1", "-C", str(shop.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        try:
+            lines = [watching.stdout.readline().split() for _ in range(6)]
+        finally:
+            watching.kill()
+    looks = [lines[:3], lines[3:]]
+    assert [look[0][0] for look in looks] == ["NAME", "NAME"]
+    first, second = ({row[0]: row[6] for row in look[1:]} for look in looks)
+    assert first.keys() == second.keys() == {"kv@fra1", "web@fra1"}
+    assert all(cpu.endswith("s") for cpu in first.values())
+    assert all(cpu.endswith("%") for cpu in second.values())
 
 
 def test_one_host_can_be_asked(shop: Shop) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLE = """
 lowcloud operator add grace -o grace.bundle
 lowcloud operator enroll grace.bundle shop      # on the other machine
+lowcloud operator reader prometheus -o /etc/prometheus/lowcloud
 """
 
 
@@ -33,13 +34,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     enroll = actions.add_parser("enroll", help="open a bundle into a new directory, which then is this cloud")
     enroll.add_argument("bundle", metavar="FILE", type=Path)
     enroll.add_argument("dir", nargs="?", metavar="DIR", type=Path, help="default: -C, or this one")
-    for action in (add, enroll):
+    reader = actions.add_parser("reader", help="make credentials that may look at hosts and change nothing")
+    reader.add_argument("name", metavar="NAME")
+    reader.add_argument("-o", "--output", metavar="DIR", type=Path, help="default: NAME.reader here")
+    for action in (add, enroll, reader):
         action.add_argument("-C", dest="directory", metavar="DIR", default=argparse.SUPPRESS, help="the cloud")
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    return _add(args, out) if args.action == "add" else _enroll(args, out)
+    return {"add": _add, "enroll": _enroll, "reader": _reader}[args.action](args, out)
 
 
 def _add(args: argparse.Namespace, out: Output) -> int:
@@ -59,6 +63,20 @@ def _add(args: argparse.Namespace, out: Output) -> int:
     out.line(f"{shown_path(path)} makes its holder an operator; it holds a private key: carry it there, then delete it")
     out.line("there:")
     out.line(f"  lowcloud operator enroll {path.name} DIR")
+    return errors.DONE
+
+
+def _reader(args: argparse.Namespace, out: Output) -> int:
+    from deployer import trust
+
+    to = args.output or Path(f"{args.name}.reader")
+    if to.exists():
+        raise errors.UsageError(f"{shown_path(to)} exists", hint="remove it, or name another directory with -o")
+    with open_cloud(args) as cloud:
+        trust.issue_reader(cloud.authority, args.name, to)
+    if out.as_json:
+        out.json({"reader": args.name, "credentials": shown_path(to)})
+    out.line(f"{shown_path(to)} has ca.pem, cert.pem and key.pem: their holder may look at hosts and change nothing")
     return errors.DONE
 
 

@@ -13,18 +13,30 @@ from tools.output import ago, iso_time, shorten, size
 if TYPE_CHECKING:
     import argparse
 
-    from agent.api import ProcessStatus
+    from agent.api import ProcessStatus, ProcessUsage
+    from agent.client import AgentClient
     from deployer.cloud import Cloud
-    from deployer.fleet import Answers
+    from deployer.fleet import Answers, Fleet
     from tools.output import Output
+
+    Seen = list[tuple[ProcessStatus, ProcessUsage | None]]
+    """Of one host: what is there, and what it takes where it runs."""
 
 EXAMPLE = """
 lowcloud ps
+lowcloud ps -w
 lowcloud ps --host fra1 --json
 """
 
+EVERY_S = 1.0
+"""Between two looks with --watch."""
+CLEAR = "\x1b[H\x1b[2J"
+HEAD = ("NAME", "BINARY", "STATE", "PID", "SINCE", "RESTARTS", "CPU", "MEMORY", "DISK", "CONN", "RELEASE", "")
+NUMBERS = ("PID", "RESTARTS", "CPU", "MEMORY", "DISK", "CONN")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-w", "--watch", action="store_true", help="look again each second, until Ctrl-C")
     parser.add_argument("--host", action="append", metavar="NAME", help="only this host (may be repeated)")
 
 
@@ -32,27 +44,86 @@ def run(args: argparse.Namespace, out: Output) -> int:
     import asyncio
 
     with open_cloud(args) as cloud:
-        answers = asyncio.run(_ask(cloud, args.host))
-    found = [(host, status) for host, statuses in answers.results.items() for status in statuses]
-    found.sort(key=lambda item: (item[1].process, item[0]))
-    if out.as_json:
-        out.json([_as_dict(host, status) for host, status in found])
-    elif found:
-        head = ("NAME", "BINARY", "STATE", "PID", "SINCE", "RESTARTS", "MEMORY", "RELEASE", "")
-        out.table(head, [_row(host, status) for host, status in found], right=("PID", "RESTARTS", "MEMORY"))
-    elif not answers.failures:
-        out.remark("no processes")
+        return asyncio.run(_watch(cloud, args.host, out) if args.watch else _once(cloud, args.host, out))
+
+
+async def _once(cloud: Cloud, hosts: list[str] | None, out: Output) -> int:
+    async with _fleet(cloud) as fleet:
+        answers = await _ask(fleet, hosts)
+    _show(answers, _Rates(), out)
     return errors.FAILED if tell_failures(answers.failures, out) else errors.DONE
 
 
-async def _ask(cloud: Cloud, hosts: list[str] | None) -> Answers[tuple[ProcessStatus, ...]]:
+async def _watch(cloud: Cloud, hosts: list[str] | None, out: Output) -> int:
+    """The same each second; CPU is then what was taken meanwhile. Does not end by itself."""
+    import asyncio
+    import gc
+
+    gc.enable()
+    rates = _Rates()
+    async with _fleet(cloud) as fleet:
+        while True:
+            answers = await _ask(fleet, hosts)
+            if out.on_terminal and not out.as_json:
+                out.raw(CLEAR.encode())
+            _show(answers, rates, out)
+            out.flush()
+            tell_failures(answers.failures, out)
+            await asyncio.sleep(EVERY_S)
+
+
+class _Rates:
+    """What was seen of each guest last, for the processor time that it has taken since."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], tuple[float, float]] = {}
+
+    def text(self, host: str, usage: ProcessUsage, now_s: float) -> str:
+        """`12.5%` of a core since the last look; at the first one the time since the guest's start, as `3.1s`."""
+        key = (host, usage.pid)
+        before = self._seen.get(key)
+        self._seen[key] = (usage.cpu_s, now_s)
+        if before is None or now_s <= before[1]:
+            return f"{usage.cpu_s:.1f}s"
+        return f"{100 * (usage.cpu_s - before[0]) / (now_s - before[1]):.1f}%"
+
+
+def _fleet(cloud: Cloud) -> Fleet:
     from deployer.fleet import Fleet
 
-    async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
-        return await fleet.each(hosts or fleet.hosts, lambda client: client.processes())
+    return Fleet(known_addresses(cloud), cloud.credentials)
 
 
-def _as_dict(host: str, status: ProcessStatus) -> dict[str, Any]:
+async def _ask(fleet: Fleet, hosts: list[str] | None) -> Answers[Seen]:
+    return await fleet.each(hosts or fleet.hosts, _look)
+
+
+async def _look(client: AgentClient) -> Seen:
+    from agent.client import CallRefused
+
+    statuses = await client.processes()
+    try:
+        usages = await client.usage()
+    except CallRefused:  # an agent from before this could be asked
+        usages = ()
+    return [(status, next((u for u in usages if u.pid == status.pid), None)) for status in statuses]
+
+
+def _show(answers: Answers[Seen], rates: _Rates, out: Output) -> None:
+    now_s = time.monotonic()
+    found = [(host, status, usage) for host, seen in answers.results.items() for status, usage in seen]
+    found.sort(key=lambda item: (item[1].process, item[0]))
+    if out.as_json:
+        out.json([_as_dict(host, status, usage) for host, status, usage in found])
+    elif found:
+        cpu = [rates.text(host, usage, now_s) if usage else "-" for host, _, usage in found]
+        rows = [_row(host, status, usage, taken) for (host, status, usage), taken in zip(found, cpu, strict=True)]
+        out.table(HEAD, rows, right=NUMBERS)
+    elif not answers.failures:
+        out.remark("no processes")
+
+
+def _as_dict(host: str, status: ProcessStatus, usage: ProcessUsage | None) -> dict[str, Any]:
     return {
         "name": f"{status.process}@{host}",
         "process": status.process,
@@ -67,10 +138,13 @@ def _as_dict(host: str, status: ProcessStatus) -> dict[str, Any]:
         "plan": status.plan,
         "memory_bytes": status.memory_bytes,
         "reason": status.reason,
+        "cpu_s": usage.cpu_s if usage else None,
+        "disk_bytes": usage.disk_bytes if usage else None,
+        "connections": usage.connections if usage else None,
     }
 
 
-def _row(host: str, status: ProcessStatus) -> tuple[str, ...]:
+def _row(host: str, status: ProcessStatus, usage: ProcessUsage | None, cpu: str) -> tuple[str, ...]:
     return (
         f"{status.process}@{host}",
         shorten(status.spec.binary),
@@ -78,7 +152,10 @@ def _row(host: str, status: ProcessStatus) -> tuple[str, ...]:
         str(status.pid or "-"),
         ago(time.time() - status.since_unix),
         str(status.restarts),
+        cpu,
         size(status.memory_bytes),
+        size(usage.disk_bytes) if usage else "-",
+        str(usage.connections) if usage else "-",
         shorten(status.release),
         status.reason,
     )
