@@ -136,7 +136,6 @@ class Agent:
         if self._end_guests_for is not None:
             await self.processes.shut_down_guests(self._end_guests_for)
             await asyncio.to_thread(self._secrets.sweep, ())
-            await asyncio.to_thread(self._groups.close)
         await self._peering.close()
         await self.processes.close()
         await asyncio.to_thread(self.journal.close)
