@@ -27,10 +27,12 @@ class Parsed:
     `definition` is complete and consistent. `warnings` are problems that do not stand in the way.
     """
 
-    def __init__(self, definition: Definition, path: FilePath, read: Sources) -> None:
+    def __init__(self, definition: Definition, path: FilePath, read: Sources, overlay: str | None) -> None:
         self.definition = definition
         self.path = path
         self.sources = read
+        self.overlay = overlay
+        """The name of the overlay that was read with it."""
         self.warnings = tuple(self.problems(checks.warnings(definition)))
 
     @property
@@ -46,16 +48,16 @@ class Parsed:
 
 def load(path: FilePath, overlay: str | None = None) -> Parsed:
     """Read a definition file, what it includes and an overlay. Raises DefinitionInvalid with every problem found."""
-    return _parsed(sources.read(path, overlay), path)
+    return _parsed(sources.read(path, overlay), path, overlay)
 
 
 def parse(text: str, path: FilePath, overlay: str | None = None) -> Parsed:
     """As `load`, with this text for what is in the file; `path` is what problems name and what file names are relative
     to."""
-    return _parsed(sources.read(path, overlay, text=text), path)
+    return _parsed(sources.read(path, overlay, text=text), path, overlay)
 
 
-def _parsed(read: Sources, path: FilePath) -> Parsed:
+def _parsed(read: Sources, path: FilePath, overlay: str | None) -> Parsed:
     findings: list[Finding] = []
     values, _ = read_values(Definition, read.document, (), findings, also=HEAD)
     if all(isinstance(read.document.get(table, {}), dict) for table in TABLES):
@@ -63,7 +65,7 @@ def _parsed(read: Sources, path: FilePath) -> Parsed:
         findings += checks.check(Definition(**{"name": "unnamed", **values}), broken)
     if findings:
         raise DefinitionInvalid(read.problems(findings))
-    return Parsed(_normalised(Definition(**values)), path, read)
+    return Parsed(_normalised(Definition(**values)), path, read, overlay)
 
 
 def _normalised(definition: Definition) -> Definition:

@@ -77,7 +77,7 @@ def resolve(
 
     Raises DefinitionInvalid with everything that is missing or cannot be read, and what the store raises when it is
     full or busy."""
-    work = _Resolution(parsed.directory, store, locked)
+    work = _Resolution(parsed.directory, store, locked, overlay=parsed.overlay)
     uses = _by_name(parsed.definition)
     work.protect(uses)
     for name, of_name in uses.items():
@@ -102,7 +102,10 @@ class _Refused(Exception):
 class _Resolution:
     """The state of one run: what has been found out about each name so far."""
 
-    def __init__(self, directory: FilePath, store: BlobStore, locked: Lock | None) -> None:
+    def __init__(
+        self, directory: FilePath, store: BlobStore, locked: Lock | None, *, overlay: str | None = None
+    ) -> None:
+        self.secret_set = f"lowcloud {f'-e {overlay} ' if overlay else ''}secret set"
         self.directory = directory
         self.store = store
         self.locked = locked
@@ -189,7 +192,7 @@ class _Resolution:
                 self.findings.append(Finding(path, message, "write it anew with `lowcloud resolve`"))
             else:
                 message = f"the secret {quoted(name)} is not set for host {host}"
-                hint = f"lowcloud secret set {name} --for {process} < FILE"
+                hint = f"{self.secret_set} {name} --for {process} < FILE"
                 self.findings.append(Finding(path, message, hint))
         self.must_have_sealed(definition, found)
         return found
@@ -203,7 +206,7 @@ class _Resolution:
             if digest in missing:
                 path = ("process", process, "secret", guest_path)
                 message = f"the store has no blob {digest}, which holds {quoted(name)} for host {host}"
-                self.findings.append(Finding(path, message, f"lowcloud secret set {name} --host {host} < FILE"))
+                self.findings.append(Finding(path, message, f"{self.secret_set} {name} --host {host} < FILE"))
 
 
 def _nothing_sealed(_name: str, _host: str) -> Digest | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_a_secret_reaches_its_guests_and_no_other_place(guarded: Shop) -> None:
         ("greeting", "ams1", first[0]["hash"]),
         ("greeting", "fra1", second[0]["hash"]),
     ]
-    assert all(row["used_by"] == ["web"] and row["at"] for row in rows)
+    assert all(row["used_by"] == ["web"] and re.fullmatch(r"20\d\d-.*T.*\.\d{6}Z", row["at"]) for row in rows)
     guarded.succeed("rollback", "--yes")
     assert guarded.answer("fra1").startswith("from a secret")
     assert guarded.succeed("audit", "verify").code == 0
@@ -84,6 +85,14 @@ def test_mistakes_are_told_before_a_value_is_sealed(guarded: Shop) -> None:
         result = guarded.run("secret", *words)
         assert (result.code, told in result.err) == (2, True), result.err
     assert guarded.json("secret", "ls") == []
+
+
+def test_the_hint_for_an_overlay_sets_the_secret_of_that_overlay(guarded: Shop) -> None:
+    set_secret(guarded, VALUE)
+    guarded.definition.with_name("cloud.staging.toml").write_text("")
+    missing = guarded.run("-e", "staging", "resolve")
+    assert missing.code == 2
+    assert "hint: lowcloud -e staging secret set greeting --for web < FILE" in missing.err
 
 
 def test_a_secret_is_forgotten_for_one_host_or_all(guarded: Shop) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tools import errors
 from tools.cloud import open_cloud, shown_path
 from tools.hosts import known_addresses
+from tools.output import iso_time, local_time
 
 if TYPE_CHECKING:
     import argparse
@@ -27,6 +28,10 @@ lowcloud secret set tls-key --host fra1 --host ams1 --file key.pem
 lowcloud secret ls
 lowcloud secret rm db-password --host ams1
 """
+
+
+LAST_SHOWN_UNIX_S = 253_402_300_799
+"""The last second of the year 9999."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -175,24 +180,30 @@ def _list(cloud: Cloud, out: Output) -> int:
         used_by = sorted(process for process, hosts in using.items() if one.host in hosts)
         rows.append((one, _sealed_at(cloud, one), used_by))
     if out.as_json:
-        out.json([_as_dict(one) | {"at": at, "used_by": used_by} for one, at, used_by in rows])
-    table = [(one.name, one.host, at or "-", one.digest, ", ".join(used_by) or "-") for one, at, used_by in rows]
+        out.json(
+            [
+                _as_dict(one) | {"at": None if at is None else iso_time(at), "used_by": used_by}
+                for one, at, used_by in rows
+            ]
+        )
+    table = [
+        (one.name, one.host, "-" if at is None else local_time(at), one.digest, ", ".join(used_by) or "-")
+        for one, at, used_by in rows
+    ]
     out.table(("SECRET", "HOST", "SINCE", "SEALED", "USED BY"), table)
     return errors.DONE
 
 
-def _sealed_at(cloud: Cloud, one: SealedSecret) -> str | None:
-    """When it was sealed; None where the blob is not here or cannot be read."""
-    import datetime
-
+def _sealed_at(cloud: Cloud, one: SealedSecret) -> int | None:
+    """When it was sealed, in nanoseconds; None where the blob is not here, cannot be read, or says something absurd."""
     from cas.errors import CasError
     from cas.sealed import SealedInvalid, head_of
 
     try:
-        at = head_of(cloud.store.read(one.digest)).at_unix_s
-        return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat()
-    except (CasError, SealedInvalid, ValueError, OverflowError, OSError):
+        at_unix_s = head_of(cloud.store.read(one.digest)).at_unix_s
+    except (CasError, SealedInvalid):
         return None
+    return at_unix_s * 1_000_000_000 if at_unix_s <= LAST_SHOWN_UNIX_S else None
 
 
 def _remove(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
