@@ -16,7 +16,7 @@ implementation is `agent.supervisor.client`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -26,6 +26,9 @@ from agent.api import Endpoint, Ready, Struct
 GuestId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,128}\Z")]
 """Chosen by the agent, never used twice in a state directory."""
 
+MEMORY_OVERHEAD_BYTES: Final = 96 << 20
+"""What the engine may use beside a program's memory: stacks of its threads, buffers, tables."""
+
 
 class Preopen(Struct, frozen=True):
     """A host directory that the guest sees under a path of its own."""
@@ -33,6 +36,16 @@ class Preopen(Struct, frozen=True):
     host_path: str
     guest_path: str
     writable: bool
+
+
+class Mount(Struct, frozen=True):
+    """A file system of a size that the kernel keeps, for one guest alone."""
+
+    target: str
+    """The host directory that it is mounted on; a preopen names it."""
+    size_bytes: int
+    image: str = ""
+    """The file that holds an ext4 file system; "" for memory that begins empty."""
 
 
 class GuestOrder(Struct, frozen=True):
@@ -55,6 +68,10 @@ class GuestOrder(Struct, frozen=True):
     """Standard output and error go here, appended; the supervisor rotates the file (`.1`, `.2`, … are older)."""
     uid: int | None = None
     """The user the guest runs as; None keeps the agent's own (always so without privileges)."""
+    mounts: tuple[Mount, ...] = ()
+    """What the guest's process mounts for itself; it goes when the process ends. Needs privileges."""
+    cgroups: tuple[str, ...] = ()
+    """Control groups that the guest's process joins: one directory for each hierarchy."""
 
 
 class GuestState(Struct, frozen=True):

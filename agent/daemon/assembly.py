@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Self
@@ -32,11 +33,13 @@ from agent.daemon.sealing import KEY_NAME, OpenedSecrets, SealingKey
 from agent.daemon.server import Service
 from agent.daemon.staging import Staging, blobs_of
 from agent.daemon.state import State
+from agent.daemon.users import Users
 from agent.daemon.volumes import Volumes
 from agent.runtime import Runtime
+from agent.sandbox.cgroups import Groups
 from agent.sandbox.engine import fingerprint
 from agent.supervisor.client import connect
-from cas.digest import Digest
+from cas.digest import Digest, digest_of
 from cas.store import Store
 
 _log = logging.getLogger(__name__)
@@ -76,6 +79,8 @@ class Agent:
         staging = Staging(store, cache, work, lambda: self._binaries(), self._sealing, peering.restore)
         guest_files = state_dir / "guests"
         self._secrets = OpenedSecrets(state_dir, guest_files)
+        self._groups = Groups.open(f"lowcloud-{digest_of(os.fsencode(state_dir.resolve())).removeprefix('b3:')[:16]}")
+        self._users = Users(state_dir, lambda: self._who_keeps_a_user())
         self._builder = GuestBuilder(
             guest_files,
             staging,
@@ -83,6 +88,8 @@ class Agent:
             output,
             lambda process: self.processes.cpus_of(process),
             self._secrets,
+            self._users,
+            self._groups,
         )
         guests = Guests(self._builder, journal)
         cpus = host_facts.usable_cpus() if pin else ()
@@ -136,6 +143,7 @@ class Agent:
         if self._end_guests_for is not None:
             await self.processes.shut_down_guests(self._end_guests_for)
             await asyncio.to_thread(self._secrets.sweep, ())
+            await asyncio.to_thread(self._groups.sweep, ())
         await self._peering.close()
         await self.processes.close()
         await asyncio.to_thread(self.journal.close)
@@ -180,6 +188,10 @@ class Agent:
             used_bytes=self._volumes.used_bytes(name),
             held_by=self.processes.holder_of(name),
         )
+
+    def _who_keeps_a_user(self) -> set[str]:
+        """Processes that a record of this host names."""
+        return {spec.name for spec in self.processes.specs_held()}
 
     def _binaries(self) -> set[Digest]:
         return {spec.binary for spec in self.processes.specs_held()}

@@ -22,8 +22,11 @@ from agent.daemon.refusal import Refused
 from agent.daemon.sealing import OpenedSecrets
 from agent.daemon.staging import Staging
 from agent.daemon.state import Version
-from agent.daemon.volumes import Volumes
-from agent.runtime import GuestId, GuestOrder
+from agent.daemon.users import Users
+from agent.daemon.volumes import Volumes, make_image
+from agent.runtime import MEMORY_OVERHEAD_BYTES, GuestId, GuestOrder, Mount
+from agent.sandbox import ownership, privileges
+from agent.sandbox.cgroups import Groups, Limits
 from cas.digest import Digest, digest_of
 
 TAIL_BYTES: Final = 8 << 10
@@ -31,6 +34,10 @@ TAIL_BYTES: Final = 8 << 10
 
 REPLACEMENT: Final = "replacement"
 """Where a new configuration file is written before it takes its place; the guest does not see it there."""
+
+MAX_SCRATCH_IN_MEMORY_BYTES: Final = 64 << 20
+"""Larger scratch space is a file system in a file; smaller one is memory, which is there in no time."""
+MIN_SCRATCH_BYTES: Final = 64 << 10
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +53,12 @@ class GuestBuilder:
         output: OutputFiles,
         cpus: Callable[[str], tuple[int, ...]],
         secrets: OpenedSecrets,
+        users: Users,
+        groups: Groups,
     ) -> None:
         self._directory = directory
+        self._users = users
+        self._groups = groups
         self._secrets = secrets
         self._staging = staging
         self._volumes = volumes
@@ -75,6 +86,9 @@ class GuestBuilder:
             opened = await asyncio.to_thread(self._secrets.make, guest, plan.secrets) if plan.secrets else own
             for relative, digest in plan.secrets.items():
                 await self._staging.write_secret(digest, opened / relative)
+            mounts = await asyncio.to_thread(self._mounts, spec, own)
+            uid = await asyncio.to_thread(self._users.of, spec.name)
+            groups = await asyncio.to_thread(self._groups.make, guest, limits_of(spec))
         except BaseException:
             await self.clear(guest)
             raise
@@ -92,7 +106,32 @@ class GuestBuilder:
             memory_bytes=spec.memory_bytes,
             cpus=self._cpus(spec.name),
             output_path=str(self._output.path(spec.name, guest)),
+            uid=uid,
+            mounts=mounts,
+            cgroups=groups,
         )
+
+    def _mounts(self, spec: ProcessSpec, own: Path) -> tuple[Mount, ...]:
+        """What the guest's process mounts: images of volumes, and scratch space where that can be had. Raises Refused,
+        OSError."""
+        problem = privileges.no_mounts()
+        images = [mount for name in spec.volume.values() if (mount := self._volumes.mount(name))]
+        if images and problem:
+            raise Refused(
+                Reason.NO_ROOM,
+                f"{spec.name} needs the volume {Path(images[0].image).parent.name}, which cannot be mounted: {problem}",
+                hint="start the agent as the user it had when the volume was made",
+            )
+        if not spec.disk_bytes or problem:
+            return tuple(images)
+        target = own / SCRATCH_DIRECTORY
+        if spec.disk_bytes <= MAX_SCRATCH_IN_MEMORY_BYTES:
+            return (*images, Mount(str(target), max(spec.disk_bytes, MIN_SCRATCH_BYTES)))
+        if privileges.no_images():
+            return tuple(images)
+        image = target.with_suffix(".image")
+        make_image(image, spec.disk_bytes, journal=False)
+        return (*images, Mount(str(target), spec.disk_bytes, str(image)))
 
     async def rewrite(self, version: Version) -> None:
         """Each file that differs is replaced by a whole new one, so that the guest reads the old or the new."""
@@ -102,11 +141,15 @@ class GuestBuilder:
             if await asyncio.to_thread(_holds, path, digest):
                 continue
             await self._staging.write_config(digest, fresh)
+            uid = await asyncio.to_thread(self._users.of, version.spec.name)
+            if uid is not None:
+                await asyncio.to_thread(ownership.let_read_file, str(fresh), uid)
             await asyncio.to_thread(fresh.replace, path)
 
     async def clear(self, guest: GuestId) -> None:
         await asyncio.to_thread(_remove, self._directory / guest)
         await asyncio.to_thread(self._secrets.clear, guest)
+        await asyncio.to_thread(self._groups.remove, guest)
 
     def scratch(self, guest: GuestId) -> Path:
         return self._directory / guest / SCRATCH_DIRECTORY
@@ -121,6 +164,13 @@ class GuestBuilder:
             if path.name not in known:
                 _remove(path)
         self._secrets.sweep(known)
+        self._groups.sweep(known)
+
+
+def limits_of(spec: ProcessSpec) -> Limits:
+    """What the guest's control group is told. Scratch space in memory comes on top of the program's memory."""
+    scratch = spec.disk_bytes if spec.disk_bytes <= MAX_SCRATCH_IN_MEMORY_BYTES else 0
+    return Limits(spec.memory_bytes + MEMORY_OVERHEAD_BYTES + scratch, spec.cores_milli)
 
 
 def _remove(own: Path) -> None:

@@ -1,14 +1,19 @@
 """Volumes: directories that outlive the processes that write to them.
 
-`<state>/volumes/NAME/` holds `data` (what the guest sees) and `volume` (a sealed `VolumeHead`). A volume's size is what
-it was promised: the sum of all promises is held against the host's disk. Whether the kernel also enforces it is a row
-of the host's guarantees.
+`<state>/volumes/NAME/` holds `data` (the directory that the guest sees) and `volume` (a sealed `VolumeHead`). A
+volume's size is what it was promised: the sum of all promises is held against the host's disk. Where the agent may
+mount, a volume is made as `image`, a sparse file with an ext4 file system of that size, which the guest's process
+mounts on `data` for itself (`agent.sandbox.mounts`); so the size is a hard limit, of which the file system's own tables
+take a few percent. Elsewhere it is a plain directory and the size a soft limit. What a volume was made as it stays.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +21,17 @@ import msgspec
 
 from agent.daemon import trees
 from agent.daemon.durable import FileDamaged, is_aside, seal, set_aside, sync_directory, unseal, write_file
+from agent.runtime import Mount
+from agent.sandbox import privileges
 
 MAGIC: Final = b"lcvolume"
 VERSION: Final = 1
 DATA: Final = "data"
 HEAD: Final = "volume"
+IMAGE: Final = "image"
+MIN_IMAGE_BYTES: Final = 1 << 20
+"""No file system is smaller."""
+LARGE_JOURNAL_FROM_BYTES: Final = 256 << 20
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 _log = logging.getLogger(__name__)
@@ -34,8 +45,9 @@ class VolumeHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Volumes:
     """The volumes of one host. Methods that touch the disk block; call them in a thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, no_images: Callable[[], str] = privileges.no_images) -> None:
         self._directory = directory
+        self._no_images = no_images
         self._sizes: dict[str, int] = {}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in sorted(directory.iterdir()):
@@ -57,10 +69,23 @@ class Volumes:
         """The directory that a guest sees."""
         return self._directory / name / DATA
 
+    def mount(self, name: str) -> Mount | None:
+        """What a guest's process has to mount first; None where the volume is a plain directory."""
+        image = self._directory / name / IMAGE
+        if not image.exists():
+            return None
+        return Mount(target=str(self.path(name)), size_bytes=image.stat().st_size, image=str(image))
+
     def create(self, name: str, size_bytes: int) -> None:
-        """Make a volume, or record its new size."""
+        """Make a volume, or grow it: an image in use has its new size when its process starts the next time. Raises
+        OSError."""
         home = self._directory / name
         home.mkdir(mode=0o700, exist_ok=True)
+        image = home / IMAGE
+        if not (home / DATA).exists() and not self._no_images():
+            make_image(image, size_bytes)
+        elif image.exists() and image.stat().st_size < size_bytes:
+            os.truncate(image, size_bytes)
         (home / DATA).mkdir(mode=0o700, exist_ok=True)
         write_file(home / HEAD, seal(MAGIC, VERSION, msgspec.msgpack.encode(VolumeHead(name, size_bytes))))
         sync_directory(self._directory)
@@ -77,8 +102,30 @@ class Volumes:
         trees.remove_tree(doomed)
 
     def used_bytes(self, name: str) -> int:
-        """Bytes that the volume's files take on disk."""
-        return trees.used_bytes(self.path(name))
+        """Bytes that the volume takes on disk."""
+        image = self._directory / name / IMAGE
+        return image.stat().st_blocks * 512 if image.exists() else trees.used_bytes(self.path(name))
+
+
+def make_image(image: Path, size_bytes: int, *, journal: bool = True) -> None:
+    """A sparse file with an empty ext4 file system; under its name it is whole or absent. `journal`: it is to survive
+    a crash. Raises OSError."""
+    program = privileges.make_file_system()
+    if program is None:
+        raise FileNotFoundError(f"{privileges.MAKE_FILE_SYSTEM} is not installed")
+    fresh = image.with_suffix(".new")
+    with fresh.open("wb") as file:
+        file.truncate(max(size_bytes, MIN_IMAGE_BYTES))
+    options = ["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+    if not journal:
+        options += ["-O", "^has_journal"]
+    elif size_bytes >= LARGE_JOURNAL_FROM_BYTES:
+        options += ["-J", "size=16"]
+    done = subprocess.run([program, *options, str(fresh)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        fresh.unlink()
+        raise OSError(f"{image}: {program} ended with status {done.returncode}: {done.stderr[-500:]}")
+    fresh.replace(image)
 
 
 def _read_size(home: Path) -> int:

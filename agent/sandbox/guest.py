@@ -1,9 +1,9 @@
 """What happens in a guest's process, from the fork to the end of its program.
 
-The order matters. What needs rights comes first (loading the compiled code), what takes them away after it, and nothing
-of the guest's program runs before the sandbox is closed. Until then the process is single-threaded: Landlock and
-seccomp bind the calling thread and what it starts later, so a thread that existed already would stay free; this is
-checked.
+The order matters. What needs rights comes first (loading the compiled code, mounting and opening the guest's
+directories), what takes them away after it, and nothing of the guest's program runs before the sandbox is closed. Until
+then the process is single-threaded: Landlock and seccomp bind the calling thread and what it starts later, so a thread
+that existed already would stay free; this is checked.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from typing import Final, NoReturn
 import msgspec
 
 from agent.api import Endpoint
-from agent.runtime import GuestOrder
-from agent.sandbox import landlock, linux, seccomp
+from agent.runtime import MEMORY_OVERHEAD_BYTES, GuestOrder
+from agent.sandbox import cgroups, landlock, linux, mounts, ownership, seccomp
 from agent.sandbox.engine import EXIT_NOT_STARTED, MAX_REASON_BYTES, Directory, Engine, Program
 from agent.supervisor.wire import Born, Failed, FromGuest, Running, Sandboxed
 
 MAX_OPEN_FILES: Final = 4096
-MEMORY_OVERHEAD_BYTES: Final = 96 << 20
-"""What the engine may use beside the program's memory: stacks of its threads, buffers, tables."""
 MAX_PROCESSES: Final = 512
 """Threads of one guest's uid; set only where the guest has a uid of its own, because the limit counts per user."""
 
@@ -36,10 +34,11 @@ def run_guest(engine: Engine, order: GuestOrder, control: socket.socket, output:
         tell(control, Born(os.getpid()))
         become_separate(order, control.fileno(), output)
         code = engine.load(order.code_path, order.code_kind)
-        take_user(order.uid)
+        rules = open_directories(order)
         prepared = engine.prepare(code, program_of(order))
+        take_user(order.uid)
         limit_memory(order.memory_bytes)
-        close_sandbox(order, control)
+        close_sandbox(order, control, rules)
         ended = prepared.run(lambda: tell(control, Running()))
         exit_code = ended.exit_code
         if ended.reason:
@@ -101,6 +100,23 @@ def become_separate(order: GuestOrder, control: int, output: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     if order.cpus:
         os.sched_setaffinity(0, order.cpus)
+    for directory in order.cgroups:
+        cgroups.join(directory)
+
+
+def open_directories(order: GuestOrder) -> int | None:
+    """Mount what is the guest's alone, give it to the guest's user, and name it in rules (a descriptor; None where the
+    kernel has no Landlock). Raises MountFailed, OSError."""
+    mounts.mount_all(order.mounts)
+    if order.uid is not None:
+        for preopen in order.preopens:
+            if preopen.writable:
+                ownership.give(preopen.host_path, order.uid)
+            else:
+                ownership.let_read(preopen.host_path, order.uid)
+    if not landlock.abi():
+        return None
+    return landlock.ruleset(landlock.Directory(p.host_path, p.writable) for p in order.preopens)
 
 
 def take_user(uid: int | None) -> None:
@@ -120,14 +136,14 @@ def limit_memory(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
-def close_sandbox(order: GuestOrder, control: socket.socket) -> None:
+def close_sandbox(order: GuestOrder, control: socket.socket, rules: int | None) -> None:
     threads = len(linux.threads_of(os.getpid()))
     if threads != 1:
         raise RuntimeError(f"{threads} threads run before the sandbox is closed; it would not bind them")
     linux.drop_capabilities()
     linux.no_new_privileges()
-    if landlock.abi():
-        landlock.restrict(landlock.Directory(p.host_path, p.writable) for p in order.preopens)
+    if rules is not None:
+        landlock.enforce(rules)
     network = network_of(order)
     sandboxed = msgspec.msgpack.encode(Sandboxed())
     if network.tcp:

@@ -50,29 +50,39 @@ def file_rights(version: int) -> int:
     return next((rights for since, rights in sorted(_FILE_RIGHTS_BY_ABI.items(), reverse=True) if version >= since), 0)
 
 
-def restrict(directories: Iterable[Directory]) -> None:
-    """Leave this thread, and those it starts, nothing but these directories. No new privileges must be set before.
-    Raises OSError; ENOSYS or EOPNOTSUPP where the kernel has no Landlock."""
+def ruleset(directories: Iterable[Directory]) -> int:
+    """A descriptor of rules that leave nothing but these directories. It opens them, so it comes while this process
+    still may. Raises OSError; ENOSYS or EOPNOTSUPP where the kernel has no Landlock."""
     version = abi()
     if version == 0:
         raise OSError(errno.EOPNOTSUPP, "this kernel has no Landlock")
     rights = file_rights(version)
     scope = _SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if version >= _SCOPE_ABI else 0
     attributes = struct.pack("QQQ", rights, 0, scope)[: 24 if version >= _SCOPE_ABI else 8]
-    ruleset = linux.syscall("Landlock ruleset", _CREATE_RULESET, attributes, len(attributes), 0)
+    made = linux.syscall("Landlock ruleset", _CREATE_RULESET, attributes, len(attributes), 0)
     try:
         for directory in directories:
-            _allow(ruleset, directory, rights)
-        linux.syscall("Landlock", _RESTRICT_SELF, ruleset, 0)
+            _allow(made, directory, rights)
+    except BaseException:
+        os.close(made)
+        raise
+    return made
+
+
+def enforce(made: int) -> None:
+    """Bind this thread, and those it starts, to a ruleset, and close it. No new privileges must be set before. Raises
+    OSError."""
+    try:
+        linux.syscall("Landlock", _RESTRICT_SELF, made, 0)
     finally:
-        os.close(ruleset)
+        os.close(made)
 
 
-def _allow(ruleset: int, directory: Directory, rights: int) -> None:
+def _allow(made: int, directory: Directory, rights: int) -> None:
     wanted = rights & ~_EXECUTE & ~_IOCTL_DEV if directory.writable else _READ_FILE | _READ_DIR
     parent = os.open(directory.path, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
         rule = struct.pack("=Qi", wanted, parent)
-        linux.syscall(f"Landlock rule for {directory.path}", _ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)
+        linux.syscall(f"Landlock rule for {directory.path}", _ADD_RULE, made, _RULE_PATH_BENEATH, rule, 0)
     finally:
         os.close(parent)

@@ -172,3 +172,27 @@ def disconnect(descriptor: int) -> None:
     """Dissolve a datagram socket's association (`connect` to AF_UNSPEC, which Python's socket cannot say)."""
     if _libc.connect(descriptor, bytes(16), 16) < 0:
         raise OSError(ctypes.get_errno(), "disconnect")
+
+
+CLONE_NEWNS: Final = 0x00020000
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REC: Final = 0x4000
+MS_SLAVE: Final = 1 << 19
+
+
+def own_mounts() -> None:
+    """What this process mounts from here on nobody else sees, and it goes with the process; what others unmount goes
+    here too."""
+    if _libc.unshare(CLONE_NEWNS) < 0:
+        raise OSError(ctypes.get_errno(), "mount namespace")
+    mount("nothing", "/", "none", MS_REC | MS_SLAVE)
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """As the command of that name."""
+    what = [os.fsencode(text) for text in (source, target, kind)]
+    if _libc.mount(*what, ctypes.c_ulong(flags), os.fsencode(options)) < 0:
+        number_of_error = ctypes.get_errno()
+        raise OSError(number_of_error, f"mount {source} at {target}: {os.strerror(number_of_error)}")

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from agent.runtime import GuestOrder, GuestState
-from agent.sandbox import linux
+from agent.sandbox import cgroups, linux
 from agent.supervisor.event_loop import Loop, Signal
 from agent.supervisor.output_pipe import OutputFile, OutputPipe
 from agent.supervisor.wire import MAX_GUEST_MESSAGE_BYTES, Born, Failed, FromGuest, Running, Sandboxed
@@ -122,6 +122,8 @@ class Guest:
             os.close(self.pidfd)
             self.pidfd = None
         self.exit_code = exit_code
+        if exit_code == 128 + signal.SIGKILL and cgroups.was_killed_for_memory(self.order.cgroups):
+            reason = "it used more memory than its limit, and the kernel ended it"
         self.exit_reason = self.exit_reason or reason
         self.changed.notify()
         self._on_ended(self)

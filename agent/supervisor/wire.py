@@ -19,7 +19,7 @@ import msgspec
 from agent.api import Ready
 from agent.runtime import GuestId, GuestOrder, GuestState
 
-WIRE_VERSION: Final = 1
+WIRE_VERSION: Final = 2
 MAX_MESSAGE_BYTES: Final = 16 << 20
 LENGTH_BYTES: Final = 4
 MAX_GUEST_MESSAGE_BYTES: Final = 8192

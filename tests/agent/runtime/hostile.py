@@ -199,9 +199,10 @@ def main(order_file: int, output: int, control_descriptor: int) -> None:
     control = socket.socket(fileno=control_descriptor)
     guest.tell(control, Born(os.getpid()))
     guest.become_separate(order, control.fileno(), output)
+    rules = guest.open_directories(order)
     guest.take_user(order.uid)
     guest.limit_memory(order.memory_bytes)
-    guest.close_sandbox(order, control)
+    guest.close_sandbox(order, control, rules)
     guest.tell(control, Running())
     for attempt in order.args:
         name, *arguments = attempt.split(",")
