@@ -44,7 +44,7 @@ _MAGIC: Final = "lowcloud-lock"
 _HEAD = """\
 # What each name of the definition stands for. Written by `lowcloud resolve`; commit it, review it, do not edit it.
 """
-_HINT = "write it anew with `lowcloud resolve`"
+_HINT = "delete it, then write it anew with `lowcloud resolve`"
 
 
 class Locked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"digest": "hash"}):
@@ -91,7 +91,7 @@ def decode(text: str, path: Path) -> Lock:
     try:
         document = tomllib.loads(text)
         version = document.get(_MAGIC)
-        if version != VERSION:
+        if version is None or (isinstance(version, int) and version != VERSION):
             shown = "no format version" if version is None else f"format version {str(version)[:20]}"
             raise DefinitionInvalid(
                 [Problem(str(path), 1, 1, f"this lock file has {shown}; this program knows version {VERSION}", _HINT)]

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     for path in changed:
         out.line(shown_path(path))
     if changed and args.check:
-        raise errors.CommandError(_laid_out_otherwise(changed), hint="`lowcloud fmt` lays it out")
+        raise errors.CommandError(_laid_out_otherwise(changed), hint="`lowcloud fmt` writes the one layout")
     return errors.DONE
 
 
