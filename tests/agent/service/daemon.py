@@ -121,20 +121,45 @@ def fetch(port: int, path: str = "/") -> bytes:
     return answer
 
 
-class Load:
-    """Requests one after the other, each over a new connection, until told to stop; every failure is kept."""
+def fetch_often(port: int, times: int, pause_s: float) -> bytes:
+    """So many requests over one connection; the last answer. Raises OSError where the connection ends before."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for _ in range(times):
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = _one_answer(connection)
+            time.sleep(pause_s)
+    return answer
 
-    def __init__(self, port: int) -> None:
+
+def _one_answer(connection: socket.socket) -> bytes:
+    held = b""
+    while True:
+        head, separator, body = held.partition(b"\r\n\r\n")
+        length = next((int(line[15:]) for line in head.split(b"\r\n") if line[:15].lower() == b"content-length:"), 0)
+        if separator and len(body) >= length:
+            return held
+        piece = connection.recv(65536)
+        if not piece:
+            raise ConnectionError("the connection was closed before the answer")
+        held += piece
+
+
+class Load:
+    """Requests one after the other, each over a new connection, until told to stop; every failure is kept. With
+    `long_lived` each connection carries requests for half a second."""
+
+    def __init__(self, port: int, *, long_lived: bool = False) -> None:
+        self._ask = (lambda: fetch_often(port, 20, 0.025)) if long_lived else (lambda: fetch(port))
         self.served = 0
         self.failures: list[str] = []
         self.versions: set[bytes] = set()
-        self._port = port
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
         while not self._stop.is_set():
             try:
-                answer = await asyncio.to_thread(fetch, self._port)
+                answer = await asyncio.to_thread(self._ask)
             except OSError as error:
                 self.failures.append(f"{time.time():.3f} {error!r}")
                 continue
@@ -149,8 +174,8 @@ class Load:
 
 
 @asynccontextmanager
-async def load(port: int) -> AsyncIterator[Load]:
-    requests = Load(port)
+async def load(port: int, *, long_lived: bool = False) -> AsyncIterator[Load]:
+    requests = Load(port, long_lived=long_lived)
     task = asyncio.create_task(requests.run())
     try:
         yield requests

@@ -1,0 +1,131 @@
+"""Processes come and go, and nothing of them stays: no process, descriptor, listener, mount, namespace, control group
+or file. In CI a few; by hand LOWCLOUD_TEST_ROUNDS=250 makes 1,000."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from agent.api import CreateVolume, Ready, Replace, Start, Stop, Update, spec_digest
+from agent.client import CallRefused
+from agent.daemon.output import KEPT_GUESTS
+from agent.supervisor.client import connect
+from cas.digest import digest_of
+from tests.agent.runtime.support import descendants
+from tests.agent.service.daemon import fetch, needs_guests, processes_of
+from tests.agent.service.support import ROUNDS, Cloud, changed, host, put, run, until, web
+from tests.ports import free_port
+from tools import guests
+
+CYCLES = 2 * ROUNDS
+"""Each starts, swaps, fails to swap and stops: two guests that serve, one that does not become ready."""
+WARM_UP = 5
+"""After so many there is as much of everything as there will be: threads, connections, kept output."""
+
+
+class Traces(NamedTuple):
+    """What a host holds."""
+
+    processes: int
+    agent_descriptors: Counter[str]
+    supervisor_descriptors: Counter[str]
+    mounts: frozenset[str]
+    namespaces: frozenset[str]
+    listeners: int
+    groups: int
+    files: frozenset[str]
+
+
+def descriptors_of(pid: int) -> Counter[str]:
+    """By kind: a socket, a pipe, or a file by its name."""
+    found: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found[str(entry.readlink()).partition(":[")[0]] += 1
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def traces(state_dir: Path, port: int) -> Traces:
+    (supervisor,) = processes_of(state_dir, b"agent.supervisor.main")
+    below = descendants(supervisor)
+    listening = Path("/proc/net/tcp").read_text().split("\n")
+    kept = [path.relative_to(state_dir) for path in state_dir.rglob("*") if path.name != "supervisor.log"]
+    return Traces(
+        processes=len(below),
+        agent_descriptors=descriptors_of(os.getpid()),
+        supervisor_descriptors=descriptors_of(supervisor),
+        mounts=frozenset(Path(f"/proc/{supervisor}/mounts").read_text().splitlines()),
+        namespaces=frozenset(
+            str((Path("/proc") / str(pid) / "ns" / kind).readlink())
+            for pid in [supervisor, *below]
+            for kind in ("net", "mnt", "ipc")
+        ),
+        listeners=sum(f":{port:04X} 00000000:0000 0A" in line for line in listening),
+        groups=len(groups_of(state_dir)),
+        files=frozenset(str(path) for path in kept if path.parts[0] not in ("output", "store")),
+    )
+
+
+def groups_of(state_dir: Path) -> list[Path]:
+    """The guests' control groups, below those that bear the name of the state directory."""
+    name = digest_of(os.fsencode(state_dir.resolve())).removeprefix("b3:")[:16]
+    roots = Path("/sys/fs/cgroup").glob(f"**/lowcloud-{name}")
+    return [path for root in roots for path in root.iterdir() if path.is_dir()]
+
+
+async def cycle(cloud: Cloud, port: int, binaries: list[str]) -> None:
+    one, two, nonsense = binaries
+    first = web(
+        one,
+        port=port,
+        disk_bytes=1 << 20,
+        volume={"/data": "files"},
+        cores_milli=100,
+        ready=Ready("http", path="/", within_s=10.0),
+        update=Update(drain_s=0.0),
+    )
+    await cloud.ask(Start(first))
+    second = changed(first, binary=two)
+    await cloud.ask(Replace(second, expect=spec_digest(first)))
+    with pytest.raises(CallRefused):
+        broken = changed(second, config={"/etc/web.toml": nonsense})
+        await cloud.ask(Replace(broken, expect=spec_digest(second)))
+    assert b"2.0" in await asyncio.to_thread(fetch, port)
+    await cloud.ask(Stop("web", expect=spec_digest(second)))
+
+
+@needs_guests
+def test_nothing_is_left_of_processes_that_came_and_went() -> None:
+    async def work(tmp: Path) -> None:
+        state, port = tmp / "state", free_port()
+        files = [guests.path("web-1").read_bytes(), guests.path("web-2").read_bytes(), b"nonsense"]
+        binaries = put(state, *files)
+        async with host(state, connect=lambda: connect(state)) as cloud:
+            await cloud.ask(CreateVolume("files", 8 << 20))
+            for _ in range(WARM_UP):
+                await cycle(cloud, port, binaries)
+            before = await asyncio.to_thread(traces, state, port)
+            for _ in range(CYCLES):
+                await cycle(cloud, port, binaries)
+
+            async def as_before() -> bool:
+                return await asyncio.to_thread(traces, state, port) == before
+
+            try:
+                await until(as_before)
+            except AssertionError:
+                assert await asyncio.to_thread(traces, state, port) == before
+            assert before.listeners == 0
+            assert len(list((state / "output" / "web").iterdir())) <= KEPT_GUESTS + 1
+            await cloud.client.shut_down(guests=True)
+            await cloud.agent.ended.wait()
+        assert processes_of(state) == []
+
+    run(work)
