@@ -90,8 +90,7 @@ class Execution:
         for number, stage in enumerate(self._plan.stages, 1):
             if self.interrupted:
                 return
-            if await asyncio.to_thread(self._site.store.read_ref, self._site.ref) != self.release:
-                self.superseded = True
+            if await self._is_superseded():
                 return
             await self._all_of([self._step(step) for step in stage])
             if not self.went_well:
@@ -103,6 +102,13 @@ class Execution:
                 await self._all_of([self._probation(number, holds[number])])
                 if not self.went_well:
                     return
+
+    async def _is_superseded(self) -> bool:
+        """Has another release taken over, or was the plan told to stop while that was found out?"""
+        reading = asyncio.ensure_future(asyncio.to_thread(self._site.store.read_ref, self._site.ref))
+        self.interrupted = await undisturbed([reading]) or self.interrupted
+        self.superseded = reading.result() != self.release
+        return self.superseded or self.interrupted
 
     async def _all_of(self, parts: list[Coroutine[Any, Any, None]]) -> None:
         tasks = [asyncio.ensure_future(part) for part in parts]
