@@ -2,8 +2,9 @@
 
 1. **Look.** The ref must be where the plan starts, by its engine and not by a local copy; every host that is to be
    called must answer, and run what the plan expects. Otherwise nothing happens.
-2. **Transfer** what hosts lack, to all of them; then **stage** on all of them: blobs verified, binaries compiled, room
-   found. Nothing that runs has been touched, and a failure up to here has changed nothing but caches.
+2. **Transfer** what hosts lack, with their help (`deployer.distribution`), to all of them; then **stage** on all of
+   them: blobs verified, binaries compiled, room found. Nothing that runs has been touched, and a failure up to here has
+   changed nothing but caches.
 3. **Decide.** The release is recorded and the ref moved to it by compare-and-swap. Of two operators one wins here.
 4. **Execute** the calls, with the plan's probations (`deployer.execute`).
 5. **Return**, where something failed and the failed process's `update.on_failure` is `rollback`: the hosts that were
@@ -27,10 +28,11 @@ from agent.client import AgentClient, AgentError, CallRefused
 from cas.digest import Digest, short
 from deployer import plan as plans
 from deployer import release as releases
+from deployer.distribution import distribute
 from deployer.errors import ApplyRaced, DeployerError, HostsUnreachable, StagingFailed, WorldMoved
 from deployer.execute import Execution, swallow_cancellation, undisturbed
 from deployer.observe import Observed, assume, observe
-from deployer.outcome import Applied, HostEnd, Outcome, ends, unwell
+from deployer.outcome import Applied, Brought, HostEnd, Outcome, ends, unwell
 from deployer.plan import Plan, plan_digest
 from deployer.planners import Version, make_plan
 from deployer.planning import current_version, definition_before
@@ -38,7 +40,7 @@ from deployer.release import MAX_BEHIND, Release
 from deployer.schema import Definition
 from deployer.signing import Signed
 from deployer.site import Site
-from deployer.transfer import transfer
+from deployer.stocktaking import keep_inventory
 
 RETURN_PLANNER = "minimal"
 """Hosts go back as quickly as they can."""
@@ -68,7 +70,8 @@ async def apply(
     await _look(site, plan)
     behind, leaving = await asyncio.to_thread(_left_over, site, plan, following, forget)
     await asyncio.to_thread(site.store.put, plans.encode(plan), name=f"plan/{site.ref}")
-    bytes_sent = await _make_ready(site, plan, plan_name)
+    inventory = await asyncio.to_thread(keep_inventory, site.store, site.ref, following, plan.from_release)
+    brought = await _make_ready(site, plan, plan_name, following, inventory)
     release = Release(
         definition=plan.definition,
         plan=plan_name,
@@ -82,6 +85,7 @@ async def apply(
         leaving=leaving,
         signed=await _kept(site, signed),
         signed_by=signed.who if signed else "",
+        inventory=inventory,
     )
     site.progress.phase("release", 0)
     deciding = asyncio.ensure_future(asyncio.to_thread(releases.publish, site.store, site.ref, release))
@@ -91,7 +95,8 @@ async def apply(
     applied = await _report(site, plan, following, execution)
     if _should_return(plan, execution, kind):
         applied = await _return(site, plan, applied)
-    return msgspec.structs.replace(applied, bytes_sent=bytes_sent, seconds=round(clock() - began, 3))
+    sent = sum(one.deployer_bytes for one in brought.values())
+    return msgspec.structs.replace(applied, bytes_sent=sent, brought=brought, seconds=round(clock() - began, 3))
 
 
 # --- before anything is touched -------------------------------------------------------------------------------------
@@ -168,11 +173,13 @@ def _differences(plan: Plan, observed: Observed) -> list[str]:
     return found
 
 
-async def _make_ready(site: Site, plan: Plan, plan_name: Digest) -> int:
-    """Bring every blob to every host and have every host stage. Returns the bytes sent."""
+async def _make_ready(
+    site: Site, plan: Plan, plan_name: Digest, following: Definition, inventory: Digest | None
+) -> dict[str, Brought]:
+    """Bring every blob to every host and have every host stage. Returns what came to each host from where."""
     blobs = plans.blobs_by_host(plan)
     site.progress.phase("transfer", len(blobs))
-    sent = await transfer(site, blobs)
+    brought = await distribute(site, blobs, following, inventory)
     staging = plans.staging(plan)
     site.progress.phase("stage", len(staging))
 
@@ -186,7 +193,7 @@ async def _make_ready(site: Site, plan: Plan, plan_name: Digest) -> int:
         raise StagingFailed(
             {host: _why(error) for host, error in answers.failures.items()}, hint=hints.pop() if len(hints) == 1 else ""
         )
-    return sum(receipt.wire_bytes for receipt in sent.values())
+    return brought
 
 
 def _why(error: AgentError) -> str:

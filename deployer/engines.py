@@ -24,6 +24,7 @@ from deployer import canonical, release
 from deployer.errors import RecordInvalid
 from deployer.release import Release
 from deployer.roots import roots
+from deployer.stocktaking import blobs_of_inventory
 
 LAST_REFS_NAME = "last-refs.json"
 
@@ -86,10 +87,11 @@ def check_whole(store: SharedStore) -> list[Damage]:
 
 
 def needs_of(store: BlobStore, link: Release) -> list[Digest]:
-    """Every blob that carrying out a release takes, and the proof of who signed it."""
+    """Every blob that carrying out a release takes, its inventory, and the proof of who signed it."""
     definition = release.read_definition(store, link.definition)
     signed = [link.signed] if link.signed else []
-    return [link.plan, link.definition, *signed, *canonical.blobs_of(definition)]
+    listed = blobs_of_inventory(store, link.inventory) if link.inventory else []
+    return [link.plan, link.definition, *signed, *listed, *canonical.blobs_of(definition)]
 
 
 def _here(store: SharedStore, digests: list[Digest]) -> None:

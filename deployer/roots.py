@@ -10,6 +10,7 @@ from cas.digest import Digest
 from deployer import canonical, release
 from deployer.release import ReleaseStore
 from deployer.secrets import is_of_secret
+from deployer.stocktaking import blobs_of_inventory
 
 
 class NamedStore(ReleaseStore, Protocol):
@@ -19,10 +20,11 @@ class NamedStore(ReleaseStore, Protocol):
 
 
 def roots(store: NamedStore) -> set[Digest]:
-    """The digests to keep. Raises BlobMissing, BlobDamaged, RecordInvalid, CanonicalInvalid where a history cannot be
-    read as a whole; then nothing may be collected, because what it needs is not known."""
+    """The digests to keep. Raises BlobMissing, BlobDamaged, RecordInvalid, CanonicalInvalid, ExchangeError where a
+    history cannot be read as a whole; then nothing may be collected, because what it needs is not known."""
     keep = set(store.newest_of_names())
     definitions: set[Digest] = set()
+    inventories: set[Digest] = set()
     for ref, start in store.refs().items():
         if is_of_secret(ref):
             keep.add(start)
@@ -31,6 +33,9 @@ def roots(store: NamedStore) -> set[Digest]:
             keep |= {link.digest, link.release.plan, link.release.definition}
             keep |= {link.release.signed} if link.release.signed else set()
             definitions.add(link.release.definition)
+            inventories |= {link.release.inventory} if link.release.inventory else set()
     for digest in definitions:
         keep.update(canonical.blobs_of(release.read_definition(store, digest)))
+    for digest in inventories:
+        keep.update(blobs_of_inventory(store, digest))
     return keep

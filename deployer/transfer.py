@@ -51,6 +51,10 @@ class Source:
             self._bases[wanted] = bases_of(self._store, (digest for digest in wanted if digest not in absent))
         return self._bases[wanted]
 
+    async def lack(self, client: AgentClient, wanted: Sequence[Digest]) -> Lack:
+        """What a host lacks of these. Raises AgentError."""
+        return await _ask(client, self, tuple(wanted))
+
     def cost(self, lack: Lack) -> int:
         """About how many bytes it takes to send this; 0 where nothing is missing. Raises BlobMissing."""
         return cost(self._store, lack.missing, lack.bases) if lack.missing else 0
@@ -116,7 +120,7 @@ async def transfer(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[st
 
     async def one(host: str) -> None:
         try:
-            receipts[host] = await _serve(site, source, host, tuple(blobs[host]))
+            receipts[host] = await serve(site, source, host, tuple(blobs[host]))
         except (AgentError, CasError) as error:
             failures[host] = str(error)
 
@@ -126,7 +130,7 @@ async def transfer(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[st
     return dict(sorted(receipts.items()))
 
 
-async def _serve(site: Site, source: Source, host: str, wanted: tuple[Digest, ...]) -> BlobReceipt:
+async def serve(site: Site, source: Source, host: str, wanted: tuple[Digest, ...]) -> BlobReceipt:
     """Send until nothing is missing, from what is missing by then each time. Bytes that were sent in vain count too."""
     client = await site.fleet.client(host)
     sent = _Meter()

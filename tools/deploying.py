@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from deployer.cloud import Cloud
     from deployer.offline import HostReadiness
-    from deployer.outcome import Applied, CallDone
+    from deployer.outcome import Applied, Brought, CallDone
     from deployer.plan import Plan, Step
     from deployer.planners import Version
     from deployer.progress import Phase, Progress
@@ -283,6 +283,7 @@ def applied_as_dict(applied: Applied) -> dict[str, Any]:
         "failed": len(applied.failed),
         "seconds": applied.seconds,
         "bytes_sent": applied.bytes_sent,
+        "brought": {host: _brought_as_dict(one) for host, one in applied.brought.items()},
         "hosts": {host: str(end) for host, end in applied.hosts.items()},
         "done": [_call_as_dict(call) for call in applied.calls],
         "interrupted": applied.interrupted,
@@ -319,13 +320,41 @@ def show_applied(applied: Applied, out: Output) -> None:
         out.line("hosts that did not answer follow with the next `lowcloud apply`, or now with `--catch-up 10m`")
     elif applied.interrupted:
         out.line("it was interrupted; apply again to go on, or roll back")
+    _show_brought(applied, out)
     calls = f"{len(applied.calls)} {'call' if len(applied.calls) == 1 else 'calls'}"
     sent = f"{size(applied.bytes_sent)} sent"
     out.line(f"{applied.outcome}: release {shorten(applied.release)}, {calls}, {sent}, {applied.seconds:.2f} s")
 
 
+def _show_brought(applied: Applied, out: Output) -> None:
+    """What came from where, where hosts have helped each other."""
+    brought = applied.brought
+    if not any(one.region_bytes or one.border_bytes for one in brought.values()):
+        return
+    rows = [
+        (host, size(one.deployer_bytes), size(one.region_bytes), size(one.border_bytes))
+        for host, one in sorted(brought.items())
+    ]
+    out.table(("HOST", "FROM HERE", "FROM ITS REGION", "ACROSS A BORDER"), rows)
+    for host, one in sorted(brought.items()):
+        for liar in one.wrong:
+            out.line(
+                f"{liar} sent wrong bytes to {host}, which threw them away\n  hint: `lowcloud check --host {liar}`"
+            )
+
+
 def exit_code(applied: Applied) -> int:
     return PARTIAL if applied.exit_code else 0
+
+
+def _brought_as_dict(brought: Brought) -> dict[str, Any]:
+    return {
+        "deployer_bytes": brought.deployer_bytes,
+        "region_bytes": brought.region_bytes,
+        "border_bytes": brought.border_bytes,
+        "blobs": brought.blobs,
+        "wrong": list(brought.wrong),
+    }
 
 
 def _call_as_dict(call: CallDone) -> dict[str, Any]:
