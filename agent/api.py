@@ -417,13 +417,43 @@ class ProcessUsage(Struct, frozen=True):
     """Open TCP connections, accepted or made."""
 
 
+Promise = Literal[
+    "memory",
+    "cores",
+    "cpu-share",
+    "threads",
+    "disk",
+    "files",
+    "tcp-listeners",
+    "tcp-connections",
+    "udp",
+    "udp-egress",
+    "names",
+    "own-user",
+    "no-new-privileges",
+    "system-calls",
+    "signals",
+]
+"""What the design promises of every guest. Each is a row of a host's capability table, and a definition may require it
+(`require`). `docs/sandbox.md` says what each of them means."""
+
+
 class Guarantee(Struct, frozen=True):
     """One row of the capability table: something the design promises, and whether this host can."""
 
     name: str
+    """A `Promise`, or one that a later version has."""
     given: bool
+    """It is hard: enforced from outside the guest's program."""
     how: str
     """By which mechanism, or what is missing."""
+    soft: bool | UnsetType = UNSET
+    """Not given, but something is done: a guest that keeps to the rules meets the limit, a hostile one may pass it. Not
+    sent where it is not so."""
+
+    @property
+    def strength(self) -> Literal["hard", "soft", "no"]:
+        return "hard" if self.given else "soft" if self.soft is True else "no"
 
 
 class VolumeStatus(Struct, frozen=True):

@@ -20,6 +20,7 @@ from deployer.observe import Observed, observe
 from deployer.plan import Plan
 from deployer.planners import Version, make_plan
 from deployer.release import Link, ReleaseStore
+from deployer.requirements import require_guarantees
 from deployer.schema import Definition
 from deployer.site import Site
 
@@ -92,7 +93,7 @@ class StartingPoint(NamedTuple):
 
 async def starting_point(site: Site, following: Version, *, allow_unreachable: bool = False) -> StartingPoint:
     """Where the history is and what the hosts run. Raises HostsUnreachable unless `allow_unreachable`; GpuNotOffered
-    where what follows asks for what no host has."""
+    and GuaranteeNotGiven where what follows asks for what a host does not have."""
     newest = await asyncio.to_thread(release.head, site.store, site.ref)
     current = await asyncio.to_thread(current_version, site.store, newest)
     hosts = set(following.definition.host) | set(current.definition.host if current else ())
@@ -100,6 +101,7 @@ async def starting_point(site: Site, following: Version, *, allow_unreachable: b
     site.progress.phase("observe", len(hosts | left))
     observed = await look(site.fleet, hosts, left, allow_unreachable=allow_unreachable)
     require_gpus(following.definition, observed.facts)
+    require_guarantees(following.definition, observed.facts)
     return StartingPoint(current, following, observed, newest.digest if newest else None)
 
 

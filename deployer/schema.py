@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from agent.api import GuestPath, Text
+from agent.api import GuestPath, Promise, Text
 
 
 class Change(enum.StrEnum):
@@ -262,6 +262,16 @@ class Process(Table, frozen=True):
             later=True,
         ),
     ] = "none"
+    require: Annotated[
+        tuple[Promise, ...],
+        field(
+            Change.NONE,
+            "guarantees of the sandbox that its hosts must give as hard ones; a plan is refused where one cannot "
+            "(`lowcloud host show` lists them)",
+            example='["own-user", "disk"]',
+            later=True,
+        ),
+    ] = ()
     ready: Annotated[
         Ready | None,
         field(Change.HOT, "when a new version may take over", example='{ tcp = "http", within = "10s" }'),

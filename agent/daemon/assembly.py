@@ -68,6 +68,7 @@ class Agent:
         self._state_dir = state_dir
         self._store = store
         self._limits = limits
+        self._pinned = pin
         self._peering = peering
         self._end_guests_for: str | None = None
         self.journal = journal
@@ -162,7 +163,7 @@ class Agent:
             addresses=host_facts.addresses(),
             kernel=host_facts.kernel(),
             engine=fingerprint(),
-            guarantees=guarantees(),
+            guarantees=guarantees(self._groups.controllers, pinned=self._pinned),
             volumes=tuple(self._volume(name, size) for name, size in sorted(self._volumes.sizes.items())),
             store_blobs=usage.blobs,
             store_bytes=usage.stored_bytes,

@@ -1,50 +1,85 @@
 """What this host can promise about a guest, and by what: the table that `host show` prints.
 
-Nothing is promised that is not enforced from outside the guest's program, in this version, on this kernel. A row that
-is not given says what is missing. `tests/agent/runtime/test_guarantees.py` tries to break every row that is.
+Nothing is given that is not enforced from outside the guest's program, in this version, on this kernel; what is done
+without that is soft. A row that is not given says what is missing. `tests/agent/runtime/test_guarantees.py` says which
+tests try to break every row that is.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from agent.api import Guarantee
-from agent.sandbox import landlock, seccomp
+from agent.daemon.users import FIRST, LAST
+from agent.sandbox import landlock, privileges, seccomp
+from agent.sandbox.cgroups import MAX_THREADS
 
 _ACTIONS: Final = Path("/proc/sys/kernel/seccomp/actions_avail")
 _QUESTIONS_SINCE: Final = (5, 19)
 _SIGNAL_SCOPE_ABI: Final = 6
 _TRUNCATE_ABI: Final = 3
+_NO_GROUP: Final = "the agent may make no control groups here"
 
 
-def guarantees() -> tuple[Guarantee, ...]:
-    """The table for this host, now. Reads a few files of `/proc`, and changes nothing."""
+def guarantees(groups: Mapping[str, int] | None = None, *, pinned: bool = True) -> tuple[Guarantee, ...]:
+    """The table for this host, now. `groups`: by which version of control groups each controller can be had
+    (`agent.sandbox.cgroups`). `pinned`: whole cores are given to one process alone. Reads a few files of `/proc`, and
+    changes nothing."""
+    groups = groups or {}
     return (
-        _memory(),
-        _cores(),
-        Guarantee("cpu share", False, "a share of a core is not enforced yet; it needs a cgroup"),
-        Guarantee("disk", False, "sizes of volumes and scratch space are not enforced yet; what is used is shown"),
+        _memory(groups),
+        _cores(pinned),
+        _cpu_share(groups),
+        _threads(groups),
+        _disk(),
         _files(landlock.abi()),
         *_network(),
-        _own_user(os.geteuid()),
-        Guarantee("no new privileges", True, "no_new_privs, every capability dropped"),
+        _own_user(),
+        Guarantee("no-new-privileges", True, "no_new_privs, every capability dropped"),
         _system_calls(),
         _signals(landlock.abi()),
     )
 
 
-def _memory() -> Guarantee:
+def _memory(groups: Mapping[str, int]) -> Guarantee:
+    version = groups.get("memory")
+    also = f", and a control group (version {version}), which counts sockets and files too" if version else ""
     return Guarantee(
         "memory",
         True,
-        "the engine's limit per linear memory; RLIMIT_DATA for the whole process, 96 MiB above the limit",
+        f"the engine's limit per linear memory; RLIMIT_DATA for the whole process, 96 MiB above the limit{also}",
     )
 
 
-def _cores() -> Guarantee:
-    return Guarantee("cores", True, "CPU affinity, which the guest cannot change; cores are not closed to others")
+def _cores(pinned: bool) -> Guarantee:
+    if pinned:
+        return Guarantee("cores", True, "CPU affinity, which the guest cannot change; cores are not closed to others")
+    return Guarantee("cores", False, "several agents share this machine, so no core is one process's alone", soft=True)
+
+
+def _cpu_share(groups: Mapping[str, int]) -> Guarantee:
+    if "cpu" in groups:
+        how = f"a control group (version {groups['cpu']}): its share where others want the core too, more where not"
+        return Guarantee("cpu-share", True, how)
+    return Guarantee("cpu-share", False, f"{_NO_GROUP}; the kernel shares evenly among threads", soft=True)
+
+
+def _threads(groups: Mapping[str, int]) -> Guarantee:
+    by_user = "" if privileges.no_users(FIRST, LAST) else f"RLIMIT_NPROC of its own user: {MAX_THREADS}"
+    by_group = f"a control group (version {groups['pids']}): {MAX_THREADS}" if "pids" in groups else ""
+    how = "; ".join(part for part in (by_group, by_user) if part)
+    return Guarantee("threads", True, how) if how else Guarantee("threads", False, _NO_GROUP)
+
+
+def _disk() -> Guarantee:
+    problem = privileges.no_images()
+    if not problem:
+        return Guarantee("disk", True, "each volume a file system of its size (ext4, loop device), scratch a tmpfs")
+    how = f"what is used is shown, but no size is enforced: {problem}"
+    return Guarantee("disk", False, how, soft=True)
 
 
 def _files(abi: int) -> Guarantee:
@@ -59,28 +94,29 @@ def _files(abi: int) -> Guarantee:
 def _network() -> list[Guarantee]:
     problem = _questions_problem()
     if problem:
-        return [Guarantee(name, False, problem) for name in ("tcp listeners", "tcp connections", "udp")]
+        return [Guarantee(name, False, problem) for name in ("tcp-listeners", "tcp-connections", "udp")]
     return [
-        Guarantee("tcp listeners", True, "the definition's only; the supervisor makes them (seccomp notification)"),
-        Guarantee("tcp connections", True, "the definition's only, by address and port; the supervisor connects"),
+        Guarantee("tcp-listeners", True, "the definition's only; the supervisor makes them (seccomp notification)"),
+        Guarantee("tcp-connections", True, "the definition's only, by address and port; the supervisor connects"),
         Guarantee("udp", True, "no datagram socket unless the definition names one; listeners are the supervisor's"),
         Guarantee(
-            "udp egress", False, "a process with a UDP listener can send to any address; it needs a network namespace"
+            "udp-egress", False, "a process with a UDP listener can send to any address; it needs a network namespace"
         ),
         Guarantee("names", True, "name resolution is switched off"),
     ]
 
 
-def _own_user(uid: int) -> Guarantee:
-    return Guarantee(
-        "own user", False, f"all guests run as uid {uid}, without capabilities; none has a user of its own"
-    )
+def _own_user() -> Guarantee:
+    problem = privileges.no_users(FIRST, LAST)
+    if problem:
+        return Guarantee("own-user", False, f"all guests share a user: {problem}")
+    return Guarantee("own-user", True, f"each process has its own from {FIRST} up, for ever, and its volumes with it")
 
 
 def _system_calls() -> Guarantee:
     problem = _seccomp_problem()
     return Guarantee(
-        "system calls", not problem, problem or "seccomp allow-list; no new processes, no executable memory"
+        "system-calls", not problem, problem or "seccomp allow-list; no new processes, no executable memory"
     )
 
 

@@ -150,6 +150,7 @@ OTHER_VALUES: dict[str, Any] = {
     "secret": {"/run/secrets/db": "other"},
     "sealed": {"h1": BLOBS[2], "h2": BLOBS[1]},
     "gpu": "webgpu",
+    "require": ("disk",),
 }
 """Another value for every field that is not a number; a number gets one more of its unit."""
 

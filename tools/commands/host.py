@@ -87,9 +87,9 @@ def _show_facts(facts: HostFacts, out: Output) -> None:
     for volume in facts.volumes:
         holder = f", held by {volume.held_by}" if volume.held_by else ""
         out.line(f"  volume     {volume.volume}: {size(volume.used_bytes)} of {size(volume.size_bytes)}{holder}")
-    rows = [(row.name, "yes" if row.given else "no", row.how) for row in facts.guarantees]
+    rows = [("  " + row.name, row.strength, row.how) for row in facts.guarantees]
     if rows:
-        out.table(("  GUARANTEE", "GIVEN", "HOW"), [("  " + name, given, how) for name, given, how in rows])
+        out.table(("  GUARANTEE", "GIVEN", "HOW"), rows)
 
 
 # --- add and enroll -------------------------------------------------------------------------------------------------
