@@ -59,6 +59,19 @@ def test_the_bytes_of_a_release_do_not_change() -> None:
     assert releases.decode(data) == RELEASE
 
 
+def test_the_bytes_of_a_release_that_left_hosts_behind_and_was_signed_do_not_change() -> None:
+    signed = msgspec.structs.replace(
+        RELEASE, behind=("ams1", "fra2"), leaving={"ams1": "10.0.0.9:7400"}, signed=A, signed_by="operator:bob"
+    )
+    data = releases.encode(signed)
+    assert data.endswith(
+        b"\xa6behind\x92\xa4ams1\xa4fra2\xa7leaving\x81\xa4ams1\xad10.0.0.9:7400\xa6signed\xd9\x43"
+        + A.encode()
+        + b"\xa9signed_by\xacoperator:bob"
+    )
+    assert releases.decode(data) == signed
+
+
 def test_the_bytes_of_a_plan_do_not_change() -> None:
     data = plans.encode(PLAN)
     assert data.startswith(b"lowcloud plan 1\n")

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import base64
 import datetime
+import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployer import trust
+from cas.digest import Digest, digest_of
+from cas.store import Store
+from deployer import canonical, trust
+from deployer.engines import needs_of
 from deployer.errors import RecordInvalid, SignatureInvalid
-from deployer.plan import encode, plan_digest
+from deployer.plan import Plan, encode, plan_digest
 from deployer.records import seal, unseal
+from deployer.release import Link, Release, publish
+from deployer.roots import roots
+from deployer.schema import Definition
 from deployer.signing import KIND, MAX_SIGNED_BYTES, SignedPlan, is_plan, read_plan, require, sign, verify
+from deployer.verify import verify as audit
 from tests.deployer.test_records import PLAN
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -86,3 +95,53 @@ def test_a_cloud_may_ask_for_signatures() -> None:
 
 def golden() -> bytes:
     return base64.b64decode((GOLDEN / "signed-plan.base64").read_bytes())
+
+
+# --- in the history -------------------------------------------------------------------------------------------------
+
+
+def test_an_audit_proves_who_signed_each_plan_by_a_certificate_that_was_valid_then(cloud: Path, tmp_path: Path) -> None:
+    definition = Definition(name="shop")
+    with Store.open(tmp_path / "store") as store:
+        plan = msgspec.structs.replace(PLAN, definition=store.put(canonical.encode(definition)).digest)
+        other = msgspec.structs.replace(plan, notes=("another",))
+        now_ns = time.time_ns()
+
+        def findings(of: Plan, at_unix_ns: int = now_ns, **fields: Any) -> list[str]:
+            release = Release(
+                definition=plan.definition,
+                plan=store.put(encode(of)).digest,
+                parent=None,
+                at_unix_ns=at_unix_ns,
+                by="operator:carol",
+                **fields,
+            )
+            ref = f"r{len(store.refs())}"
+            publish(store, ref, release)
+            try:
+                return [found.what for found in audit(store, {}, cloud / "ca" / "ca.pem").findings]
+            finally:
+                store.move_ref(ref, store.read_ref(ref), None)
+
+        signed = store.put(sign(plan, cloud / "operator")).digest
+        assert findings(plan, signed=signed, signed_by="operator:ada") == []
+        (wrong_name,) = findings(plan, signed=signed, signed_by="operator:bob")
+        assert wrong_name == "operator:ada signed its plan, not operator:bob"
+        (wrong_plan,) = findings(other, signed=signed, signed_by="operator:ada")
+        assert wrong_plan == "its signature is of another plan"
+        (unproved,) = findings(plan, signed_by="operator:ada")
+        assert "names no signature" in unproved
+        (before,) = findings(plan, at_unix_ns=1, signed=signed, signed_by="operator:ada")
+        assert "not valid" in before
+        (lost,) = findings(plan, signed=digest_of(b"lost"), signed_by="operator:ada")
+        assert "does not count" in lost
+        link = head_of(store, plan, signed)
+        assert signed in needs_of(store, link.release)
+        assert signed in roots(store)
+
+
+def head_of(store: Store, plan: Plan, signed: Digest) -> Link:
+    release = Release(
+        definition=plan.definition, plan=plan_digest(plan), parent=None, at_unix_ns=1, by="operator:ada", signed=signed
+    )
+    return publish(store, "prod", release)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
+from deployer import plan as plans
 from tests.tools.shop import Shop
 
 
@@ -67,6 +71,13 @@ def test_a_signed_plan_is_shown_with_its_signer_and_applied_later(shop: Shop) ->
     assert "signed by operator:ada" in shop.succeed("plan", "--show", file).out
     applied = shop.succeed("apply", file, "--yes")
     assert "signed by operator:ada" in applied.err
+    newest = shop.json("history")[0]
+    assert newest["signed_by"] == "operator:ada"
+    assert newest["signed"].startswith("b3:")
+    assert "ada, signed by ada" in shop.succeed("history").out
+    ran = {row["process"]: row["signed_by"] for row in shop.json("audit", "at", "now", "--host", "fra1")}
+    assert (ran["web"], ran["kv"]) == ("operator:ada", None)
+    assert shop.json("audit", "verify")["findings"] == []
     assert shop.answers() == {"signed and sealed from web 1.0\n"}
     again = shop.run("apply", file, "--yes")
     assert again.code != 0, "the world has moved"
@@ -100,6 +111,35 @@ def test_a_cloud_that_requires_signatures_applies_nothing_else(shop: Shop) -> No
     finally:
         settings.write_text(before)
     assert shop.answers() == {"vouched for from web 1.0\n"}
+
+
+@pytest.mark.parametrize("tampered", ["another call", "a call less", "no order"])
+def test_a_plan_whose_calls_were_changed_is_neither_shown_nor_applied(shop: Shop, tampered: str) -> None:
+    file = shop.root / "shop.plan"
+    shop.use(greeting="reviewed")
+    before = shop.answers()
+    shop.succeed("plan", "-o", file)
+    plan = plans.decode(file.read_bytes())
+    step, *others = plan.steps()
+    match tampered:
+        case "another call":
+            assert step.spec is not None
+            spec = msgspec.structs.replace(step.spec, env={"UNSEEN": "1"})
+            steps = [msgspec.structs.replace(step, kind=plans.Kind.REPLACE, spec=spec), *others]
+        case "a call less":
+            steps = others
+        case _:
+            steps = [step, step, *others]
+    file.write_bytes(plans.encode(msgspec.structs.replace(plan, stages=(tuple(steps),))))
+    for words in (("plan", "--show", file), ("apply", file, "--yes")):
+        refused = shop.run(*words)
+        assert (refused.code, f"{file}: this plan" in refused.err) == (2, True), refused.err
+    assert shop.answers() == before
+
+
+def test_a_plan_that_is_not_there_is_said_to_be_missing(shop: Shop) -> None:
+    refused = shop.run("plan", "--show", shop.root / "no.plan")
+    assert (refused.code, "is not there" in refused.err) == (2, True)
 
 
 # --- other questions ------------------------------------------------------------------------------------------------
