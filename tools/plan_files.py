@@ -18,7 +18,7 @@ HINT = "make the plan again with `lowcloud plan -o FILE`"
 
 def plan_in(cloud: Cloud, file: str | Path | None) -> tuple[Plan, Signed | None] | None:
     """The plan in a file and its signature (None: nobody's), or None where the file is something else, or not there.
-    Raises UsageError, SignatureInvalid."""
+    Its calls lead to the definition that it names, if that is in the store. Raises UsageError, SignatureInvalid."""
     from deployer import signing
     from deployer.errors import RecordInvalid
 
@@ -35,14 +35,38 @@ def plan_in(cloud: Cloud, file: str | Path | None) -> tuple[Plan, Signed | None]
         plan, who = signing.read_plan(data, cloud.credentials / "ca.pem")
     except RecordInvalid as error:
         raise UsageError(f"{shown_path(file)}: {error}", hint=HINT) from error
+    _must_lead_to_its_definition(cloud, plan, file)
     return plan, signing.Signed(data, who) if who is not None else None
+
+
+def _must_lead_to_its_definition(cloud: Cloud, plan: Plan, file: str | Path) -> None:
+    """A file may have been changed since a planner made the plan: what a reviewer sees is the definition and the fields
+    that differ, what runs is in the calls. Raises UsageError."""
+    from cas.errors import BlobMissing
+    from deployer import release
+    from deployer.planners import astray
+    from deployer.specs import SpecImpossible
+
+    try:
+        wrong = astray(plan, release.read_definition(cloud.store, plan.definition))
+    except BlobMissing:
+        return  # it can be shown; an apply reads the definition itself and ends there
+    except (ValueError, SpecImpossible) as error:
+        raise UsageError(f"{shown_path(file)}: this plan cannot be carried out: {error}", hint=HINT) from error
+    if wrong:
+        raise UsageError(
+            f"{shown_path(file)}: this plan leaves {', '.join(wrong)} with something else than the definition says "
+            "that it names",
+            hint=HINT,
+        )
 
 
 def read(cloud: Cloud, file: Path) -> tuple[Plan, str | None]:
     """The plan in a file that must hold one, and who signed it."""
     found = plan_in(cloud, file)
     if found is None:
-        raise UsageError(f"{shown_path(file)} holds no plan", hint=HINT)
+        what = "holds no plan" if file.exists() else "is not there"
+        raise UsageError(f"{shown_path(file)} {what}", hint=HINT)
     plan, signed = found
     return plan, signed.who if signed else None
 

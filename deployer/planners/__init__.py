@@ -20,9 +20,9 @@ from cas.digest import Digest
 from deployer.canonical import version_of
 from deployer.errors import PlannerBroken, PlannerMissing
 from deployer.observe import Observed
-from deployer.plan import Hold, Plan, Step, advance
+from deployer.plan import Hold, Kind, Plan, Step, advance
 from deployer.schema import Definition
-from deployer.specs import specs_of
+from deployer.specs import specs_of, volumes_of
 
 Planner = Callable[[Definition | None, Definition, Observed], Plan]
 
@@ -94,20 +94,34 @@ def _with_past(step: Step, observed: Observed) -> Step:
     return msgspec.structs.replace(step, was=runs.spec) if runs and runs.digest == step.expect else step
 
 
+def astray(plan: Plan, following: Definition) -> list[str]:
+    """The hosts that a plan would leave with anything but what the definition says, of all that it calls or that
+    answered when it was made. Raises ValueError where its calls do not follow from one another, SpecImpossible."""
+    after = advance(plan.expect, plan.steps())
+    wanted, volumes = specs_of(following), volumes_of(following)
+    wrong = {
+        step.host
+        for step in plan.steps()
+        if step.kind is Kind.CREATE_VOLUME and volumes.get(step.host, {}).get(step.subject) != step.size_bytes
+    }
+    for host in after:
+        should = {process: spec_digest(spec) for process, spec in wanted.get(host, {}).items()}
+        if after[host] != should:
+            wrong.add(host)
+    return sorted(wrong)
+
+
 def _check(plan: Plan, following: Definition, observed: Observed) -> None:
     if plan.expect != observed.state():
         raise PlannerBroken(f"planner {plan.planner!r} gave a plan for another state than the one observed")
     try:
-        after = advance(plan.expect, plan.steps())
+        wrong = astray(plan, following)
     except ValueError as error:
         raise PlannerBroken(f"planner {plan.planner!r} gave a plan that cannot be carried out: {error}") from error
-    wanted = specs_of(following)
-    for host in observed.hosts:
-        should = {process: spec_digest(spec) for process, spec in wanted.get(host, {}).items()}
-        if after.get(host, {}) != should:
-            raise PlannerBroken(
-                f"planner {plan.planner!r} gave a plan that leaves {host} with another state than planned"
-            )
+    if wrong:
+        raise PlannerBroken(
+            f"planner {plan.planner!r} gave a plan that leaves {', '.join(wrong)} with another state than planned"
+        )
     if elsewhere := sorted(set(plan.hosts()) - set(observed.hosts)):
         raise PlannerBroken(f"planner {plan.planner!r} calls hosts that did not answer: {', '.join(elsewhere)}")
 

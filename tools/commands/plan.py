@@ -171,6 +171,7 @@ def _show(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
 def _reverse(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
     from deployer import release
     from deployer.plan import plan_digest
+    from deployer.planners import astray
     from deployer.planning import definition_before
     from deployer.reverse import reverse
     from tools import plan_files
@@ -183,7 +184,14 @@ def _reverse(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
             hint="`lowcloud rollback` goes back from anywhere",
         )
     before = definition_before(cloud.store, plan)
-    return _tell(cloud, reverse(plan, definition=before.digest, from_release=newest.digest), {}, args, out)
+    back = reverse(plan, definition=before.digest, from_release=newest.digest)
+    if drifted := astray(back, before.definition):
+        raise errors.UsageError(
+            f"before this plan {', '.join(drifted)} did not run what the definition of then says; the way back would "
+            "lead there again",
+            hint="`lowcloud rollback` goes back to that definition",
+        )
+    return _tell(cloud, back, {}, args, out)
 
 
 def _compare(cloud: Cloud, survey: _Survey, args: argparse.Namespace, out: Output) -> int:
