@@ -64,7 +64,7 @@ class Limits(msgspec.Struct, frozen=True):
     neighbours: int = 12
     outside: int = 24
     gets: int = 8
-    gets_per_peer: int = 2
+    gets_per_peer: int = 1
     asks: int = 64
     run_pieces: int = 16
     """Pieces of a large form that are asked for at once."""
@@ -74,8 +74,8 @@ class Limits(msgspec.Struct, frozen=True):
     wait_s: float = 10.0
     answer_s: float = 5.0
     """A question is answered so long after its `wait_s` at the latest."""
-    stall_s: float = 8.0
-    slow_s: float = 2.0
+    stall_s: float = 12.0
+    slow_s: float = 3.0
     ask_gap_s: float = 0.1
     settle_s: float = 0.3
     relief_s: float = 1.0

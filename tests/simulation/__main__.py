@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     swarm = _swarm(given.hosts, given.regions)
     model = Model(host_bytes_per_s=given.host_mbit * 125e3, border_bytes_per_s=given.border_mbit * 125e3)
     network = Network(swarm.region_of, model)
-    world = make_world(swarm, network, Limits())
+    world = make_world(swarm, network, Limits(run_pieces=given.run_pieces))
     total = int(given.gigabytes * (1 << 30))
     items = [item(f"seed {given.seed} blob {number}", total // given.blobs) for number in range(given.blobs)]
     first = next(iter(swarm.regions))
@@ -95,6 +95,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--failing", type=float, default=0.0, help="share of the hosts that fail in some way")
     parser.add_argument("--host-mbit", type=float, default=1000)
     parser.add_argument("--border-mbit", type=float, default=1000)
+    parser.add_argument("--run-pieces", type=int, default=Limits().run_pieces, help="pieces in one request")
     parser.add_argument("--until", type=float, default=3600.0, help="seconds of virtual time at most")
     return parser.parse_args(arguments)
 

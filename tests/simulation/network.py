@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 
@@ -57,17 +58,24 @@ class Network:
         near = self.region_of[one] == self.region_of[other]
         return self.model.near_delay_s if near else self.model.far_delay_s
 
-    def transfer(self, sender: str, receiver: str, size: int) -> float:
-        """When so many bytes that are sent from now on have arrived."""
+    def transfer(self, sender: str, receiver: str, size: int, arrived: Callable[[], None]) -> None:
+        """Send so many bytes from now on; `arrived` is called when the last one is there."""
         path = [self.up[sender]]
         if self.region_of[sender] != self.region_of[receiver]:
             path += [self.border_out[self.region_of[sender]], self.border_in[self.region_of[receiver]]]
         path.append(self.down[receiver])
-        first_s = last_s = self.now_s
-        for link in path:
-            first_s, through_s = link.take(first_s, size)
-            last_s = max(last_s, through_s)
-        return last_s + self.delay_s(sender, receiver)
+        self._pass(path, 0, size, 0.0, self.delay_s(sender, receiver), arrived)
+
+    def _pass(
+        self, path: list[Link], place: int, size: int, last_s: float, delay_s: float, arrived: Callable[[], None]
+    ) -> None:
+        """Take a turn on this link now, and on the next one when the first byte gets there."""
+        first_s, through_s = path[place].take(self.now_s, size)
+        last_s = max(last_s, through_s)
+        if place + 1 == len(path):
+            self.at(last_s + delay_s, arrived)
+        else:
+            self.at(first_s, partial(self._pass, path, place + 1, size, last_s, delay_s, arrived))
 
     def run(self, *, until_s: float, is_done: Callable[[], bool], check_every: int = 1) -> None:
         """Let time pass until nothing is due, or it is done, which is looked at after every so many events."""

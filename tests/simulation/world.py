@@ -185,7 +185,7 @@ class Host:
             event: Event = Arrived(get.id, part.form, part.first, part.count, size)
             if self.fault == "lying":
                 size, event = PIECE_BYTES, Wrong(get.id, part.form, part.first)
-            self._network.at(self._network.transfer(self.name, asker.name, size), partial(asker.receive, fetch, event))
+            self._network.transfer(self.name, asker.name, size, partial(asker.receive, fetch, event))
             if self.fault == "lying":
                 return
 
