@@ -24,7 +24,7 @@ from agent.api import (
     PiecesQuery,
     Reason,
 )
-from agent.client import AgentError, refused_because
+from agent.client import AgentError, HostUnreachable, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.links import Links
 from agent.daemon.peering.serving import News
@@ -59,6 +59,8 @@ from cas.partial import Spool
 from cas.peers import Swarm
 
 BUSY_AGAIN_S: Final = 0.5
+TELL_S: Final = 0.2
+"""So often it is told how far it is."""
 KEEPS_AT_ONCE: Final = 2
 """Blobs that are made of their forms side by side: undoing a delta takes processor time and memory."""
 
@@ -100,11 +102,14 @@ class Driver:
         }
         self._manifests: dict[Digest, Manifest] = {}
         self._events: asyncio.Queue[Event | CasError | None] = asyncio.Queue()
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self._keeping: set[asyncio.Task[None]] = set()
         self._keeps = asyncio.Semaphore(KEEPS_AT_ONCE)
         self._missing: dict[Digest, None] = {}
+        self._endless: set[str] = set()
+        """Neighbours whose answers went on after what was asked for."""
         self._kept = 0
+        self._told_s = 0.0
         self._bytes = {True: 0, False: 0}
         """Received from the own region, and from others."""
         self._wrong: dict[str, None] = {}
@@ -137,15 +142,22 @@ class Driver:
                     raise event
                 if event is not None:
                     self._carry_out(self._machine.take(event, self._now_s()))
+                    self._tell_sometimes()
                 elif len(await asyncio.to_thread(self._store.missing, self._missing)) < len(self._missing):
                     return False
         finally:
-            tasks = [*self._tasks.values(), *self._keeping]
+            tasks = [*(task for _, task in self._tasks.values()), *self._keeping]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._tasks.clear()
         return True
+
+    def _tell_sometimes(self) -> None:
+        now_s = self._now_s()
+        if now_s - self._told_s >= TELL_S:
+            self._told_s = now_s
+            self._tell(self._state(under_way=True))
 
     async def _next_event(self) -> Event | CasError | None:
         wake_s = self._machine.wake_s
@@ -187,10 +199,9 @@ class Driver:
         for request in requests:
             match request:
                 case Ask() | Get():
-                    self._tasks[request.id] = asyncio.create_task(self._request(request))
+                    self._tasks[request.id] = request.peer, asyncio.create_task(self._request(request))
                 case Cancel():
-                    if task := self._tasks.pop(request.id, None):
-                        task.cancel()
+                    self._cancel(request.id)
                 case Keep():
                     task = asyncio.create_task(self._keep(request))
                     self._keeping.add(task)
@@ -201,13 +212,21 @@ class Driver:
                         self._kept += 1
                     else:
                         self._reasons[f"{short(request.blob)}: {request.reason}"] = None
-                    self._tell(self._state(under_way=True))
+
+    def _cancel(self, number: int) -> None:
+        peer, request = self._tasks.pop(number, ("", None))
+        if request is not None:
+            request.cancel()
+            left = any(source.peer == peer and source.failures for source in self._machine.sources())
+            self._links.of(peer).failures += left
 
     async def _request(self, request: Ask | Get) -> None:
         try:
             neighbour = self._acquaintance.find(request.peer)
             if neighbour is None:
                 event: Event | None = Failed(request.id, f"nobody knows {request.peer}")
+            elif request.peer in self._endless:
+                event = Failed(request.id, "its answers do not end")
             elif isinstance(request, Ask):
                 event = await self._ask(request, neighbour)
             else:
@@ -253,19 +272,24 @@ class Driver:
             tuple(PartAsked(places[part.form], part.first, part.count) for part in get.parts),
         )
         came = 0
-        async with aclosing(self._links.pieces(neighbour, query, sizes)) as pieces:
-            async for piece in pieces:
-                form, index = expected[came]
-                if not await asyncio.to_thread(self._spool.write, form, index, piece):
-                    self._ban(neighbour.host, form)
-                    return Wrong(get.id, form, index)
-                came += 1
-                self._bytes[neighbour.region == self._acquaintance.region] += len(piece)
-                self._news.tell()
-                self._events.put_nowait(Arrived(get.id, form, index, 1, len(piece)))
-                if came == len(expected):
-                    return None
-        return Over(get.id)
+        try:
+            async with aclosing(self._links.pieces(neighbour, query, sizes)) as pieces:
+                async for piece in pieces:
+                    form, index = expected[came]
+                    if not await asyncio.to_thread(self._spool.write, form, index, piece):
+                        self._ban(neighbour.host, form)
+                        return Wrong(get.id, form, index)
+                    came += 1
+                    self._bytes[neighbour.region == self._acquaintance.region] += len(piece)
+                    self._news.tell()
+                    self._events.put_nowait(Arrived(get.id, form, index, 1, len(piece)))
+        except HostUnreachable as error:
+            if came < len(expected):
+                raise
+            _log.warning("%s is left: after all that it was asked for, %s", neighbour.host, error)
+            self._links.of(neighbour.host).failures += 1
+            self._endless.add(neighbour.host)
+        return None if came == len(expected) else Over(get.id)
 
     def _ban(self, peer: str, form: Digest) -> None:
         blob = self._forms[form][0].whole.digest
