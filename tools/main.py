@@ -50,6 +50,7 @@ VERBS: dict[str, str] = {
     "status": "compare what runs with what should run",
     "audit": "say what ran at a time, and prove the records",
     "host": "show a host's means and guarantees, or admit a new host",
+    "volume": "list the volumes of the hosts, or delete one with what is in it",
     "operator": "admit another operator of this cloud, on another machine",
     "migrate": "move the history or the blobs to another engine: etcd, S3, or back",
     "bundle": "write a release, or what is new in it, to a file for a place without a network",

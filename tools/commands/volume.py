@@ -1,0 +1,136 @@
+"""`volume`: what is kept on the hosts, and how it goes. A volume outlives its processes and its definition; only this
+verb deletes one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tools import errors
+from tools.cloud import open_cloud
+from tools.confirm import confirmed
+from tools.hosts import call_each, known_addresses, released_definition, split_instance, tell_failures
+from tools.output import size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    from agent.api import HostFacts, VolumeStatus
+    from deployer.cloud import Cloud
+    from deployer.fleet import Answers
+    from tools.output import Output
+
+EXAMPLE = """
+lowcloud volume ls
+lowcloud volume delete kv-data@fra1
+"""
+
+Volumes = dict[str, dict[str, "VolumeStatus"]]
+"""By host, then by name."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from tools.common_options import add_to_actions
+
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("ls", help="every volume, its size, what is in it, and whose it is")
+    listing.add_argument("names", nargs="*", metavar="HOST", help="only these hosts")
+    delete = actions.add_parser("delete", help="delete volumes with all that is in them; refused while one is held")
+    delete.add_argument("volumes", nargs="+", metavar="NAME@HOST", help="the volume, such as kv-data@fra1")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    add_to_actions((listing, delete))
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    return _delete(args, out) if args.action == "delete" else _list(args, out)
+
+
+def _list(args: argparse.Namespace, out: Output) -> int:
+    import asyncio
+
+    with open_cloud(args) as cloud:
+        answers = asyncio.run(_ask(cloud, args.names))
+        defined = _defined(cloud)
+    rows = [
+        {
+            "volume": volume.volume,
+            "host": host,
+            "size_bytes": volume.size_bytes,
+            "used_bytes": volume.used_bytes,
+            "held_by": volume.held_by,
+            "defined": volume.volume in defined,
+        }
+        for host, volumes in sorted(_volumes(answers).items())
+        for volume in volumes.values()
+    ]
+    if out.as_json:
+        out.json(rows)
+    elif rows:
+        out.table(("VOLUME", "USED", "SIZE", "HELD BY", "DEFINED"), [_shown(row) for row in rows])
+    else:
+        out.line("no volumes")
+    return errors.FAILED if tell_failures(answers.failures, out) else errors.DONE
+
+
+def _shown(row: Mapping[str, object]) -> tuple[str, ...]:
+    used, total = (size(int(str(row[name]))) for name in ("used_bytes", "size_bytes"))
+    held, defined = row["held_by"] or "-", "yes" if row["defined"] else "no"
+    return f"{row['volume']}@{row['host']}", used, total, str(held), defined
+
+
+def _delete(args: argparse.Namespace, out: Output) -> int:
+    """All of them or, where one is not there or held, none."""
+    import asyncio
+
+    from agent.api import DeleteVolume
+
+    wanted = list(dict.fromkeys(split_instance(text) for text in args.volumes))
+    with open_cloud(args) as cloud:
+        answers = asyncio.run(_ask(cloud, sorted({host for _, host in wanted})))
+        if tell_failures(answers.failures, out):
+            return errors.FAILED
+        found = _volumes(answers)
+        doomed = [(_find(found, name, host), host) for name, host in wanted]
+        for volume, host in doomed:
+            out.line(f"{volume.volume}@{host}: {size(volume.used_bytes)} will be gone for good")
+        if not confirmed("delete?", out, yes=args.yes):
+            return errors.DONE
+        failed = False
+        for volume, host in doomed:
+            outcome = asyncio.run(call_each(cloud, [host], DeleteVolume(volume.volume)))
+            if tell_failures(outcome.failures, out):
+                failed = True
+            else:
+                out.line(f"{volume.volume}@{host} deleted")
+    if out.as_json and not failed:
+        out.json([{"volume": volume.volume, "host": host, "freed_bytes": volume.used_bytes} for volume, host in doomed])
+    return errors.FAILED if failed else errors.DONE
+
+
+async def _ask(cloud: Cloud, names: list[str]) -> Answers[HostFacts]:
+    from deployer.fleet import Fleet
+
+    async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
+        return await fleet.each(names or fleet.hosts, lambda client: client.host())
+
+
+def _volumes(answers: Answers[HostFacts]) -> Volumes:
+    return {host: {volume.volume: volume for volume in facts.volumes} for host, facts in answers.results.items()}
+
+
+def _defined(cloud: Cloud) -> frozenset[str]:
+    """The volumes of the newest release."""
+    definition = released_definition(cloud)
+    return frozenset(definition.volume if definition else ())
+
+
+def _find(volumes: Volumes, name: str, host: str) -> VolumeStatus:
+    volume = volumes[host].get(name)
+    if volume is None:
+        there = ", ".join(sorted(volumes[host])) or "nothing"
+        raise errors.UsageError(f"{host} has no volume {name}", hint=f"it has: {there}")
+    if volume.held_by:
+        hint = f"take {volume.held_by} out of the definition, or its volume, and apply"
+        raise errors.UsageError(f"{name}@{host} is held by {volume.held_by}", hint=hint)
+    return volume
