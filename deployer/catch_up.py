@@ -92,5 +92,6 @@ def _both(first: Applied, then: Applied) -> Applied:
         calls=first.calls + then.calls,
         hosts=dict(sorted((left | back | then.hosts).items())),
         bytes_sent=first.bytes_sent + then.bytes_sent,
+        brought=first.brought | then.brought,
         seconds=round(first.seconds + then.seconds, 3),
     )

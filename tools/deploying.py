@@ -316,7 +316,7 @@ def show_applied(applied: Applied, out: Output) -> None:
         out.table(("HOST", "RUNS"), [(host, HOST_ENDS[str(end)]) for host, end in sorted(applied.hosts.items())])
     if applied.interrupted and applied.outcome is Outcome.APPLIED:
         out.line("the interruption came when everything was under way already; nothing is left to do")
-    elif set(applied.hosts.values()) == {HostEnd.NEW, HostEnd.UNKNOWN}:
+    elif applied.outcome is Outcome.PARTIAL and set(applied.hosts.values()) <= {HostEnd.NEW, HostEnd.UNKNOWN}:
         out.line("hosts that did not answer follow with the next `lowcloud apply`, or now with `--catch-up 10m`")
     elif applied.interrupted:
         out.line("it was interrupted; apply again to go on, or roll back")

@@ -47,7 +47,7 @@ def show_plan(plan: Plan, sizes: Mapping[str, int], out: Output) -> None:
     if rows:
         out.table(("STAGE", "CALL", "WHERE", "CLASS", "BECAUSE OF"), rows, right=("STAGE",))
     else:
-        out.line("every host runs it already: nothing to call")
+        out.line(f"every host {'that answers ' if plan.unreachable else ''}runs it already: nothing to call")
     called = {cause.path for step in plan.steps() for cause in step.causes}
     quiet = [dotted(changed.path) for changed in plan.changes if changed.path not in called]
     if quiet and plan.from_definition:

@@ -20,6 +20,7 @@ from deployer.apply import apply
 from deployer.catch_up import catch_up
 from deployer.drift import drift
 from deployer.outcome import Applied, HostEnd, Outcome
+from deployer.plan import Step
 from deployer.planners import version
 from deployer.planning import addresses_for, keep_definition, plan_for
 from deployer.progress import Phase, Quiet
@@ -27,7 +28,7 @@ from deployer.release import Release
 from deployer.schema import Definition
 from deployer.site import Site
 from tests.deployer.ground import Ground, replaced
-from tests.deployer.test_apply import called
+from tests.deployer.test_apply import Watching, called
 from tests.ports import free_port
 
 
@@ -154,4 +155,29 @@ def test_a_release_cannot_be_decided_without_its_engine_so_nothing_is_staged(
     with pytest.raises(EngineUnreachable):
         asyncio.run(ground.on_site(work, Seeing()))
     assert phases == []
+    assert drift(definition, asyncio.run(ground.observed())) == []
+
+
+def test_a_host_that_had_moved_and_is_away_when_all_go_back_is_told_and_goes_back_later(
+    ground: Ground, port: int
+) -> None:
+    definition = ground.definition(web=ground.web(port))
+    asyncio.run(ground.apply(definition))
+    bad = ground.definition(
+        web=ground.web(port, greeting="new"), zzz=ground.broken_web(port + 1, hosts=("h2",), restart="never")
+    )
+
+    def lose(step: Step) -> None:
+        if step.host == "h1" and ground.agents["h1"].runs:
+            ground.agents["h1"].kill()
+
+    plan = asyncio.run(ground.plan(bad, "rolling"))
+    applied = asyncio.run(ground.carry_out(plan, Watching("done", lose)))
+    assert applied.outcome is Outcome.PARTIAL
+    assert applied.hosts == {"h1": HostEnd.UNKNOWN, "h2": HostEnd.OLD}
+    assert (head(ground).kind, head(ground).behind) == ("revert", ("h1",))
+    ground.agents["h1"].start()
+    back = asyncio.run(ground.apply(definition))
+    assert called(back) == ["configure web@h1"]
+    assert back.exit_code == 0
     assert drift(definition, asyncio.run(ground.observed())) == []

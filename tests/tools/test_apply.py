@@ -85,3 +85,29 @@ def test_half_a_plan_file_is_bad_input_and_named(shop: Shop) -> None:
     assert result.code == 2
     assert result.err.startswith("lowcloud: half.plan: this is no plan")
     assert "lowcloud plan -o" in result.err
+
+
+def test_a_host_that_is_away_is_named_everywhere_and_follows_later(shop: Shop) -> None:
+    shop.succeed("down", "--host", "ams1")
+    try:
+        shop.use(greeting="good day")
+        assert shop.run("apply", "--yes").code == 1
+        without = shop.run("apply", "--yes", "--json", "--catch-up", "200ms")
+        assert (without.code, without.json["outcome"]) == (4, "partial")
+        assert without.json["hosts"] == {"ams1": "unknown", "fra1": "new"}
+        assert shop.json("history")[0]["behind"] == ["ams1"]
+        assert "(without ams1)" in shop.succeed("history").out
+        nothing_left = shop.run("apply", "--yes", "--allow-unreachable")
+        assert nothing_left.code == 4
+        assert "--catch-up" in nothing_left.out
+        assert "ams1" in shop.run("status").out
+        assert shop.run("apply", "--yes", "--forget", "ams1").code == 2, "it has not left the definition"
+    finally:
+        shop.succeed("up", "--detach")
+    assert shop.run("status").code == 0
+    assert shop.json("history")[0]["behind"] == []
+    assert shop.answers() == {"good day from web 1.0\n"}
+
+
+def test_a_time_that_is_none_is_bad_usage(shop: Shop) -> None:
+    assert shop.run("apply", "--yes", "--catch-up", "soon").code == 2
