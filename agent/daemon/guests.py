@@ -40,6 +40,10 @@ class Builder(Protocol):
         """Put the version's configuration files under its running guest, each in one step. Raises Refused."""
         ...
 
+    async def resized(self, version: Version) -> None:
+        """Give the guest that runs the share of the processors that its specification says now."""
+        ...
+
     async def clear(self, guest: GuestId) -> None:
         """Remove the guest's files. Its output stays for a while."""
         ...

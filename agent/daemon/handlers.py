@@ -218,6 +218,7 @@ class Handlers:
             with self._processes.room_for(call.spec):
                 async with self._announced(lifecycle, "resize", wish.version(call.spec)):
                     await lifecycle.resize(call.spec, release=wish.release, plan=wish.plan)
+                    await self._guests.builder.resized(_current(lifecycle))
                 await self._processes.place()
             return Outcome(changed=True)
 

@@ -1,4 +1,5 @@
-"""Guests that only tests run: `probe`, a component that does what its first argument names, and `core`, a core module.
+"""Guests that only tests run: `probe`, a component that does what its first argument names, and the core modules
+`core` and `hostile`.
 
 They are built on first use and kept by the digest of everything they are built from, so a second run builds nothing.
 """
@@ -18,7 +19,7 @@ from examples import build
 
 HERE = Path(__file__).parent
 BUILT = HERE / "build"
-NAMES = ("probe", "core")
+NAMES = ("probe", "core", "hostile")
 
 
 @functools.cache
@@ -30,7 +31,7 @@ def path(name: str) -> Path:
     output = BUILT / f"{name}-{_digest_of_sources(source)}.wasm"
     if not output.is_file():
         with _alone(), tempfile.TemporaryDirectory(prefix="lowcloud-test-guest-") as cache:
-            make = build.build_core if name == "core" else build.build_component
+            make = build.build_component if name == "probe" else build.build_core
             if not output.is_file():
                 make(source, output, cache=Path(cache))
     return output

@@ -16,6 +16,8 @@ import signal
 import socket
 import struct
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -130,6 +132,16 @@ def memory(mib: str) -> None:
     assert kept
 
 
+def threads(count: str) -> str:
+    threading.stack_size(32 << 10)
+    for made in range(int(count)):
+        try:
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        except RuntimeError:
+            return f"stopped before {(made // 100 + 1) * 100}"
+    return "ok"
+
+
 def fork() -> None:
     if os.fork() == 0:
         os._exit(0)
@@ -166,6 +178,7 @@ ATTEMPTS: dict[str, Callable[..., str | None]] = {
     "read": read,
     "write": write,
     "memory": memory,
+    "threads": threads,
     "fork": fork,
     "executable-memory": executable_memory,
     "limits": limits,

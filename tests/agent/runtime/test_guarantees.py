@@ -18,7 +18,7 @@ BROKEN_BY = {
     "memory": "test_sandbox: the whole process has a ceiling; test_guests: the program's memory has a limit",
     "cores": "test_sandbox: `affinity`; test_guests: a guest runs on the cpus it was given",
     "cpu-share": "test_privileged: two guests on one core get what their shares say",
-    "threads": "tests/hostile: a guest makes threads until it may not",
+    "threads": "test_sandbox: a guest with a uid of its own has only so many threads",
     "disk": "test_privileged: a volume and scratch space end where the definition says",
     "own-user": "test_privileged: each process has a user of its own; tests/hostile",
     "files": "test_sandbox: no file outside its directories",

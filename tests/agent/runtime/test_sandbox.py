@@ -252,3 +252,10 @@ def test_with_a_uid_of_its_own_everything_still_holds(tmp_path: Path) -> None:
     assert said["read,/etc/shadow"] == "EACCES"
     assert said[f"bind,127.0.0.1,{endpoint.port}"] == "ok"
     assert said["pair"] == "through the pair"
+
+
+@needs_root
+def test_a_guest_with_a_uid_of_its_own_has_only_so_many_threads(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    said = attempt(tmp_path, "threads,1000", uid=OTHER_UID, memory_bytes=1 << 30)
+    assert said["threads,1000"] in ("stopped before 500", "stopped before 600")

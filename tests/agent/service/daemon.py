@@ -36,8 +36,10 @@ needs_guests = pytest.mark.skipif(
 class Daemon:
     """One host's agent process. `start` may be called again after it ended or was killed."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, before: tuple[str, ...] = ()) -> None:
         self.state_dir = state_dir
+        self._before = before
+        """A command that runs the daemon, such as `setpriv` with its options."""
         self.credentials, self.operator = prepare(state_dir)
         self.address = f"127.0.0.1:{free_port()}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,7 +52,7 @@ class Daemon:
         )
         with (self.state_dir / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", program],
+                [*self._before, sys.executable, "-P", "-c", program],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -81,9 +83,9 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(tmp: Path) -> AsyncIterator[Daemon]:
+async def daemon(tmp: Path, before: tuple[str, ...] = ()) -> AsyncIterator[Daemon]:
     """A daemon that runs; in the end it is shut down with everything that it runs, whatever happened."""
-    host = Daemon(tmp / "state")
+    host = Daemon(tmp / "state", before)
     await asyncio.to_thread(host.start)
     try:
         yield host
