@@ -1,11 +1,10 @@
 """Bringing blobs to hosts where these can help each other: each blob goes to one host of a region, the others take it
 from there.
 
-1. Every host is asked what it lacks.
+1. The hosts are told who their neighbours are, and asked what they lack.
 2. What no host of a region has is sent to one of those that lack it (`cas.peers` ranks them, for each blob in another
    way). Small blobs go to all: asking around for them would cost more.
-3. The hosts are told who their neighbours are and what to fetch, with the inventory by which they check it. From here
-   on they need no deployer.
+3. The others are told what to fetch, with the inventory by which they check it. From here on they need no deployer.
 4. What a host has not got in the end, or makes no headway with, is sent to it. So nothing is less certain than without
    neighbours.
 
@@ -55,6 +54,8 @@ async def distribute(
 ) -> dict[str, Brought]:
     """Bring to each host what it lacks of these blobs. Raises TransferFailed once every host has been served that
     could be."""
+    if len(definition.host) > 1:
+        await _introduce(site, [host for host in blobs if host in definition.host], definition)
     regions = _regions(blobs, definition)
     crowded = {region: hosts for region, hosts in regions.items() if len(hosts) > 1}
     if inventory is None or not crowded:
@@ -108,7 +109,6 @@ class _Distribution:
         self._inventory = inventory
         self._items = listed.by_blob()
         self._source = Source(site.store)
-        self._at_unix_ns = time.time_ns()
         self._gate = asyncio.Semaphore(HOSTS_AT_ONCE)
         self._wanted_by: dict[Digest, list[str]] = {}
         for host in sorted(set(blobs) & set(definition.host)):
@@ -141,7 +141,6 @@ class _Distribution:
         if any(host in self.failures for host in sending):
             await self.region([host for host in lacking if host not in self.failures])
             return
-        await for_each(sorted(lacking), self._introduce, at_once=HOSTS_AT_ONCE)
         await for_each(
             helped,
             lambda host: self._help(host, split.fetched[host]),
@@ -193,13 +192,6 @@ class _Distribution:
             so_far, deployer_bytes=so_far.deployer_bytes + receipt.wire_bytes, blobs=so_far.blobs + receipt.blobs
         )
 
-    async def _introduce(self, host: str) -> None:
-        """Tell a host of its neighbours. One that does not listen can still be sent everything."""
-        try:
-            await (await self._site.fleet.client(host)).meet(Meet(self._neighbours(), self._at_unix_ns))
-        except AgentError:
-            return
-
     async def _help(self, host: str, blobs: tuple[Digest, ...]) -> None:
         """Have a host fetch these, and send it what it does not get."""
         fetched = Fetched(blobs, under_way=False)
@@ -247,15 +239,19 @@ class _Distribution:
             by_hosts.setdefault(tuple(self._wanted_by[blob]), []).append(blob)
         return tuple(Party(hosts, tuple(own)) for hosts, own in by_hosts.items())
 
-    def _neighbours(self) -> tuple[Neighbour, ...]:
-        addresses = self._site.fleet.addresses
-        return tuple(
-            Neighbour(name, host.region, addresses.get(name, host.address))
-            for name, host in sorted(self._definition.host.items())
-        )
-
     def _by_region(self, hosts: Iterable[str]) -> dict[str, list[str]]:
         return _grouped(hosts, self._definition)
+
+
+async def _introduce(site: Site, hosts: Iterable[str], definition: Definition) -> None:
+    """Tell hosts of their neighbours. One that does not listen can still be sent everything."""
+    addresses = site.fleet.addresses
+    neighbours = tuple(
+        Neighbour(name, host.region, addresses.get(name, host.address))
+        for name, host in sorted(definition.host.items())
+    )
+    meet = Meet(neighbours, time.time_ns())
+    await site.fleet.each(hosts, lambda client: client.meet(meet))
 
 
 def _regions(blobs: Mapping[str, Sequence[Digest]], definition: Definition) -> dict[str, list[str]]:

@@ -21,6 +21,9 @@ lowcloud agent --host fra1 --listen 10.0.0.1:7400 --state /var/lib/lowcloud
 lowcloud agent --state /var/lib/lowcloud       # after `lowcloud host enroll`
 """
 
+MIN_RATE_BYTES_S = 64 << 10
+"""Slower, and others would take this host for one that has stalled."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", required=True, metavar="DIR", type=Path, help="where this host keeps everything")
@@ -30,6 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shared", action="store_true", help="other agents share this machine: give no process a core of its own"
     )
+    parser.add_argument(
+        "--peer-rate", metavar="SIZE", help="bytes a second that this host gives to others, and takes from them, in all"
+    )
+    parser.add_argument("--link-rate", metavar="SIZE", help="the same for each other host")
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -40,9 +47,27 @@ def run(args: argparse.Namespace, out: Output) -> int:
         settings = _enrolled(state)
         host, listen = host or settings[0], listen or settings[1]
     from agent import main as daemon
+    from agent.daemon.peering.limits import PeerLimits
 
-    daemon.run(host, listen, state, args.credentials, pin=not args.shared)
+    limits = PeerLimits(_rate("--peer-rate", args.peer_rate), _rate("--link-rate", args.link_rate))
+    daemon.run(host, listen, state, args.credentials, pin=not args.shared, peer_limits=limits)
     return errors.DONE
+
+
+def _rate(option: str, text: str | None) -> int | None:
+    """Bytes a second. Raises UsageError."""
+    if text is None:
+        return None
+    from deployer.schema import Unit
+    from deployer.units import UnitError, parse
+
+    try:
+        rate = parse(Unit.BYTES, text)
+    except UnitError as error:
+        raise errors.UsageError(f"{option}: {error}", hint=error.hint) from error
+    if rate < MIN_RATE_BYTES_S:
+        raise errors.UsageError(f"{option} is at least 64KiB")
+    return rate
 
 
 def _enrolled(state: Path) -> tuple[str, str]:
