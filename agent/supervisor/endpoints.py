@@ -114,6 +114,15 @@ class Group:
         self._opening.append(listener)
         return listener
 
+    def adopt(self, guest: str, sock: socket.socket) -> Listener:
+        """Begin with the serving listener of a guest that is alone on this endpoint."""
+        listener = Listener(sock, guest)
+        listener.listening = True
+        self._order.join(listener)
+        self.serving = listener
+        self._attach()
+        return listener
+
     def opened(self, listener: Listener, backlog: int) -> None:
         """The guest listens. Raises OSError."""
         listener.listening = True
@@ -322,6 +331,14 @@ class Endpoints:
             raise
         for endpoint in endpoints:
             self._groups[endpoint].users.add(guest)
+
+    def adopt(self, guest: str, process: str, endpoint: Endpoint, sock: socket.socket) -> Listener:
+        """A group that a supervisor before has made, with the one guest that serves there. Raises OSError."""
+        if endpoint in self._groups:
+            raise EndpointTaken(f"{endpoint} belongs to the process {self._groups[endpoint].process}")
+        group = self._groups[endpoint] = Group(endpoint, process)
+        group.users.add(guest)
+        return group.adopt(guest, sock)
 
     def group(self, endpoint: Endpoint) -> Group:
         return self._groups[endpoint]

@@ -25,6 +25,8 @@ from agent.supervisor.wire import MAX_GUEST_MESSAGE_BYTES, Born, Failed, FromGue
 
 MAX_KEPT_REFUSALS: Final = 8
 MAX_MESSAGES_PER_TURN: Final = 16
+EXIT_UNKNOWN: Final = 255
+"""Of a guest that was taken over: another process is its parent."""
 
 
 class Guest:
@@ -53,6 +55,7 @@ class Guest:
         self.changed = Signal()
         self._loop = loop
         self._ending = False
+        self._adopted = False
         self._on_sandboxed = on_sandboxed
         self._on_ended = on_ended
         output = OutputFile(order.output_path)  # first, because it fails on a full disk
@@ -62,6 +65,19 @@ class Guest:
         self._output = OutputPipe(reading, output)
         loop.watch(self._control.fileno(), self.read_messages)
         loop.watch(reading, self._read_output)
+
+    def adopt(self, pid: int, pidfd: int, output: int, started_unix: float) -> None:
+        """Be a guest that runs already, taken over from another supervisor. `output`: the reading end of its pipe. The
+        descriptors are ours from here on."""
+        self.close_far_descriptors()
+        self._loop.unwatch(self._control.fileno())
+        self._loop.unwatch(self._output.descriptor)
+        self._output = self._output.on(output)
+        self._loop.watch(output, self._read_output)
+        self.pid, self.pidfd, self.started_unix = pid, pidfd, started_unix
+        self.sandboxed = self.running = True
+        self._adopted = True
+        self._loop.watch(pidfd, lambda: self.note_exit(EXIT_UNKNOWN, "how is not known, its supervisor was replaced"))
 
     @property
     def name(self) -> str:
@@ -112,13 +128,15 @@ class Guest:
         if self._ending:
             return
         self._ending = True
-        self.read_messages()
+        if not self._adopted:
+            self.read_messages()
         self._loop.unwatch(self._control.fileno())
         self._control.close()
         self.close_far_descriptors()
         self._loop.unwatch(self._output.descriptor)
         self._output.finish()
         if self.pidfd is not None:
+            self._loop.unwatch(self.pidfd)
             os.close(self.pidfd)
             self.pidfd = None
         self.exit_code = exit_code

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from agent.sandbox import linux
-from agent.supervisor import orphans
 from agent.supervisor.event_loop import Loop
 from agent.supervisor.supervisor import MAX_AGENTS, Supervisor
-from agent.supervisor.wire import LOCK_NAME, LOG_NAME, SOCKET_NAME, STATE_NAME
+from agent.supervisor.wire import LOCK_NAME, LOG_NAME, SOCKET_NAME
 
 MAX_LOG_BYTES: Final = 1 << 20
 
@@ -69,9 +68,6 @@ def run(state_dir: Path, on_open: Callable[[], None]) -> None:
     linux.set_process_name("lowcloud-superv")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    ended = orphans.end_all(state_dir / STATE_NAME)
-    if ended:
-        log(f"ended {ended} guests that a supervisor before left behind")
     loop = Loop(on_error=lambda error: log("".join(traceback.format_exception(error))))
     supervisor = Supervisor(state_dir, loop, _listen(state_dir), log)
     _on_child(loop, supervisor.reap)

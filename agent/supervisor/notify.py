@@ -139,6 +139,11 @@ class Notifications:
         """By socket inode: our duplicate of a datagram socket that we gave it."""
         self._loopback_ports: set[int] = set()
 
+    def adopt(self, listeners: dict[Endpoint, Listener], datagrams: list[socket.socket]) -> None:
+        """What the guest has already, where it was taken over. The datagram sockets are ours from here on."""
+        self._bound.update({one.inode: (endpoint, one) for endpoint, one in listeners.items()})
+        self._datagrams.update({os.fstat(one.fileno()).st_ino: one for one in datagrams})
+
     def answer_one(self) -> bool:
         """Take a question and answer it. False when the guest has none any more: it is gone."""
         received = bytearray(_NOTIFICATION.size)

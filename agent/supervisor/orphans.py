@@ -1,4 +1,4 @@
-"""Which guests a supervisor left behind when it was killed, and the end of them.
+"""Which guests a supervisor left behind when it was killed, and the end of those that its successor cannot take over.
 
 The file names processes by pid and start time, and the boot they belong to, so that a pid that was given to somebody
 else meanwhile is never touched. It is not synced to disk: after a restart of the machine it means nothing anyway.
@@ -24,27 +24,25 @@ END_DEADLINE_S: Final = 5.0
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
-def save(path: Path, living: Iterable[tuple[str, int]]) -> None:
-    """Remember these guests (name and pid), in one step."""
-    guests = [LivingGuest(name, pid, ticks) for name, pid in living if (ticks := linux.process_start_ticks(pid))]
-    state = SavedState(VERSION, _boot(), tuple(guests))
+def save(path: Path, living: Iterable[LivingGuest]) -> None:
+    """Remember these guests, in one step."""
+    state = SavedState(VERSION, _boot(), tuple(living))
     fresh = path.with_name(path.name + ".new")
     fresh.write_bytes(msgspec.msgpack.encode(state))
     fresh.replace(path)
 
 
-def end_all(path: Path) -> int:
-    """End what is left of the guests in the file; how many there were. A file that cannot be read names none."""
+def load(path: Path) -> tuple[LivingGuest, ...]:
+    """The guests in the file, of which some may have ended. A file that cannot be read names none."""
     try:
         state = msgspec.msgpack.decode(path.read_bytes(), type=SavedState)
     except (OSError, msgspec.DecodeError):
-        return 0
-    if state.version != VERSION or state.boot != _boot():
-        return 0
-    return sum(_end(guest) for guest in state.living)
+        return ()
+    return state.living if state.version == VERSION and state.boot == _boot() else ()
 
 
-def _end(guest: LivingGuest) -> bool:
+def end(guest: LivingGuest) -> bool:
+    """End it, if it lives; returns when it has ended."""
     try:
         pidfd = os.pidfd_open(guest.pid)
     except OSError:

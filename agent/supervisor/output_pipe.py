@@ -67,6 +67,11 @@ class OutputPipe:
         self._file = file
         os.set_blocking(descriptor, False)
 
+    def on(self, descriptor: int) -> OutputPipe:
+        """Another pipe into the same file; this one is closed."""
+        os.close(self.descriptor)
+        return OutputPipe(descriptor, self._file)
+
     def pump(self) -> bool:
         """Move one piece. False at the end of the output (the pipe has no writer left)."""
         try:

@@ -7,9 +7,9 @@ What survives what:
 - The agent dies: nothing changes here. Output is kept, ends of guests wait until an agent asks and forgets them.
 - The zygote dies: another one is started; running guests do not notice.
 - A guest dies: its serving listener stays open with the connections that wait in it, and goes to the next guest.
-- The supervisor itself is killed: its guests go on serving what they have, as orphans. The agent notices (its
-  connection closes) and starts another one, which ends the orphans it finds in `supervisor.state`, because it has
-  neither their listeners nor their notification descriptors; the agent then starts its processes again.
+- The supervisor itself is killed: its guests go on serving what they have. The agent notices (its connection closes)
+  and starts another one, which takes them over (`agent.supervisor.succession`): listeners, questions and output are
+  copied out of the guests themselves. Guests that did not serve yet, or only finished what they had, are ended.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Final
 
 from agent.api import Ready
 from agent.runtime import EndpointTaken, GuestFailed, GuestId, GuestOrder, GuestState
+from agent.sandbox import linux
 from agent.supervisor import orphans
 from agent.supervisor.agent_link import AgentLink
 from agent.supervisor.draining import drained
@@ -33,6 +34,7 @@ from agent.supervisor.event_loop import Loop, Task, Wait
 from agent.supervisor.guest_record import Guest
 from agent.supervisor.notify import Notifications
 from agent.supervisor.readiness import Step, wait_until_listening, wait_until_proven
+from agent.supervisor.succession import NotTaken, take
 from agent.supervisor.wire import (
     SOCKET_NAME,
     STATE_NAME,
@@ -47,6 +49,7 @@ from agent.supervisor.wire import (
     Hello,
     Kill,
     ListGuests,
+    LivingGuest,
     Request,
     SetCpus,
     ShutDown,
@@ -84,8 +87,47 @@ class Supervisor:
         loop.watch(listener.fileno(), self._accept)
 
     def start(self) -> None:
+        self._succeed()
         self._save()
         self._zygote.start()
+
+    # --- the guests of a supervisor before --------------------------------------------------------------------------
+
+    def _succeed(self) -> None:
+        """Take over the guests that serve, and end the others: what they were to become, the agent begins anew."""
+        left = orphans.load(self._state_dir / STATE_NAME)
+        for one in left:
+            if not one.serving:
+                orphans.end(one)
+        for one in left:
+            if one.serving and not self._adopt(one):
+                orphans.end(one)
+        if left:
+            self._log(f"took {len(self._guests)} of {len(left)} guests over from the supervisor before")
+
+    def _adopt(self, one: LivingGuest) -> bool:
+        if one.order is None:
+            return False
+        try:
+            taken = take(one.order, one.pid, one.start_ticks)
+        except (NotTaken, OSError) as error:
+            self._log(f"{one.guest} is not taken over: {error}")
+            return False
+        guest = Guest(one.order, self._loop, on_sandboxed=self._sandboxed, on_ended=self._guest_ended)
+        self._guests[one.guest] = guest
+        guest.adopt(one.pid, taken.pidfd, taken.output, one.started_unix)
+        try:
+            listeners = {
+                endpoint: self._endpoints.adopt(guest.name, guest.order.process, endpoint, sock)
+                for endpoint, sock in taken.listeners.items()
+            }
+            if taken.questions is not None:
+                self._ask(guest, taken.questions).adopt(listeners, taken.datagrams)
+        except (GuestFailed, OSError) as error:
+            self._log(f"{one.guest} is not taken over: {error}")
+            self._drop(guest)
+            return False
+        return True
 
     # --- agents -----------------------------------------------------------------------------------------------------
 
@@ -196,10 +238,14 @@ class Supervisor:
 
     def _sandboxed(self, guest: Guest, notifications: int | None) -> None:
         if notifications is not None:
-            answers = Notifications(guest, notifications, self._endpoints, on_listening=lambda: self._listening(guest))
-            self._notifications[guest.name] = answers
-            self._loop.watch(notifications, lambda: self._answer(guest))
+            self._ask(guest, notifications)
         self._save()
+
+    def _ask(self, guest: Guest, questions: int) -> Notifications:
+        answers = Notifications(guest, questions, self._endpoints, on_listening=lambda: self._listening(guest))
+        self._notifications[guest.name] = answers
+        self._loop.watch(questions, lambda: self._answer(guest))
+        return answers
 
     def _answer(self, guest: Guest) -> None:
         """One question per turn, so that a guest that asks without end is in nobody's way."""
@@ -216,6 +262,7 @@ class Supervisor:
     def _listening(self, guest: Guest) -> None:
         """It has opened a listener, perhaps that of a guest that ended and is not needed any more now."""
         self._forget_what_was_killed()
+        self._save()
         guest.changed.notify()
 
     def _guest_ended(self, guest: Guest) -> None:
@@ -263,6 +310,7 @@ class Supervisor:
         groups = self._groups(guest)
         if not all(group.is_open(name) for group in groups.values()):
             raise GuestFailed(f"{guest.order.process} does not listen yet", state=self._state(guest))
+        self._save(flipping=guest)
         for group in groups.values():
             group.flip(name)
         self._forget_what_was_killed()
@@ -381,13 +429,27 @@ class Supervisor:
             (self._state_dir / name).unlink(missing_ok=True)
         self._loop.stop()
 
-    def _save(self) -> None:
-        """Best effort: a full disk must not cost a guest its supervisor. What is written next is complete again."""
-        living = [(g.name, g.pid) for g in self._guests.values() if g.pid and not g.ended]
+    def _save(self, *, flipping: Guest | None = None) -> None:
+        """Best effort: a full disk must not cost a guest its supervisor. What is written next is complete again. A flip
+        is written before it is done: that guest has been proven, and the one before may be ended."""
+        living = [self._saved(guest, flipping) for guest in self._guests.values() if guest.pid and not guest.ended]
         try:
-            orphans.save(self._state_dir / STATE_NAME, living)
+            orphans.save(self._state_dir / STATE_NAME, [one for one in living if one.start_ticks])
         except OSError as error:
             self._log(f"{STATE_NAME} is out of date: {error}")
+
+    def _saved(self, guest: Guest, flipping: Guest | None) -> LivingGuest:
+        serving = self._state(guest).serving and guest.sandboxed
+        if flipping is not None and flipping.order.process == guest.order.process:
+            serving = guest is flipping
+        return LivingGuest(
+            guest=guest.name,
+            pid=guest.pid,
+            start_ticks=linux.process_start_ticks(guest.pid) or 0,
+            order=guest.order,
+            started_unix=guest.started_unix,
+            serving=serving and not guest.killed,
+        )
 
 
 def how_it_ended(guest: Guest) -> str:

@@ -149,6 +149,11 @@ class LivingGuest(_Message, frozen=True):
     pid: int
     start_ticks: int
     """With the pid, names a process for good (until the machine restarts: see `boot`)."""
+    order: GuestOrder | None = None
+    """Absent from files of before: such a guest is not taken over."""
+    started_unix: float = 0.0
+    serving: bool = False
+    """It runs, and new connections reach it."""
 
 
 class SavedState(_Message, frozen=True):

@@ -18,6 +18,7 @@ from agent.api import Endpoint, Ready
 from agent.runtime import GuestExited, GuestFailed, Preopen, RuntimeUnavailable
 from agent.supervisor import wire as supervisor_wire
 from agent.supervisor.client import SupervisorClient, connect
+from agent.supervisor.guest_record import EXIT_UNKNOWN
 from tests.agent.runtime.support import (
     IS_ROOT,
     OTHER_UID,
@@ -265,22 +266,61 @@ def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
-def test_the_supervisor_killed_is_noticed_and_its_successor_ends_what_it_left(tmp_path: Path) -> None:
+async def killed(client: SupervisorClient) -> None:
+    """Kill the supervisor; the client notices."""
+    os.kill(client.supervisor_pid, signal.SIGKILL)
+    with pytest.raises(RuntimeUnavailable):
+        await exit_of(client, "none")
+    with pytest.raises(RuntimeUnavailable):
+        await client.guests()
+    await client.close()
+
+
+def test_the_supervisor_killed_is_noticed_and_its_successor_takes_its_guests_over(tmp_path: Path) -> None:
+    endpoint = Endpoint("127.0.0.1", free_port())
+
+    async def scenario() -> None:
+        data = tmp_path / "data"
+        data.mkdir()
+        volume = (Preopen(str(data), "/data", True),)
+        first = await connect(tmp_path)
+        kv = await first.spawn(order(tmp_path, "kv-1", "kv", listen={"kv": endpoint}, preopens=volume))
+        await first.wait_ready("kv-1", Ready("kv"), deadline_s=20)
+        asks = order(tmp_path, "asks-1", "client", "--interval-ms", "20", connect_to={"kv": endpoint})
+        asking = await first.spawn(asks)
+        await until(lambda: "connected" in output_of(tmp_path, "asks-1"), "it has asked")
+        await killed(first)
+        async with supervisor(tmp_path) as second:
+            states = await second.guests()
+            assert {state.pid for state in states.values()} == {kv.pid, asking.pid}
+            assert all(state.serving and state.exit_code is None for state in states.values())
+            said = len(output_of(tmp_path, "asks-1"))
+            await until(lambda: len(output_of(tmp_path, "asks-1")) > said + 100, "what it prints is kept")
+            # A new connection is a question that the successor answers; the server's next version gets the listener.
+            await second.kill("kv-1")
+            said = len(output_of(tmp_path, "asks-1"))
+            await second.spawn(order(tmp_path, "kv-2", "kv", listen={"kv": endpoint}, preopens=volume))
+            await until(lambda: "connected" in output_of(tmp_path, "asks-1")[said:], "it has connected again")
+            os.kill(asking.pid, signal.SIGKILL)
+            assert (await exit_of(second, "asks-1")).state.exit_code == EXIT_UNKNOWN
+
+    asyncio.run(scenario())
+
+
+def test_a_successor_ends_the_guests_that_did_not_serve_yet(tmp_path: Path) -> None:
+    endpoint = Endpoint("127.0.0.1", free_port())
+
     async def scenario() -> None:
         first = await connect(tmp_path)
-        state = await first.spawn(order(tmp_path, "spin-1", "probe", "spin"))
-        # Until its program runs, a guest has things to tell the supervisor, and ends where it cannot.
-        await first.wait_ready("spin-1", None, deadline_s=20)
-        os.kill(first.supervisor_pid, signal.SIGKILL)
-        with pytest.raises(RuntimeUnavailable):
-            await exit_of(first, "spin-1")
-        with pytest.raises(RuntimeUnavailable):
-            await first.guests()
-        await first.close()
-        assert is_alive(state.pid)
+        old = await first.spawn(order(tmp_path, "web-1", "web-1", listen={"http": endpoint}))
+        await first.wait_ready("web-1", Ready("http"), deadline_s=20)
+        dark = await first.spawn(order(tmp_path, "web-2", "web-2", listen={"http": endpoint}))
+        await first.wait_ready("web-2", Ready("http"), deadline_s=20)
+        await killed(first)
         async with supervisor(tmp_path) as second:
-            assert not is_alive(state.pid)
-            assert await second.guests() == {}
+            assert [state.pid for state in (await second.guests()).values()] == [old.pid]
+            assert not is_alive(dark.pid)
+            assert "1.0" in await asyncio.to_thread(http_get, endpoint)
 
     asyncio.run(scenario())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import resource
@@ -29,7 +30,7 @@ from agent.api import (
     Update,
     spec_digest,
 )
-from agent.client import CallRefused
+from agent.client import AgentClient, CallRefused
 from agent.main import AgentCannotStart, hold, parse_listen
 from agent.main import run as run_agent
 from tests.agent.service.daemon import (
@@ -48,6 +49,7 @@ from tools import guests
 
 KILLS = 10 * ROUNDS
 """By hand, 20 rounds make 200."""
+SUPERVISOR_KILLS = 2 * ROUNDS
 
 
 def programs(state_dir: Path) -> list[str]:
@@ -173,26 +175,75 @@ def test_guests_outlive_their_agent_and_a_guest_that_is_killed_comes_back() -> N
 
 
 @needs_guests
-def test_after_the_supervisor_is_killed_the_processes_come_back() -> None:
+def test_a_supervisor_that_is_killed_is_replaced_and_its_guests_notice_nothing() -> None:
     async def work(tmp: Path) -> None:
-        one, *_ = programs(tmp / "state")
+        one, two, *_ = programs(tmp / "state")
         port = free_port()
         with no_process_left(tmp / "state"):
             async with daemon(tmp) as host:
+                first, second = web(one, port), web(two, port)
                 async with host.client() as client:
-                    await client.call(Envelope(call=Start(web(one, port))))
+                    await client.call(Envelope(call=Start(first)))
                 before = await host.status()
-                for pid in processes_of(tmp / "state", b"agent.supervisor.main"):
-                    os.kill(pid, signal.SIGKILL)
+                assert before is not None
+                async with load(port) as requests, load(port, long_lived=True) as long_requests:
+                    for _ in range(SUPERVISOR_KILLS):
+                        await kill_supervisor(host)
+                        await until(functools.partial(lambda served: requests.served > served + 5, requests.served))
+                    async with host.client() as client:
+                        after = await until(lambda: at_rest(host))
+                        assert (after.pid, after.restarts) == (before.pid, 0)
+                        replace = Replace(second, expect=spec_digest(first))
+                        await until(lambda: accepted(client, Envelope(call=replace)))
+                        await until(lambda: len(requests.versions) == 2)
+                assert requests.failures + long_requests.failures == []
+                assert long_requests.served
+                # Who is taken over is watched as ever: its end is seen, and it is started again.
+                await kill_supervisor(host)
+                serving = await until(lambda: at_rest(host))
+                os.kill(serving.pid, signal.SIGKILL)
 
                 async def anew() -> bool:
                     status = await at_rest(host)
-                    return status is not None and before is not None and status.pid not in (None, before.pid)
+                    return status is not None and (status.pid, status.restarts) == (status.pid, 1)
 
                 await until(anew)
-                assert b"200" in await asyncio.to_thread(fetch, port)
+                async with host.client() as client:
+                    ended = [entry.guest for entry in await client.journal() if entry.event is Event.EXITED]
+                    assert len(ended) == 1
+                    await client.call(Envelope(call=Stop("web", expect=spec_digest(second))))
+                with pytest.raises(ConnectionRefusedError):
+                    await asyncio.to_thread(fetch, port)
 
     run(work)
+
+
+async def accepted(client: AgentClient, envelope: Envelope) -> bool:
+    """The call is carried out; not where the agent has not found the supervisor again."""
+    try:
+        await client.call(envelope)
+    except CallRefused as error:
+        assert error.refusal.reason is Reason.INTERNAL
+        return False
+    return True
+
+
+def supervisors(host: Daemon) -> list[int]:
+    return processes_of(host.state_dir, b"agent.supervisor.main")
+
+
+async def kill_supervisor(host: Daemon) -> None:
+    """Kill it; returns when its successor is there."""
+    await until(lambda: len(supervisors(host)) == 1)  # and not the one that starts it as well
+    (pid,) = supervisors(host)
+    log = host.state_dir / "supervisor.log"
+    before = log.read_text().count("guests over")
+    os.kill(pid, signal.SIGKILL)
+
+    def replaced() -> bool:
+        return log.read_text().count("guests over") > before
+
+    await until(replaced)
 
 
 @needs_guests
