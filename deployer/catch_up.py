@@ -35,7 +35,7 @@ async def catch_up(site: Site, applied: Applied, following: Version, planner: st
     clock = asyncio.get_running_loop().time
     ends = clock() + within_s
     try:
-        while _goes_on(applied) and clock() < ends:
+        while applied.is_behind and clock() < ends:
             await _any_answers(site, applied, ends)
             try:
                 applied = _both(applied, await _once_more(site, following, planner, applied))
@@ -54,13 +54,6 @@ async def catch_up(site: Site, applied: Applied, following: Version, planner: st
 def away(applied: Applied) -> list[str]:
     """The hosts that were left for later."""
     return [host for host, end in applied.hosts.items() if end is HostEnd.UNKNOWN]
-
-
-def _goes_on(applied: Applied) -> bool:
-    """Is there nothing wrong but that hosts are away?"""
-    troubled = applied.failed or applied.interrupted or applied.superseded or applied.trouble
-    wanted = {HostEnd.NEW, HostEnd.UNKNOWN}
-    return applied.outcome is Outcome.PARTIAL and not troubled and set(applied.hosts.values()) <= wanted
 
 
 async def _any_answers(site: Site, applied: Applied, ends: float) -> None:

@@ -105,6 +105,13 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(call for call in self.calls if not call.ok)
 
     @property
+    def is_behind(self) -> bool:
+        """Is nothing wrong but that hosts are away, and were left for later?"""
+        troubled = self.failed or self.interrupted or self.superseded or self.trouble
+        told = set(self.hosts.values())
+        return self.outcome is Outcome.PARTIAL and not troubled and told <= {HostEnd.NEW, HostEnd.UNKNOWN}
+
+    @property
     def exit_code(self) -> int:
         """0 done, 4 applied in part or reverted."""
         return 0 if self.outcome in (Outcome.APPLIED, Outcome.UNCHANGED) else 4

@@ -295,7 +295,7 @@ def applied_as_dict(applied: Applied) -> dict[str, Any]:
 
 def show_applied(applied: Applied, out: Output) -> None:
     """The same for a person."""
-    from deployer.outcome import HostEnd, Outcome
+    from deployer.outcome import Outcome
     from tools.showing import HOST_ENDS
 
     for call in applied.failed:
@@ -316,7 +316,7 @@ def show_applied(applied: Applied, out: Output) -> None:
         out.table(("HOST", "RUNS"), [(host, HOST_ENDS[str(end)]) for host, end in sorted(applied.hosts.items())])
     if applied.interrupted and applied.outcome is Outcome.APPLIED:
         out.line("the interruption came when everything was under way already; nothing is left to do")
-    elif applied.outcome is Outcome.PARTIAL and set(applied.hosts.values()) <= {HostEnd.NEW, HostEnd.UNKNOWN}:
+    elif applied.is_behind:
         out.line("hosts that did not answer follow with the next `lowcloud apply`, or now with `--catch-up 10m`")
     elif applied.interrupted:
         out.line("it was interrupted; apply again to go on, or roll back")

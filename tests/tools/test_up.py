@@ -116,3 +116,15 @@ def test_it_ends_only_what_it_started_and_goes_when_that_is_gone(written: Shop) 
             assert written.answers() == {"hello from web 1.0\n"}
         finally:
             written.succeed("down")
+
+
+def test_hosts_elsewhere_that_are_away_do_not_end_those_of_this_machine(written: Shop) -> None:
+    text = written.definition.read_text()
+    written.definition.write_text(text.replace("127.0.2.1", "192.0.2.1"))
+    try:
+        up = written.run("up", "--detach", "--allow-unreachable", "--json")
+        assert (up.code, up.json["apply"]["hosts"]) == (4, {"ams1": "unknown", "fra1": "new"})
+        assert written.answer("fra1") == "hello from web 1.0\n"
+    finally:
+        written.run("down")
+    assert not written.running()

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             applied = _apply(cloud, version, args, out)
             _finish(applied, started, out)
             if args.detach:
-                if exit_code(applied) == errors.DONE:
+                if exit_code(applied) == errors.DONE or applied.is_behind:
                     ours = []
                 return exit_code(applied)
             if applied.interrupted:
