@@ -28,6 +28,8 @@ class Served(NamedTuple):
     preopens: tuple[Preopen, ...] = ()
     takes_port: bool = False
     """Whether it wants its port as an argument beside the environment."""
+    closes: bool = False
+    """Whether it ends a connection where the request asks for it."""
 
     def arguments(self, port: int) -> tuple[str, ...]:
         return ("--port", str(port)) if self.takes_port else ()
@@ -61,7 +63,7 @@ def compile_all(options: argparse.Namespace, directory: Path) -> list[Served]:
     (config / "greeter.json").write_text('{ "greeting": "hello" }')
     preopens = (Preopen(str(config), "/etc", False),)
     versions = tuple(_compile(guests.path(name), directory) for name in ("web-1", "web-2"))
-    served = [Served("c", versions, "/healthz", takes_port=True)]
+    served = [Served("c", versions, "/healthz", takes_port=True, closes=True)]
     given = ((name, getattr(options, name)) for name in OTHERS)
     served += [Served(name, (_compile(file, directory / name),), "/health", preopens) for name, file in given if file]
     return served

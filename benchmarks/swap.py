@@ -1,11 +1,12 @@
 """Swap a web server again and again under load, and count what clients notice: it must be nothing.
 
-    python -m benchmarks.swap [--swaps 50] [--rate 300]
+    python -m benchmarks.swap [--swaps 200] [--rate 300] [--python FILE] [--js FILE] [--wrk FILE]
 
 The load comes from a process of its own: new connections at a fixed rate, whether or not earlier ones have been
 answered (open loop), and clients that keep their connection for a while and send request after request. A failure is a
 connection that is refused, reset or closed before its answer, an answer that is not 200, or a kept connection that
-changes its version. The same load without swaps comes first, for comparison.
+changes its version. The same load without swaps comes first, for comparison; with `--wrk`, the throughput of each guest
+as a ratio to the bare one (`throughput`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
+import signal
 import sys
 import tempfile
 import time
@@ -24,11 +25,12 @@ from typing import Any
 
 import msgspec
 
-from agent.api import Endpoint, Ready
+from agent.api import Ready
 from agent.runtime import GuestOrder, Runtime
-from agent.sandbox import engine
 from agent.supervisor.client import connect
-from tools import guests
+from benchmarks import served, throughput
+from benchmarks.served import Served
+from benchmarks.start import summary
 
 KEPT_CONNECTIONS = 8
 KEPT_FOR_S = 0.8
@@ -36,6 +38,9 @@ KEPT_PAUSE_S = 0.01
 ANSWER_WITHIN_S = 10.0
 DRAIN_S = 10.0
 READY_S = 20.0
+PORT = 18471
+CALM_S = 5.0
+MAX_LOAD_S = 300.0
 
 
 class Load(msgspec.Struct):
@@ -63,7 +68,9 @@ class Swaps(msgspec.Struct):
 
 
 async def put_load(address: str, port: int, rate: float, seconds: float) -> Load:
-    """Load one server for a time."""
+    """Load one server for a time, or until the signal TERM."""
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     load, errors, versions = Load(), Counter[str](), Counter[str]()
     end = time.monotonic() + seconds
     kept = [
@@ -71,13 +78,17 @@ async def put_load(address: str, port: int, rate: float, seconds: float) -> Load
     ]
     single: set[asyncio.Task[None]] = set()
     start, number = time.monotonic(), 0
-    while time.monotonic() < end:
+    while time.monotonic() < end and not stopped.is_set():
         task = asyncio.create_task(_ask_once(address, port, load, errors, versions))
         single.add(task)
         task.add_done_callback(single.discard)
         number += 1
         await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
-    await asyncio.gather(*kept, *single)
+    if stopped.is_set():
+        for one in kept:
+            one.cancel()
+    await asyncio.gather(*single)
+    await asyncio.gather(*kept, return_exceptions=True)
     return msgspec.structs.replace(load, errors=dict(errors), versions=dict(versions))
 
 
@@ -166,56 +177,57 @@ async def _timed(call: Awaitable[Any]) -> tuple[float, Any]:
     return (time.perf_counter() - begun) * 1e3, result
 
 
-async def load_process(address: str, port: int, rate: float, seconds: float) -> Load:
+async def start_load(address: str, port: int, rate: float, seconds: float) -> asyncio.subprocess.Process:
     """`put_load` in a process of its own."""
     arguments = ["--load", f"{address},{port}", "--rate", str(rate), "--seconds", str(seconds)]
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.swap", *arguments, stdout=asyncio.subprocess.PIPE
     )
+
+
+async def end_load(process: asyncio.subprocess.Process) -> Load:
     said, _ = await process.communicate()
     if process.returncode:
         raise RuntimeError(f"the load generator ended with code {process.returncode}")
     return msgspec.json.decode(said, type=Load)
 
 
-async def benchmark(swaps: int, rate: float, gap_s: float) -> dict[str, Any]:
-    """Everything in a directory of its own."""
+async def benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything in a directory of its own, program after program."""
     with tempfile.TemporaryDirectory(prefix="lowcloud-swap-") as name:
         directory = Path(name)
-        codes = []
-        for program in ("web-1", "web-2"):
-            _, code = engine.compile_binary(guests.path(program).read_bytes())
-            codes.append(directory / f"{program}.code")
-            codes[-1].write_bytes(code)
-        endpoint = Endpoint("127.0.0.1", 18471)
-
-        def order(number: int) -> GuestOrder:
-            return GuestOrder(
-                guest=f"web-{number}",
-                process="web",
-                code_path=str(codes[number % 2]),
-                code_kind="component",
-                args=("--port", str(endpoint.port)),
-                env={},
-                preopens=(),
-                listen={"http": endpoint},
-                connect={},
-                memory_bytes=64 << 20,
-                cpus=(),
-                output_path=str(directory / "web.log"),
-            )
-
+        programs = served.compile_all(options, directory)
         runtime = await connect(directory)
         try:
-            await runtime.spawn(order(0))
-            await runtime.wait_ready("web-0", Ready("http", "/"), deadline_s=READY_S)
-            calm = await load_process(endpoint.address, endpoint.port, rate, 5.0)
-            seconds = swaps * (gap_s + 0.03) + 2.0
-            loading = asyncio.create_task(load_process(endpoint.address, endpoint.port, rate, seconds))
-            took = await swap_often(runtime, order, swaps, gap_s)
-            load = await loading
+            found = {}
+            for program in programs:
+                swaps = options.swaps if program.name == "c" else options.swaps_of_others
+                found[program.name] = await swap_one(runtime, directory, program, swaps, options.rate, options.gap)
+                if options.wrk:
+                    ratios = await throughput.compare(runtime, directory, program, options.wrk)
+                    found[program.name]["throughput"] = ratios
+            return found
         finally:
             await runtime.shut_down()
+
+
+async def swap_one(
+    runtime: Runtime, directory: Path, program: Served, swaps: int, rate: float, gap_s: float
+) -> dict[str, Any]:
+    def order(number: int) -> GuestOrder:
+        return program.order(directory, number, PORT)
+
+    first = order(0)
+    await runtime.spawn(first)
+    await runtime.wait_ready(first.guest, Ready("http", program.path), deadline_s=READY_S)
+    calm = await end_load(await start_load("127.0.0.1", PORT, rate, CALM_S))
+    loading = await start_load("127.0.0.1", PORT, rate, MAX_LOAD_S)
+    took = await swap_often(runtime, order, swaps, gap_s, program.path)
+    loading.terminate()
+    load = await end_load(loading)
+    await runtime.kill(order(swaps).guest)
+    await runtime.forget(order(swaps).guest)
+    steps = {step: summary(getattr(took, step)) for step in ("spawn", "ready", "flip", "drain")}
     return {
         "swaps": swaps,
         "served": load.served,
@@ -223,13 +235,9 @@ async def benchmark(swaps: int, rate: float, gap_s: float) -> dict[str, Any]:
         "errors": load.errors | calm.errors,
         "kept_connections": load.kept_connections,
         "not_drained": took.not_drained,
-        "median_ms": {
-            "spawn": round(statistics.median(took.spawn), 2),
-            "ready": round(statistics.median(took.ready), 2),
-            "flip": round(statistics.median(took.flip), 3),
-            "drain": round(statistics.median(took.drain), 1),
-        },
+        "ms": steps,
         "p99_ms": {"calm": percentile(calm.latencies_ms, 0.99), "swapping": percentile(load.latencies_ms, 0.99)},
+        "median_ms": {"calm": percentile(calm.latencies_ms, 0.5), "swapping": percentile(load.latencies_ms, 0.5)},
     }
 
 
@@ -239,20 +247,23 @@ def percentile(values: list[float], part: float) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="swaps under load")
-    parser.add_argument("--swaps", type=int, default=50)
+    parser.add_argument("--swaps", type=int, default=200)
+    parser.add_argument("--swaps-of-others", type=int, default=40, help="of the guests in Python and JavaScript")
+    served.add_options(parser)
+    parser.add_argument("--wrk", help="the command wrk: measures throughput as well")
     parser.add_argument("--rate", type=float, default=300.0, help="new connections per second")
     parser.add_argument("--gap", type=float, default=0.2, help="seconds between swaps")
     parser.add_argument("--load", help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, default=5.0, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=CALM_S, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.load:
         address, _, port = options.load.partition(",")
         load = asyncio.run(put_load(address, int(port), options.rate, options.seconds))
         sys.stdout.write(msgspec.json.encode(load).decode())
         return 0
-    result = asyncio.run(benchmark(options.swaps, options.rate, options.gap))
+    result = asyncio.run(benchmark(options))
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
-    return 1 if result["failed"] else 0
+    return int(any(of["failed"] for of in result.values()))
 
 
 if __name__ == "__main__":
