@@ -9,13 +9,14 @@ a moment, and nothing is written outside of memory. The same plan, seed and fail
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
 from cas.digest import Digest
+from cas.errors import BlobMissing
 from cas.exchange import cost
 from cas.interface import BlobStat, ExchangeStore
 from cas.memory import MemoryStore
@@ -172,7 +173,8 @@ class _Run:
 
 
 class _Scratch(MemoryStore):
-    """A store that keeps what is written in memory and finds everything else in the real one."""
+    """A store that keeps what is written in memory and finds everything else in the real one. Blobs for hosts are never
+    read through: an inventory lists none that is new, and the deployer of the model sends each host all it lacks."""
 
     def __init__(self, below: ExchangeStore, plan: Plan) -> None:
         super().__init__(clock=lambda: 0.0)
@@ -185,6 +187,11 @@ class _Scratch(MemoryStore):
 
     def read(self, digest: Digest) -> bytes:
         return super().read(digest) if digest in self.blobs else self._below.read(digest)
+
+    def stream(self, digest: Digest) -> Iterator[bytes]:
+        if digest not in self.blobs:
+            raise BlobMissing(digest)
+        return super().stream(digest)
 
     def stat(self, digest: Digest) -> BlobStat:
         return super().stat(digest) if digest in self.blobs else self._below.stat(digest)

@@ -23,8 +23,12 @@ from agent.api import (
     Configure,
     CreateVolume,
     Envelope,
+    Fetch,
+    Fetched,
     HostFacts,
+    Meet,
     Outcome,
+    PeersStatus,
     ProcessSpec,
     ProcessState,
     ProcessStatus,
@@ -251,6 +255,18 @@ class ModelClient(AgentClient):
     async def processes(self) -> tuple[ProcessStatus, ...]:
         await self._arrive()
         return self._host.statuses()
+
+    async def meet(self, meet: Meet) -> PeersStatus:
+        """It knows of no neighbours: what it lacks is sent to it."""
+        del meet
+        await self._arrive()
+        return PeersStatus("", ())
+
+    async def fetch(self, fetch: Fetch) -> Fetched:
+        """Nothing comes from neighbours."""
+        del fetch
+        await self._arrive()
+        return Fetched(self._host.lack.missing, under_way=False)
 
     async def query(self, query: BlobQuery) -> BlobAnswer:
         await self._arrive()

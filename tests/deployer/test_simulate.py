@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cas.memory import MemoryStore
+from cas.store import Store
 from deployer import canonical
 from deployer.comparison import cost_of
 from deployer.errors import BadInput
@@ -69,6 +72,24 @@ def test_without_failures_every_host_ends_with_the_new_version() -> None:
     assert set(result.hosts.values()) == {HostEnd.NEW}
     assert result.history[-1].what == "applied"
     assert [happening.at_s for happening in result.history] == sorted(h.at_s for h in result.history)
+
+
+def test_blobs_that_the_store_keeps_as_deltas_are_no_hindrance(tmp_path: Path) -> None:
+    made = case()
+    with Store.open(tmp_path) as store:
+        for data in made.store.blobs.values():
+            store.put(data)
+        first, second = (os.urandom(200_000) for _ in range(2))
+        one = store.put(first, name="web").digest
+        two = store.put(first[:100_000] + b"changed" + first[100_000:] + second[:9], name="web").digest
+        assert store.stat(two).encoding == "delta"
+        before, after = fleet(web=web(one, Update())), fleet(web=web(two, Update()))
+        for definition in (before, after):
+            store.put(canonical.encode(definition))
+        observed = assume(before)
+        plan = make_plan("minimal", version(before), version(after), observed)
+        lacking = {host: Lack((two,), (one,)) for host in plan.hosts()}
+        assert simulate(plan, observed, store, lacking).outcome == "applied"
 
 
 def test_a_process_that_never_gets_ready_brings_back_those_that_had_moved() -> None:
