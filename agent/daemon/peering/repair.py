@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from typing import Final
 
 from blake3 import blake3
 
 from agent.api import Neighbour
-from agent.client import AgentError
+from agent.client import AgentError, HostUnreachable
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.links import Links
 from cas.check import REPAIR_BYTES
@@ -24,7 +24,9 @@ from cas.errors import BlobMissing
 
 ASKED: Final = 16
 """So many neighbours are asked for one blob, those of the same region first."""
-WITHIN_S: Final = 300.0
+WITHIN_S: Final = 120.0
+LEFT_S: Final = 60.0
+"""A neighbour that does not answer, or does not end, is asked for nothing more for so long."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,24 +34,32 @@ _log = logging.getLogger(__name__)
 class Rescue:
     """Where a host gets a blob from that it should have."""
 
-    def __init__(self, acquaintance: Acquaintance, links: Links) -> None:
+    def __init__(self, acquaintance: Acquaintance, links: Links, now_s: Callable[[], float]) -> None:
         self._acquaintance = acquaintance
         self._links = links
+        self._now_s = now_s
+        self._left_until_s: dict[str, float] = {}
 
     async def fetch(self, digest: Digest, *, max_bytes: int = REPAIR_BYTES) -> bytes:
         """The blob, verified. Raises BlobMissing where no neighbour gives it."""
         for neighbour in self._nearest(digest):
-            if digest in self._links.of(neighbour.host).banned:
+            if digest in self._links.of(neighbour.host).banned or self._is_left(neighbour.host):
                 continue
             try:
                 async with asyncio.timeout(WITHIN_S):
                     data = await self._take(neighbour, digest, max_bytes)
             except (AgentError, TimeoutError) as error:
                 _log.info("%s does not give %s: %s", neighbour.host, short(digest), error)
+                if isinstance(error, HostUnreachable | TimeoutError):
+                    self._links.of(neighbour.host).failures += 1
+                    self._left_until_s[neighbour.host] = self._now_s() + LEFT_S
                 continue
             if data is not None:
                 return data
         raise BlobMissing(digest)
+
+    def _is_left(self, host: str) -> bool:
+        return self._now_s() < self._left_until_s.get(host, self._now_s())
 
     async def _take(self, neighbour: Neighbour, digest: Digest, max_bytes: int) -> bytes | None:
         hasher, held = blake3(), bytearray()

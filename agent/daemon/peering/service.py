@@ -67,7 +67,7 @@ class Peering:
         self._catching_up: asyncio.Task[None] | None = None
         self._errands = Errands(state_dir / ERRANDS_NAME, self._carry_out, unix_s)
         self.giving = Giving(store, Shelf(store, self._spool, state_dir), self._news, limits, now_s)
-        self.rescue = Rescue(self._acquaintance, self._links)
+        self.rescue = Rescue(self._acquaintance, self._links, now_s)
 
     async def open(self, needed: Callable[[], Iterable[Digest]] = tuple) -> None:
         """Go on with what was being fetched, and get what is gone of the blobs that this host needs."""

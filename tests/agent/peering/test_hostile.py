@@ -145,3 +145,21 @@ def test_a_bad_question_is_refused(tmp_path: Path, body: bytes) -> None:
                     assert caught.value.refusal.reason is Reason.BAD_REQUEST
 
     run(tmp_path, work)
+
+
+def test_a_host_without_room_takes_nothing_and_says_so(tmp_path: Path) -> None:
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra1", "fra2") as hood:
+            blob = hood.source.put(noise(2 * MiB)).digest
+            listed = hood.listed([blob])
+            await hood.give("fra1", [blob])
+            member = hood.members["fra2"]
+            member.agent._peering._spool._free = lambda _: MiB
+            done = await hood.fetch("fra2", [blob], listed=listed, wait_s=30.0)
+            assert (done.missing, done.under_way, done.region_bytes) == ((blob,), False, 0)
+            assert "no room" in done.trouble
+            assert not list((member.state_dir / "arriving").iterdir())
+            member.agent._peering._spool._free = lambda _: 1 << 40
+            assert (await hood.fetch("fra2", [blob], listed=listed, wait_s=30.0)).missing == ()
+
+    run(tmp_path, work)
