@@ -59,7 +59,7 @@ class Rescue:
         raise BlobMissing(digest)
 
     def _is_left(self, host: str) -> bool:
-        return self._now_s() < self._left_until_s.get(host, self._now_s())
+        return self._now_s() < self._left_until_s.get(host, float("-inf"))
 
     async def _take(self, neighbour: Neighbour, digest: Digest, max_bytes: int) -> bytes | None:
         hasher, held = blake3(), bytearray()
