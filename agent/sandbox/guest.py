@@ -94,6 +94,9 @@ def become_separate(order: GuestOrder, control: int, output: int) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     linux.close_all_but({0, 1, 2, control})
+    # A reading end of its own output, never read from: while a killed supervisor has no successor yet, what the program
+    # prints waits in the pipe instead of failing.
+    os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -266,6 +268,15 @@ def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
+def waiting_in_pipe(pid: int) -> int:
+    """Bytes of output that nobody has read."""
+    reading = os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+    answer = bytearray(4)
+    fcntl.ioctl(reading, termios.FIONREAD, answer)
+    os.close(reading)
+    return int.from_bytes(answer, sys.byteorder)
+
+
 async def killed(client: SupervisorClient) -> None:
     """Kill the supervisor; the client notices."""
     os.kill(client.supervisor_pid, signal.SIGKILL)
@@ -290,7 +301,10 @@ def test_the_supervisor_killed_is_noticed_and_its_successor_takes_its_guests_ove
         asking = await first.spawn(asks)
         await until(lambda: "connected" in output_of(tmp_path, "asks-1"), "it has asked")
         await killed(first)
+        kept = len(output_of(tmp_path, "asks-1"))
+        await until(lambda: waiting_in_pipe(asking.pid) > 1000, "it goes on printing with nobody there")
         async with supervisor(tmp_path) as second:
+            await until(lambda: len(output_of(tmp_path, "asks-1")) > kept + 1000, "nothing of that is lost")
             states = await second.guests()
             assert {state.pid for state in states.values()} == {kv.pid, asking.pid}
             assert all(state.serving and state.exit_code is None for state in states.values())
