@@ -339,6 +339,8 @@ class Fetch:
         blob.have.pop(form, None)
         blob.offered.pop(form, None)
         self._by_form.pop(form, None)
+        for peer in self._peers.values():
+            peer.known.pop(form, None)
         if not blob.forms:
             self._end(blob, ok=False, reason=reason)
 
@@ -465,7 +467,8 @@ class Fetch:
         elif get is not None:
             empty = get.last_s == get.since_s
             for form, left in get.left.items():  # It may not have these after all.
-                get.peer.known[form] = get.peer.known.get(form, 0) & ~left
+                if form in get.peer.known:
+                    get.peer.known[form] &= ~left
             peer = get.peer
             self._close(event.id, get, cancel=False)
         else:

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         mine = holders.get(name, [])
         wants = [Want(one, swarm) for number, one in enumerate(items) if number not in mine]
         network.at(chance.random() * 0.2, partial(host.want, wants))
-    network.run(until_s=given.until, is_done=world.is_done, check_every=20000)
+    network.run(until_s=given.until, is_done=world.is_done, check_every=given.hosts)
     _report(world, first, total, bound_s, failing)
     return 0 if not [host for host in world.sound() if host.fetch.wanted] else 1
 
