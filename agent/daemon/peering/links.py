@@ -22,8 +22,6 @@ from agent.daemon.peering.limits import PeerLimits, Throttle
 from cas.digest import Digest
 
 LINKS: Final = 64
-RATE_OVER_S: Final = 1.0
-"""A rate is that of so many of the last seconds in which pieces came."""
 
 
 class Counted(msgspec.Struct):
