@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +63,8 @@ MAX_BLOB_BYTES: Final = 1 << 30
 PEER_TIMEOUT_S: Final = 10.0
 """Between hosts, where another may have what one does not give."""
 WRITE_BYTES: Final = 256 << 10
+READ_AHEAD_BYTES: Final = 1 << 20
+"""What may have arrived of an answer beyond what was taken of it."""
 TRIES: Final = 2
 """A connection that the host closed while it lay idle costs one more try."""
 
@@ -128,7 +130,7 @@ class AgentClient:
     async def __aenter__(self) -> Self:
         self._context = await asyncio.to_thread(tls.client_context, self._credentials_dir)
         connector = aiohttp.TCPConnector(limit=16, socket_factory=_socket_with_keepalive)
-        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=READ_AHEAD_BYTES)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
@@ -328,12 +330,14 @@ class AgentClient:
             raise BadAnswer(f"{self.host_name} sent an answer that is not of this API: {error}") from error
 
     async def _bounded(self, answer: aiohttp.ClientResponse, limit: int) -> bytes:
-        data = bytearray()
+        pieces: list[bytes] = []
+        size = 0
         async for piece in answer.content.iter_any():
-            data += piece
-            if len(data) > limit:
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
                 raise BadAnswer(f"{self.host_name} sent more than {limit} bytes where no answer is so large")
-        return bytes(data)
+        return b"".join(pieces)  # Appending to one array would copy a large answer again and again.
 
 
 def refused_because(error: BaseException, *reasons: Reason) -> bool:
@@ -341,16 +345,35 @@ def refused_because(error: BaseException, *reasons: Reason) -> bool:
     return isinstance(error, CallRefused) and error.refusal.reason in reasons
 
 
-async def _in_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+def _gathered(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
+    """The same bytes in chunks of at least `WRITE_BYTES`, the last excepted: each costs a change of threads."""
     iterator = iter(chunks)
+    held: list[bytes] = []
+    size = 0
+    try:
+        for chunk in iterator:
+            held.append(chunk)
+            size += len(chunk)
+            if size >= WRITE_BYTES:
+                yield b"".join(held)
+                held.clear()
+                size = 0
+        if held:
+            yield b"".join(held)
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+
+
+async def _in_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    iterator = _gathered(chunks)
     try:
         while (chunk := await asyncio.to_thread(next, iterator, None)) is not None:
             for start in range(0, len(chunk), WRITE_BYTES):
                 yield chunk[start : start + WRITE_BYTES]
     finally:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            await asyncio.to_thread(close)
+        await asyncio.to_thread(iterator.close)
 
 
 def _plain(error: BaseException) -> str:

@@ -50,6 +50,8 @@ STOP_WITHIN_S: Final = 5.0
 """What requests that are under way get when the agent ends."""
 FIRST_LINK_S: Final = 30.0
 BACKLOG: Final = 128
+READ_AHEAD_BYTES: Final = 1 << 20
+"""What may have arrived of one request beyond what its handler has taken: blobs are then handed over in large parts."""
 """So many connections are accepted per turn; where descriptors run out, asyncio logs as many errors each second."""
 THREADS: Final = 16
 """For disk work: fsync, the store, hashing."""
@@ -161,7 +163,9 @@ async def listening(agent: Agent, context: ssl.SSLContext, address: str, port: i
     """Take calls; the `address:port` that is listened on. Raises AgentCannotStart."""
     from aiohttp import web
 
-    runner = web.AppRunner(agent.service.application(), access_log=None, shutdown_timeout=STOP_WITHIN_S)
+    runner = web.AppRunner(
+        agent.service.application(), access_log=None, shutdown_timeout=STOP_WITHIN_S, read_bufsize=READ_AHEAD_BYTES
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, address, port, ssl_context=context, backlog=BACKLOG).start()

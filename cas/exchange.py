@@ -29,7 +29,7 @@ SMALL_BYTES = 64 << 10
 """Payloads up to this size, of blobs up to `SMALL_BLOB_BYTES`, are stored many in one transaction."""
 SMALL_BLOB_BYTES = 1 << 20
 GATHER_BYTES = 4 << 20
-GATHER_BLOBS = 2048
+GATHER_BLOBS = 16_384
 LEASE_S = 3600.0
 
 _KINDS = {"plain": wire.PLAIN, "zstd": wire.ZSTD}

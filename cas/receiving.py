@@ -31,7 +31,7 @@ class ReceivedBlob:
         self._size = size
         self._hasher = blake3()
         self._seen = 0
-        self._body: IncomingBody | None = IncomingBody(access.write_nothing_back, access.clock)
+        self._body: IncomingBody | None = IncomingBody(access.write_nothing_back, access.clock, checked=kind != PLAIN)
         self._inflate = self._take if kind == PLAIN else self._inflater()
 
     def write(self, chunk: bytes) -> None:

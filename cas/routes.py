@@ -72,6 +72,9 @@ def cheapest(stat: Stat, digest: Digest, held: set[Digest], wanted: set[Digest])
     BlobMissing."""
     if digest in held:
         return []
+    own = stat(digest)
+    if own.base is None and not own.patches:
+        return [Step(own, None, own.stored_bytes)]  # No delta leads to it, as to most small blobs.
     stats = reach(stat, digest)
     whole = {digest: whole_bytes(stats, digest)}
     best = _search(stats, digest, whole | dict.fromkeys(held & stats.keys(), 0))
