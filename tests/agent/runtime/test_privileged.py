@@ -178,8 +178,10 @@ def test_kill_9_leaves_neither_a_mount_nor_a_loop_device(tmp_path: Path, victim:
             os.kill(client.supervisor_pid, signal.SIGKILL)
             await client.close()
             await until(lambda: not is_alive(client.supervisor_pid), "the supervisor is dead")
-            async with supervisor(tmp_path):  # ends the orphan
-                await until(lambda: mounts.attached(image) == [], "the loop device is free")
+            async with supervisor(tmp_path) as successor:  # takes the guest over with what it has mounted
+                assert [one.pid for one in (await successor.guests()).values()] == [state.pid]
+                assert len(mounts.attached(image)) == 1
+            await until(lambda: mounts.attached(image) == [], "the loop device is free")
             return
         os.kill(state.pid, signal.SIGKILL)
         await until(lambda: mounts.attached(image) == [], "the loop device is free")
