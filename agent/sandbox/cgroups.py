@@ -1,9 +1,10 @@
 """Control groups: memory of the whole process, its share of the processors, its threads, all kept by the kernel.
 
-A group for each agent (`lowcloud-<hash of its state directory>`) inside the group that the agent runs in, so whatever
-limits the agent limits its guests; in it one group for each guest. Version 1 has a hierarchy for each controller,
-version 2 one for all; a machine may have both, and what each offers is looked up. A guest's process joins its groups
-itself, before it has memory to speak of and while it still may.
+A group for each agent (`lowcloud-<hash of its state directory>`), in it one for each guest. Version 1 has a hierarchy
+for each controller, and the agent's group lies inside the one that the agent runs in, so whatever limits the agent
+limits its guests. Version 2 has one hierarchy for all; there the agent's group lies at the top, or where it was
+delegated. A machine may have both, and what each offers is looked up. A guest's process joins its groups itself, before
+it has memory to speak of and while it still may.
 
 Files and units: `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst` of the kernel.
 """
@@ -13,14 +14,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 MOUNTS: Final = Path("/proc/self/mounts")
 OWN_GROUPS: Final = Path("/proc/self/cgroup")
 CONTROLLERS: Final = ("memory", "cpu", "pids")
 LEAF: Final = "agent"
-"""Version 2 forbids processes in a group whose children are controlled, so the agent moves into a child of its own."""
+"""Version 2: an agent that a service manager has put in a group of this name (`DelegateSubgroup=agent`) may use the one
+above it."""
 MAX_THREADS: Final = 512
 SHARES_OF_A_CORE: Final = 1024
 WEIGHT_OF_A_CORE: Final = 100
@@ -34,7 +36,7 @@ class Hierarchy(NamedTuple):
     """A place where groups can be made, and for what."""
 
     directory: Path
-    """The group that the agent runs in."""
+    """The group in which the agent makes its own."""
     version: int
     controllers: tuple[str, ...]
 
@@ -71,7 +73,11 @@ def hierarchies(mounts: str, own: str) -> list[Hierarchy]:
                 if wanted and options.issuperset(names):
                     found.append(Hierarchy(_below(fields[1], path), 1, wanted))
         elif fields[2] == "cgroup2" and ("",) in paths:
-            found.append(Hierarchy(_below(fields[1], paths["",]), 2, CONTROLLERS))
+            # Not inside the agent's own group: there the controllers could be had only while no process is in it, and a
+            # service manager that starts the agent again, beside guests that run, would fail to put it there.
+            own_path = PurePosixPath(paths[("",)])
+            top = str(own_path.parent) if own_path.name == LEAF else "/"
+            found.append(Hierarchy(_below(fields[1], top), 2, CONTROLLERS))
     return found
 
 
@@ -186,15 +192,9 @@ def _usable(place: Hierarchy) -> tuple[str, ...]:
     return given
 
 
-def _switch_on(own: Path, controllers: tuple[str, ...]) -> None:
-    """Version 2: let children of a group have these. A group with processes cannot: then they are ours, it is hoped."""
-    switches = " ".join(f"+{name}" for name in controllers)
-    try:
-        _write(own / "cgroup.subtree_control", switches)
-    except OSError:
-        (own / LEAF).mkdir(exist_ok=True)
-        join(str(own / LEAF))
-        _write(own / "cgroup.subtree_control", switches)
+def _switch_on(group: Path, controllers: tuple[str, ...]) -> None:
+    """Version 2: let children of a group have these. Raises OSError where processes are in it."""
+    _write(group / "cgroup.subtree_control", " ".join(f"+{name}" for name in controllers))
 
 
 def _make_top(place: Hierarchy, directory: Path) -> None:

@@ -24,6 +24,7 @@ from agent.supervisor.output_pipe import OutputFile, OutputPipe
 from agent.supervisor.wire import MAX_GUEST_MESSAGE_BYTES, Born, Failed, FromGuest, Running, Sandboxed
 
 MAX_KEPT_REFUSALS: Final = 8
+MAX_TOLD_REFUSALS: Final = 100
 MAX_MESSAGES_PER_TURN: Final = 16
 EXIT_UNKNOWN: Final = 255
 """Of a guest that was taken over: another process is its parent."""
@@ -52,6 +53,7 @@ class Guest:
         """Somebody asked for its end, so its exit is no news."""
         self.refusals: collections.deque[str] = collections.deque(maxlen=MAX_KEPT_REFUSALS)
         """What its program asked the network for and did not get."""
+        self._told_refusals = 0
         self.changed = Signal()
         self._loop = loop
         self._ending = False
@@ -86,6 +88,14 @@ class Guest:
     @property
     def ended(self) -> bool:
         return self.exit_code is not None
+
+    def note_refusal(self, text: str) -> None:
+        """Keep what its program asked for and did not get, and say it in its output, once for each thing while it is
+        remembered and at most so often: a program that asks without end must not write without end."""
+        if text not in self.refusals and self._told_refusals < MAX_TOLD_REFUSALS:
+            self._told_refusals += 1
+            self._output.note(f"[lowcloud] {text}\n".encode())
+        self.refusals.append(text)
 
     def far_descriptors(self) -> list[int]:
         """Output pipe and control socket, as the guest gets them."""

@@ -162,13 +162,13 @@ class Notifications:
         except Refused as refused:
             value, failure = 0, refused.number
             if refused.text:
-                self._guest.refusals.append(refused.text)
+                self._guest.note_refusal(refused.text)
         except GuestFailed as error:
             value, failure = 0, errno.EADDRINUSE
-            self._guest.refusals.append(str(error))
+            self._guest.note_refusal(str(error))
         except OSError as error:
             value, failure = 0, error.errno or errno.EIO
-            self._guest.refusals.append(f"the supervisor could not do what it asked for: {error}")
+            self._guest.note_refusal(f"the supervisor could not do what it asked for: {error}")
         with contextlib.suppress(OSError):
             linux.ioctl(self.descriptor, _SEND, _ANSWER.pack(question.id, value, -failure, 0))
         return True
@@ -271,7 +271,7 @@ class Notifications:
         except Refused as refused:
             failure = refused.number
             if refused.text:
-                self._guest.refusals.append(refused.text)
+                self._guest.note_refusal(refused.text)
         except OSError as error:
             failure = error.errno or errno.EIO
         with contextlib.suppress(OSError):

@@ -169,6 +169,8 @@ def test_what_is_not_listed_cannot_be_reached_or_opened() -> None:
                 return word in b"".join([piece async for piece in here.client.output(name)]).decode()
 
             await until(told)
+        said = b"".join([piece async for piece in here.client.output("attacker-0")]).decode()
+        assert f"[lowcloud] it may not connect to 127.0.0.1:{here.port}/tcp" in said
 
     against(attempt)
 

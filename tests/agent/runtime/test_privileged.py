@@ -230,10 +230,14 @@ def test_both_versions_of_control_groups_are_found_where_the_agent_is() -> None:
     assert cgroups.hierarchies(V1, V1_OWN) == [
         Hierarchy(Path("/sys/fs/cgroup/cpu"), 1, ("cpu",)),
         Hierarchy(Path("/sys/fs/cgroup/memory/user/one"), 1, ("memory",)),
-        Hierarchy(Path("/sys/fs/cgroup/unified/user.slice"), 2, ("memory", "cpu", "pids")),
+        Hierarchy(Path("/sys/fs/cgroup/unified"), 2, ("memory", "cpu", "pids")),
     ]
-    alone = cgroups.hierarchies("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n", "0::/system.slice/agent.service\n")
-    assert [place.directory for place in alone] == [Path("/sys/fs/cgroup/system.slice/agent.service")]
+    for own, place in {
+        "/system.slice/agent.service": "/sys/fs/cgroup",
+        "/user.slice/lowcloud.service/agent": "/sys/fs/cgroup/user.slice/lowcloud.service",
+    }.items():
+        alone = cgroups.hierarchies("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n", f"0::{own}\n")
+        assert [found.directory for found in alone] == [Path(place)]
     assert cgroups.hierarchies("", "") == []
 
 
