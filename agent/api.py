@@ -85,10 +85,10 @@ class Update(Struct, frozen=True):
     """How long the old version may finish its connections after the new one has taken over."""
     on_failure: Literal["rollback", "pause"] = "rollback"
     probation_s: Annotated[float, Meta(ge=0, le=3600)] | UnsetType = UNSET
-    """How long a version that has taken over is watched: if it ends badly or is unready in that time, the host goes back
-    to the version before by itself."""
+    """How long a version that has taken over is watched: if it ends badly or is unready in that time, the host goes
+    back to the version before by itself."""
     config: Literal["restart", "reload"] | UnsetType = UNSET
-    """`reload`: the program reads its configuration files again by itself, so new ones are put under a running guest."""
+    """`reload`: the program reads its configuration files again by itself; new ones are put under a running guest."""
 
     def __post_init__(self) -> None:
         if self.probation_s == 0:

@@ -293,9 +293,9 @@ def test_swaps_under_load_lose_no_connection(tmp_path: Path) -> None:
 
             await client.spawn(version(0))
             await client.wait_ready("web-0", Ready("http", "/"), deadline_s=READY_S)
-            load = asyncio.create_task(swap.load_process(endpoint.address, endpoint.port, rate, swaps * 0.25 + 1))
+            load = await swap.start_load(endpoint.address, endpoint.port, rate, swaps * 0.25 + 1)
             took = await swap.swap_often(client, version, swaps, gap_s)
-            seen = await load
+            seen = await swap.end_load(load)
             assert seen.errors == {}
             assert seen.failed == 0
             assert seen.served > 500
