@@ -102,7 +102,12 @@ def test_a_cloud_that_requires_signatures_applies_nothing_else(shop: Shop) -> No
     try:
         settings.write_text("require_signed_plans = true\n")
         shop.succeed("plan", "-o", shop.root / "bare.plan")
-        for words in (("apply", "--yes"), ("apply", shop.root / "bare.plan", "--yes"), ("rollback", "--yes")):
+        for words in (
+            ("apply", "--yes"),
+            ("apply", shop.root / "bare.plan", "--yes"),
+            ("rollback", "--yes"),
+            ("up", "--detach"),
+        ):
             refused = shop.run(*words)
             assert refused.code == 2
             assert "require_signed_plans" in refused.err

@@ -39,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
+    from deployer.errors import SignatureInvalid
     from tools.deploying import exit_code, version_of_file
     from tools.local_cloud import ended_since, loopback_hosts, start_agents, stop_agents
 
@@ -54,7 +55,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
             out.line(f"{one.host} {'runs' if one.new else 'ran already'} at {one.address}, pid {one.pid}")
         ours = [one for one in started if one.new]
         try:
-            applied = _apply(cloud, version, args, out)
+            try:
+                applied = _apply(cloud, version, args, out)
+            except SignatureInvalid:
+                if args.detach:
+                    ours = []  # a signed plan is applied to these agents
+                raise
             _finish(applied, started, out)
             if args.detach:
                 if exit_code(applied) == errors.DONE or applied.is_behind:
@@ -75,12 +81,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _apply(cloud: Cloud, version: Version, args: argparse.Namespace, out: Output) -> Applied:
-    from tools.deploying import carried_out, planned, probation_s
+    from tools.deploying import carried_out, planned, probation_s, refuse_unsigned
 
     work = planned(
         cloud, version, args.planner, allow_unreachable=args.allow_unreachable, probation_s=probation_s(args)
     )
     plan, _ = asyncio.run(work)
+    if not plan.is_empty:
+        refuse_unsigned(cloud)
     return asyncio.run(carried_out(cloud, plan, out, message="up"))
 
 
