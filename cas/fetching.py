@@ -75,11 +75,11 @@ class Limits(msgspec.Struct, frozen=True):
     answer_s: float = 5.0
     """A question is answered so long after its `wait_s` at the latest."""
     stall_s: float = 12.0
-    slow_s: float = 3.0
+    slow_s: float = 6.0
     ask_gap_s: float = 0.1
     settle_s: float = 0.3
     relief_s: float = 1.0
-    takeover_s: float = 3.0
+    takeover_s: float = 8.0
     patience_s: float = 120.0
 
 
