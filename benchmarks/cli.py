@@ -67,8 +67,8 @@ def _commands() -> dict[str, list[str]]:
 def _make_cloud(directory: Path) -> None:
     """A cloud with a history."""
     sys.path.insert(0, str(ROOT))
-    from deployer import release
-    from deployer.cloud import Cloud
+    from deployer.cloud.cloud import Cloud
+    from deployer.history import release
 
     with Cloud.create(directory) as cloud:
         parent = None

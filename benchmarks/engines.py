@@ -20,9 +20,9 @@ from benchmarks.measure import measured
 from cas.digest import Digest, digest_of
 from cas.engines.shared import SharedStore
 from cas.store import Store
-from deployer.cloud import Cloud
-from deployer.engines import open_refs, open_shared
-from deployer.migrate import migrate
+from deployer.cloud.cloud import Cloud
+from deployer.cloud.engines import open_refs, open_shared
+from deployer.cloud.migrate import migrate
 from tests.engines.releases import make_release
 from tests.engines.servers import EtcdCluster, Weed, with_credentials
 

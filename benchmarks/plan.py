@@ -85,11 +85,12 @@ def show(rows: dict[int, dict[str, Any]]) -> None:
 
 def measure(hosts: int, planner: str, profile: str | None) -> dict[str, float]:
     from cas.memory import MemoryStore
-    from deployer import canonical, definition
-    from deployer.drift import drift
-    from deployer.observe import assume
-    from deployer.planners import make_plan, version
-    from deployer.resolve import resolve
+    from deployer.applying.drift import drift
+    from deployer.applying.observe import assume
+    from deployer.language import definition
+    from deployer.planning.planners import make_plan, version
+    from deployer.resolving import canonical
+    from deployer.resolving.resolve import resolve
 
     found: dict[str, float] = {}
 
@@ -130,7 +131,7 @@ def measure(hosts: int, planner: str, profile: str | None) -> dict[str, float]:
 def _cpu_s(act: Callable[[], T], *, show: bool) -> tuple[T, float]:
     """What an earlier step has left behind to be found again is forgotten first."""
     from agent import api
-    from deployer import endpoints
+    from deployer.language import endpoints
 
     for remembered in (
         api._spec_digest,

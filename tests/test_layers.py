@@ -55,7 +55,7 @@ def test_imports_only_go_down(package: str) -> None:
     [
         ("delta", "import cas"),
         ("cas", "from agent.api import Call"),
-        ("agent", "def late():\n    import deployer.plan"),
+        ("agent", "def late():\n    import deployer.planning.plan"),
         ("deployer", "from agent.daemon import server"),
         ("deployer", "import agent.daemon.state"),
     ],

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
-    from deployer.cloud import Cloud
+    from deployer.cloud.cloud import Cloud
 
 
 def open_cloud(args: argparse.Namespace) -> Cloud:
     """The cloud of `-C` (or LOWCLOUD_DIR), otherwise of the nearest directory upwards, with the overlay of `-e`."""
-    from deployer.cloud import NAME, Cloud
+    from deployer.cloud.cloud import NAME, Cloud
 
     if args.overlay is not None and not NAME.fullmatch(args.overlay):
         from tools.errors import UsageError

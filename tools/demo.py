@@ -24,13 +24,13 @@ from typing import Any, Final
 import msgspec
 
 from agent.api import JournalEntry
-from deployer import audit
-from deployer import release as releases
-from deployer.audit import timeline
-from deployer.cloud import Cloud
-from deployer.outcome import Applied, CallDone, Outcome
-from deployer.plan import Kind, Plan, blobs_of
-from deployer.verify import verify
+from deployer.applying.outcome import Applied, CallDone, Outcome
+from deployer.cloud.cloud import Cloud
+from deployer.history import audit
+from deployer.history import release as releases
+from deployer.history.audit import timeline
+from deployer.history.verify import verify
+from deployer.planning.plan import Kind, Plan, blobs_of
 from tools import guests
 from tools.commands.audit import show_spans, span_as_dict
 from tools.deploying import (

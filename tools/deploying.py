@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Collection
 
-    from deployer.cloud import Cloud
-    from deployer.offline import HostReadiness
-    from deployer.outcome import Applied, Brought, CallDone
-    from deployer.plan import Plan, Step
-    from deployer.planners import Version
-    from deployer.progress import Phase, Progress
-    from deployer.release import Link
-    from deployer.resolve import Resolved
-    from deployer.schema import Definition
-    from deployer.signing import Signed
-    from deployer.site import Site
+    from deployer.applying.outcome import Applied, Brought, CallDone
+    from deployer.applying.progress import Phase, Progress
+    from deployer.applying.site import Site
+    from deployer.cloud.cloud import Cloud
+    from deployer.history.release import Link
+    from deployer.language.schema import Definition
+    from deployer.planning.offline import HostReadiness
+    from deployer.planning.plan import Plan, Step
+    from deployer.planning.planners import Version
+    from deployer.planning.signing import Signed
+    from deployer.resolving.resolve import Resolved
     from tools.output import Output
 
 
@@ -51,9 +51,9 @@ def seconds(text: str | None, option: str) -> float | None:
     """A time that an option gives, such as `10m`. Raises UsageError."""
     if text is None:
         return None
-    from deployer.plan import MAX_HOLD_S
-    from deployer.schema import Unit
-    from deployer.units import UnitError, parse
+    from deployer.language.schema import Unit
+    from deployer.language.units import UnitError, parse
+    from deployer.planning.plan import MAX_HOLD_S
 
     try:
         found = parse(Unit.MILLISECONDS, text) / 1000
@@ -70,10 +70,11 @@ def seconds(text: str | None, option: str) -> float | None:
 def resolved_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool = False) -> Resolved:
     """The definition in a file (default: the cloud's own) with every name a hash. Warnings go to stderr. Raises
     DefinitionInvalid."""
-    from deployer import definition, lock
-    from deployer.histories import shared_hosts
-    from deployer.resolve import resolve
-    from deployer.secrets import Secrets
+    from deployer.history.histories import shared_hosts
+    from deployer.language import definition
+    from deployer.resolving import lock
+    from deployer.resolving.resolve import resolve
+    from deployer.resolving.secrets import Secrets
 
     path = Path(file) if file else cloud.definition_path
     lock_path = lock.lock_path(path, cloud.overlay)
@@ -98,7 +99,7 @@ def resolved_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool =
 
 def version_of_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool = False) -> Version:
     """As `resolved_file`, and kept in the store."""
-    from deployer.planning import keep_definition
+    from deployer.planning.planning import keep_definition
 
     return keep_definition(cloud.store, resolved_file(cloud, file, out, locked=locked).definition)
 
@@ -112,11 +113,11 @@ async def open_site(
 ) -> AsyncIterator[Site]:
     """Everything that an operation on the cloud's hosts needs. `back`: `following` is an earlier definition, so hosts
     whose address differs in it are still where they are now."""
-    from deployer import trust
-    from deployer.fleet import Fleet
-    from deployer.planning import addresses_for
-    from deployer.progress import Quiet
-    from deployer.site import Site
+    from deployer.applying.fleet import Fleet
+    from deployer.applying.progress import Quiet
+    from deployer.applying.site import Site
+    from deployer.cloud import trust
+    from deployer.planning.planning import addresses_for
 
     addresses = addresses_for(cloud.store, cloud.ref, following, back=back)
     async with Fleet(addresses, cloud.credentials) as fleet:
@@ -132,7 +133,7 @@ async def planned(
     probation_s: float | None = None,
 ) -> tuple[Plan, dict[str, int]]:
     """A plan to this version, and the bytes that each host would be sent."""
-    from deployer.planning import plan_for
+    from deployer.planning.planning import plan_for
 
     async with open_site(cloud, following.definition) as site:
         name = planner or cloud.config.planner
@@ -142,8 +143,8 @@ async def planned(
 
 async def bytes_to_send(site: Site, plan: Plan) -> dict[str, int]:
     """What carrying out a plan would send to each host."""
-    from deployer.plan import blobs_by_host
-    from deployer.transfer import estimate
+    from deployer.applying.transfer import estimate
+    from deployer.planning.plan import blobs_by_host
 
     return await estimate(site, blobs_by_host(plan))
 
@@ -159,15 +160,15 @@ async def carried_out(
     catch_up_s: float = 0.0,
 ) -> Applied:
     """Carry out a plan, telling about each call; then, for so long at most, wait for the hosts that are away."""
-    from deployer.apply import apply
-    from deployer.catch_up import catch_up
-    from deployer.planners import Version
+    from deployer.applying.apply import apply
+    from deployer.applying.catch_up import catch_up
+    from deployer.planning.planners import Version
 
     async with _watched(cloud, plan, out) as site:
         applied = await apply(site, plan, message=message, signed=signed, forget=forget)
         if not catch_up_s:
             return applied
-        from deployer import release
+        from deployer.history import release
 
         following = Version(plan.definition, release.read_definition(cloud.store, plan.definition))
         return await catch_up(site, applied, following, cloud.config.planner, within_s=catch_up_s)
@@ -176,7 +177,7 @@ async def carried_out(
 def refuse_unsigned(cloud: Cloud) -> None:
     """For what makes its plan itself. Raises SignatureInvalid where the cloud takes signed plans only."""
     if cloud.config.require_signed_plans:
-        from deployer.signing import require
+        from deployer.planning.signing import require
 
         require(None, required=True)
 
@@ -184,15 +185,15 @@ def refuse_unsigned(cloud: Cloud) -> None:
 def rollback_target(cloud: Cloud, named: str | None = None) -> Link:
     """The release that this (abbreviated) hash names, or the one before what runs. Raises ReleaseMissing,
     NothingReleased."""
-    from deployer import release
+    from deployer.history import release
 
     return release.find(cloud.store, cloud.ref, named) if named else release.previous(cloud.store, cloud.ref)
 
 
 async def rollback_readiness(cloud: Cloud, to: Link, planner: str | None) -> tuple[Plan, list[HostReadiness]]:
     """A plan back to a release, and what each host that answers has of what it would need."""
-    from deployer.offline import readiness
-    from deployer.rollback import plan_rollback
+    from deployer.planning.offline import readiness
+    from deployer.planning.rollback import plan_rollback
 
     async with open_site(cloud, release_definition(cloud, to), back=True) as site:
         plan = await plan_rollback(site, to, planner or cloud.config.planner, allow_unreachable=True)
@@ -208,7 +209,7 @@ async def planned_rollback(
     probation_s: float | None = None,
 ) -> tuple[Plan, dict[str, int]]:
     """A plan back to a release, and the bytes to send."""
-    from deployer.rollback import plan_rollback
+    from deployer.planning.rollback import plan_rollback
 
     async with open_site(cloud, release_definition(cloud, to), back=True) as site:
         name = planner or cloud.config.planner
@@ -218,21 +219,21 @@ async def planned_rollback(
 
 async def rolled_back(cloud: Cloud, plan: Plan, to: Link, out: Output, *, message: str = "") -> Applied:
     """As `carried_out`, for a rollback."""
-    from deployer.rollback import rollback
+    from deployer.planning.rollback import rollback
 
     async with _watched(cloud, plan, out, back=True) as site:
         return await rollback(site, plan, to, message=message)
 
 
 def release_definition(cloud: Cloud, link: Link) -> Definition:
-    from deployer import release
+    from deployer.history import release
 
     return release.read_definition(cloud.store, link.release.definition)
 
 
 @asynccontextmanager
 async def _watched(cloud: Cloud, plan: Plan, out: Output, *, back: bool = False) -> AsyncIterator[Site]:
-    from deployer import release
+    from deployer.history import release
 
     following = release.read_definition(cloud.store, plan.definition)
     with out.progress("send") as bar:
@@ -241,7 +242,7 @@ async def _watched(cloud: Cloud, plan: Plan, out: Output, *, back: bool = False)
 
 
 class Telling:
-    """A `deployer.progress.Progress` that prints each call as it ends and moves a bar while bytes are sent."""
+    """A `deployer.applying.progress.Progress` that prints each call as it ends and moves a bar while bytes are sent."""
 
     def __init__(self, out: Output, bar: Any) -> None:
         self._out = out
@@ -295,7 +296,7 @@ def applied_as_dict(applied: Applied) -> dict[str, Any]:
 
 def show_applied(applied: Applied, out: Output) -> None:
     """The same for a person."""
-    from deployer.outcome import Outcome
+    from deployer.applying.outcome import Outcome
     from tools.showing import HOST_ENDS
 
     for call in applied.failed:

@@ -79,7 +79,7 @@ class Explained:
         return fields
 
     def lines(self) -> Iterator[str]:
-        from deployer.problems import MAX_PROBLEMS_SHOWN
+        from deployer.language.problems import MAX_PROBLEMS_SHOWN
         from tools.output import printable_lines
 
         if self.problems:

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
     from agent.api import Call, Outcome
     from agent.client import AgentError
-    from deployer.cloud import Cloud
-    from deployer.fleet import Answers
-    from deployer.schema import Definition
+    from deployer.applying.fleet import Answers
+    from deployer.cloud.cloud import Cloud
+    from deployer.language.schema import Definition
     from tools.output import Output
 
 
 def released_definition(cloud: Cloud) -> Definition | None:
     """What the newest release says should run; None before the first."""
-    from deployer import release
+    from deployer.history import release
 
     link = release.head(cloud.store, cloud.ref)
     return None if link is None else release.read_definition(cloud.store, link.release.definition)
@@ -29,9 +29,9 @@ def known_addresses(cloud: Cloud) -> dict[str, str]:
     """address:port of every host of the newest release and of the definition file, which counts where they differ.
     A definition file that is absent or invalid only counts for nothing where there is a release. Raises
     DefinitionInvalid."""
-    from deployer import definition
-    from deployer.fleet import addresses_of
-    from deployer.problems import DefinitionInvalid
+    from deployer.applying.fleet import addresses_of
+    from deployer.language import definition
+    from deployer.language.problems import DefinitionInvalid
 
     released = released_definition(cloud)
     try:
@@ -46,8 +46,8 @@ def known_addresses(cloud: Cloud) -> dict[str, str]:
 async def call_each(cloud: Cloud, hosts: Iterable[str], call: Call) -> Answers[Outcome]:
     """The same call, which belongs to no plan, on each of these hosts."""
     from agent.api import Envelope
-    from deployer import trust
-    from deployer.fleet import Fleet
+    from deployer.applying.fleet import Fleet
+    from deployer.cloud import trust
 
     envelope = Envelope(call, by=trust.common_name(cloud.credentials))
     async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:

@@ -31,8 +31,8 @@ from tools.errors import CommandError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from deployer.cloud import Cloud
-    from deployer.schema import Host
+    from deployer.cloud.cloud import Cloud
+    from deployer.language.schema import Host
 
 READY_TIMEOUT_S: Final = 60.0
 SHUTDOWN_TIMEOUT_S: Final = 30.0
@@ -70,14 +70,14 @@ class Started(msgspec.Struct, frozen=True):
 
 def loopback_hosts(hosts: Mapping[str, Host]) -> dict[str, str]:
     """The hosts of a definition that this machine can run: name to address:port."""
-    from deployer.endpoints import is_loopback, parse_host_address
+    from deployer.language.endpoints import is_loopback, parse_host_address
 
     return {name: host.address for name, host in hosts.items() if is_loopback(parse_host_address(host.address).address)}
 
 
 def is_local(address: str) -> bool:
     """Whether an agent at this address:port would be one of `up`'s."""
-    from deployer.endpoints import is_loopback, parse_host_address
+    from deployer.language.endpoints import is_loopback, parse_host_address
 
     return is_loopback(parse_host_address(address).address)
 
@@ -137,7 +137,7 @@ def _launch(cloud: Cloud, host: str, address: str) -> subprocess.Popen[bytes]:
 
 
 def _issue_credentials(cloud: Cloud, host: str, address: str, to: Path) -> None:
-    from deployer import trust
+    from deployer.cloud import trust
 
     if (to / "cert.pem").exists() and trust.days_left(to) > trust.RENEW_BELOW_DAYS:
         return

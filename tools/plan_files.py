@@ -9,9 +9,9 @@ from tools.cloud import shown_path
 from tools.errors import UsageError
 
 if TYPE_CHECKING:
-    from deployer.cloud import Cloud
-    from deployer.plan import Plan
-    from deployer.signing import Signed
+    from deployer.cloud.cloud import Cloud
+    from deployer.planning.plan import Plan
+    from deployer.planning.signing import Signed
 
 HINT = "make the plan again with `lowcloud plan -o FILE`"
 
@@ -19,8 +19,8 @@ HINT = "make the plan again with `lowcloud plan -o FILE`"
 def plan_in(cloud: Cloud, file: str | Path | None) -> tuple[Plan, Signed | None] | None:
     """The plan in a file and its signature (None: nobody's), or None where the file is something else, or not there.
     Its calls lead to the definition that it names, if that is in the store. Raises UsageError, SignatureInvalid."""
-    from deployer import signing
     from deployer.errors import RecordInvalid
+    from deployer.planning import signing
 
     if file is None or not Path(file).is_file():
         return None
@@ -43,9 +43,9 @@ def _must_lead_to_its_definition(cloud: Cloud, plan: Plan, file: str | Path) -> 
     """A file may have been changed since a planner made the plan: what a reviewer sees is the definition and the fields
     that differ, what runs is in the calls. Raises UsageError."""
     from cas.errors import BlobMissing
-    from deployer import release
-    from deployer.planners import astray
-    from deployer.specs import SpecImpossible
+    from deployer.history import release
+    from deployer.planning.planners import astray
+    from deployer.resolving.specs import SpecImpossible
 
     try:
         wrong = astray(plan, release.read_definition(cloud.store, plan.definition))
@@ -73,7 +73,7 @@ def read(cloud: Cloud, file: Path) -> tuple[Plan, str | None]:
 
 def write(cloud: Cloud, plan: Plan, file: Path, *, signed: bool) -> None:
     """Raises TrustError where there is nothing to sign with."""
-    from deployer import plan as plans
-    from deployer import signing
+    from deployer.planning import plan as plans
+    from deployer.planning import signing
 
     file.write_bytes(signing.sign(plan, cloud.credentials) if signed else plans.encode(plan))

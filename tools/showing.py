@@ -9,16 +9,16 @@ from tools.output import printable, printable_lines, shorten, size
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deployer.comparison import Cost
-    from deployer.plan import Plan, Step
-    from deployer.simulate import Simulated
-    from deployer.timing import Links
+    from deployer.planning.comparison import Cost
+    from deployer.planning.plan import Plan, Step
+    from deployer.planning.simulate import Simulated
+    from deployer.planning.timing import Links
     from tools.output import Output
 
 
 def plan_as_dict(plan: Plan, sizes: Mapping[str, int]) -> dict[str, Any]:
     """The stable JSON of a plan; `sizes` are the bytes to send to each host."""
-    from deployer.plan import plan_digest
+    from deployer.planning.plan import plan_digest
 
     return {
         "plan": plan_digest(plan),
@@ -87,7 +87,7 @@ def show_costs(costs: Sequence[Cost], links: Links, out: Output) -> None:
 
 def simulated_as_dict(plan: Plan, result: Simulated) -> dict[str, Any]:
     """The stable JSON of a simulation."""
-    from deployer.plan import plan_digest
+    from deployer.planning.plan import plan_digest
 
     return {
         "plan": plan_digest(plan),
@@ -133,7 +133,7 @@ HOST_ENDS: Mapping[str, str] = {
 
 def dotted(path: tuple[str, ...]) -> str:
     """A field as the definition file writes it."""
-    from deployer.wording import dotted as written
+    from deployer.language.wording import dotted as written
 
     return written(path)
 

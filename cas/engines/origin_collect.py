@@ -1,11 +1,12 @@
 """Collection at the shared origin: what nothing refers to and nobody has lately relied on is deleted.
 
-What refers to a blob, the caller says (every release of every ref, `deployer.roots`); what is young or held stays by
-the rule of `cas.engines.origin`, and so does every base of what stays. All times are the store's own: "now" is the time
-it gave to the announcement. The announcement belongs to one collection, is renewed under its tag before each deletion,
-and one that has lost it deletes nothing more. Killed at any point: what it had not deleted stays for the next one.
-Where an object that stays cannot be read, nothing is deleted: `check` repairs it first. What is not guarded against is
-a collection whose machine stands still for a quarter of an hour between renewing its announcement and deleting.
+What refers to a blob, the caller says (every release of every ref, `deployer.history.roots`); what is young or held
+stays by the rule of `cas.engines.origin`, and so does every base of what stays. All times are the store's own: "now" is
+the time it gave to the announcement. The announcement belongs to one collection, is renewed under its tag before each
+deletion, and one that has lost it deletes nothing more. Killed at any point: what it had not deleted stays for the next
+one. Where an object that stays cannot be read, nothing is deleted: `check` repairs it first. What is not guarded
+against is a collection whose machine stands still for a quarter of an hour between renewing its announcement and
+deleting.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from deployer import trust
-from deployer.audit import journals
-from deployer.cloud import Cloud
-from deployer.verify import verify
+from deployer.cloud import trust
+from deployer.cloud.cloud import Cloud
+from deployer.history.audit import journals
+from deployer.history.verify import verify
 from tests import ports
 from tests.deployer.ground import ADDRESSES, GUESTS, Ground, LocalAgent
 

@@ -17,17 +17,17 @@ from typing import Any, TypeVar
 import msgspec
 
 from agent.client import AgentClient
-from deployer import trust
-from deployer.apply import apply
-from deployer.cloud import Cloud
-from deployer.fleet import Fleet
-from deployer.observe import Observed, observe
-from deployer.outcome import Applied
-from deployer.plan import Plan
-from deployer.planning import keep_definition, plan_for
-from deployer.progress import Progress, Quiet
-from deployer.schema import Definition, Host, Process, Ready, Region, Update, Volume
-from deployer.site import Site
+from deployer.applying.apply import apply
+from deployer.applying.fleet import Fleet
+from deployer.applying.observe import Observed, observe
+from deployer.applying.outcome import Applied
+from deployer.applying.progress import Progress, Quiet
+from deployer.applying.site import Site
+from deployer.cloud import trust
+from deployer.cloud.cloud import Cloud
+from deployer.language.schema import Definition, Host, Process, Ready, Region, Update, Volume
+from deployer.planning.plan import Plan
+from deployer.planning.planning import keep_definition, plan_for
 
 GUESTS = Path(__file__).parent.parent.parent / "tools" / "guests"
 READY_S = 60.0

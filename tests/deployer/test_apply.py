@@ -13,19 +13,19 @@ import pytest
 from agent.api import Envelope, Replace
 from agent.client import AgentClient
 from cas.digest import digest_of
-from deployer import release as releases
-from deployer.canonical import version_of
-from deployer.drift import drift
+from deployer.applying.drift import drift
+from deployer.applying.observe import assume
+from deployer.applying.outcome import Applied, HostEnd, Outcome
+from deployer.applying.progress import Phase, Quiet
+from deployer.applying.site import Site
+from deployer.applying.transfer import estimate
 from deployer.errors import ApplyRaced, HostsUnreachable, StagingFailed, TransferFailed, WorldMoved
-from deployer.observe import assume
-from deployer.outcome import Applied, HostEnd, Outcome
-from deployer.plan import Plan, Step, blobs_by_host, decode, encode
-from deployer.planners import make_plan, version
-from deployer.progress import Phase, Quiet
-from deployer.rollback import plan_rollback, rollback, target
-from deployer.schema import Definition, Update
-from deployer.site import Site
-from deployer.transfer import estimate
+from deployer.history import release as releases
+from deployer.language.schema import Definition, Update
+from deployer.planning.plan import Plan, Step, blobs_by_host, decode, encode
+from deployer.planning.planners import make_plan, version
+from deployer.planning.rollback import plan_rollback, rollback, target
+from deployer.resolving.canonical import version_of
 from tests.deployer.ground import Ground, replaced
 
 

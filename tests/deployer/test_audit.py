@@ -13,16 +13,16 @@ import pytest
 from agent.api import Envelope, Event, JournalEntry, ProcessSpec, call_digest, entry_hash, spec_digest
 from cas.digest import Digest, digest_of
 from cas.store import Store
-from deployer import plan as plans
-from deployer import release as releases
-from deployer.audit import Span, at, timeline
-from deployer.observe import HostState, Observed, assume
-from deployer.plan import Plan
-from deployer.planners import make_plan
-from deployer.planning import keep_definition
-from deployer.release import Release
-from deployer.schema import Definition, Process
-from deployer.verify import Finding, verify
+from deployer.applying.observe import HostState, Observed, assume
+from deployer.history import release as releases
+from deployer.history.audit import Span, at, timeline
+from deployer.history.release import Release
+from deployer.history.verify import Finding, verify
+from deployer.language.schema import Definition, Process
+from deployer.planning import plan as plans
+from deployer.planning.plan import Plan
+from deployer.planning.planners import make_plan
+from deployer.planning.planning import keep_definition
 from tests.deployer.test_planners import BASE
 from tests.deployer.worlds import BLOBS
 

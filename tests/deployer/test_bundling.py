@@ -13,17 +13,18 @@ import pytest
 from cas.bundle import BundleBaseMissing
 from cas.errors import BlobMissing
 from cas.store import Store
-from deployer import bundling, canonical
-from deployer import plan as plans
-from deployer import release as releases
-from deployer.bundling import HistoryElsewhere, HistoryIncomplete, OtherRelease
+from deployer.applying.observe import HostState, Observed
 from deployer.errors import ReleaseMissing
-from deployer.observe import HostState, Observed
-from deployer.planners import make_plan
-from deployer.planning import keep_definition
-from deployer.release import Link, Release
-from deployer.roots import roots
-from deployer.schema import Process
+from deployer.history import bundling
+from deployer.history import release as releases
+from deployer.history.bundling import HistoryElsewhere, HistoryIncomplete, OtherRelease
+from deployer.history.release import Link, Release
+from deployer.history.roots import roots
+from deployer.language.schema import Process
+from deployer.planning import plan as plans
+from deployer.planning.planners import make_plan
+from deployer.planning.planning import keep_definition
+from deployer.resolving import canonical
 from tests.deployer.test_planners import BASE
 
 COMMON = random.Random(1).randbytes(300_000)

@@ -15,18 +15,18 @@ from cas.engines.etcd import EtcdClient
 from cas.engines.etcd_refs import EtcdRefs
 from cas.engines.last_seen import LastSeen, RememberedRefs
 from cas.engines.shared import SharedStore
-from deployer import release as releases
-from deployer.apply import apply
-from deployer.catch_up import catch_up
-from deployer.drift import drift
-from deployer.outcome import Applied, HostEnd, Outcome
-from deployer.plan import Step
-from deployer.planners import version
-from deployer.planning import addresses_for, keep_definition, plan_for
-from deployer.progress import Phase, Quiet
-from deployer.release import Release
-from deployer.schema import Definition
-from deployer.site import Site
+from deployer.applying.apply import apply
+from deployer.applying.catch_up import catch_up
+from deployer.applying.drift import drift
+from deployer.applying.outcome import Applied, HostEnd, Outcome
+from deployer.applying.progress import Phase, Quiet
+from deployer.applying.site import Site
+from deployer.history import release as releases
+from deployer.history.release import Release
+from deployer.language.schema import Definition
+from deployer.planning.plan import Step
+from deployer.planning.planners import version
+from deployer.planning.planning import addresses_for, keep_definition, plan_for
 from tests.deployer.ground import Ground, replaced
 from tests.deployer.test_apply import Watching, called
 from tests.ports import free_port

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deployer import trust
-from deployer.cloud import CONFIG_NAME, CONFIG_TEXT, Cloud, CloudConfig, parse_config
+from deployer.cloud import trust
+from deployer.cloud.cloud import CONFIG_NAME, CONFIG_TEXT, Cloud, CloudConfig, parse_config
 from deployer.errors import BadInput, CloudDamaged, CloudExists, CloudMissing, ConfigInvalid
 
 
@@ -132,7 +132,7 @@ def test_a_host_directory_cannot_be_outside_the_cloud(made: Path, name: str) -> 
 
 def test_opening_a_cloud_imports_nothing_slow() -> None:
     program = (
-        "import sys, deployer.cloud\n"
+        "import sys, deployer.cloud.cloud\n"
         "slow = {'asyncio', 'aiohttp', 'cryptography', 'lmdb', 'wasmtime', 'rich', 'zstandard', 'msgspec'}\n"
         "print(sorted(slow & set(sys.modules)))"
     )

@@ -13,15 +13,15 @@ from agent.api import Meet, PeersStatus
 from agent.client import AgentClient
 from cas.digest import Digest
 from cas.peers import Swarm
-from deployer import trust
-from deployer.cloud import Cloud
-from deployer.distribution import distribute, shares
-from deployer.fleet import Fleet
-from deployer.outcome import Brought
-from deployer.schema import Definition, Host, Process, Region
-from deployer.site import Site
-from deployer.stocktaking import keep_inventory
-from deployer.transfer import lacks
+from deployer.applying.distribution import distribute, shares
+from deployer.applying.fleet import Fleet
+from deployer.applying.outcome import Brought
+from deployer.applying.site import Site
+from deployer.applying.transfer import lacks
+from deployer.cloud import trust
+from deployer.cloud.cloud import Cloud
+from deployer.history.stocktaking import keep_inventory
+from deployer.language.schema import Definition, Host, Process, Region
 from tests.deployer.ground import Ground, LocalAgent
 
 MiB = 1 << 20
@@ -109,8 +109,8 @@ def test_a_host_that_was_left_behind_gets_it_from_its_region(hosts: Ground) -> N
 
 
 def test_hosts_that_cannot_reach_each_other_are_sent_everything(hosts: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployer.distribution.STUCK_S", 1.0)
-    monkeypatch.setattr("deployer.distribution.WAIT_S", 0.5)
+    monkeypatch.setattr("deployer.applying.distribution.STUCK_S", 1.0)
+    monkeypatch.setattr("deployer.applying.distribution.WAIT_S", 0.5)
     blob = hosts.blob(noise(MiB))
     wanted = definition(hosts, blob)
     inventory = keep_inventory(hosts.store, "regions", wanted, None)

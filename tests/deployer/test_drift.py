@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from agent.api import ProcessSpec, ProcessState, Ready
 from cas.digest import digest_of
-from deployer.drift import drift
-from deployer.observe import HostState, Observed, Running, assume, running
-from deployer.planners import make_plan, version
-from deployer.schema import Definition
-from deployer.specs import specs_of
+from deployer.applying.drift import drift
+from deployer.applying.observe import HostState, Observed, Running, assume, running
+from deployer.language.schema import Definition
+from deployer.planning.planners import make_plan, version
+from deployer.resolving.specs import specs_of
 from tests.deployer.test_planners import BASE
 from tests.deployer.worlds import MiB, definitions, observed_of
 

@@ -18,13 +18,13 @@ import msgspec
 import pytest
 
 from agent.api import spec_digest
-from deployer import canonical
-from deployer import release as releases
-from deployer.audit import journals, timeline
-from deployer.drift import drift
-from deployer.outcome import Applied, Outcome
-from deployer.schema import Definition
-from deployer.specs import specs_of
+from deployer.applying.drift import drift
+from deployer.applying.outcome import Applied, Outcome
+from deployer.history import release as releases
+from deployer.history.audit import journals, timeline
+from deployer.language.schema import Definition
+from deployer.resolving import canonical
+from deployer.resolving.specs import specs_of
 from tests.deployer.ground import Ground, replaced
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,10 +32,10 @@ PROGRAM = """
 import asyncio, os, sys
 from pathlib import Path
 import msgspec
-from deployer import canonical
-from deployer.cloud import Cloud
+from deployer.resolving import canonical
+from deployer.cloud.cloud import Cloud
 from deployer.errors import ApplyRaced
-from deployer.progress import Quiet
+from deployer.applying.progress import Quiet
 from tests.deployer.ground import Ground, LocalAgent
 
 root, ref, definition, listens, point = Path(sys.argv[1]), *sys.argv[2:]

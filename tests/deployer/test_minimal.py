@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from agent.api import ProcessSpec, spec_digest
-from deployer import schema
-from deployer.observe import Observed
-from deployer.plan import Kind, Step
-from deployer.planners import make_plan, version
-from deployer.planners.room import NOTHING, Change, Room, add, fits, negative, row
-from deployer.schema import Definition
-from deployer.specs import specs_of, volumes_of
+from deployer.applying.observe import Observed
+from deployer.language import schema
+from deployer.language.schema import Definition
+from deployer.planning.plan import Kind, Step
+from deployer.planning.planners import make_plan, version
+from deployer.planning.planners.room import NOTHING, Change, Room, add, fits, negative, row
+from deployer.resolving.specs import specs_of, volumes_of
 from tests.deployer.worlds import BLOBS, Refused, World, definitions, observed_of
 
 MOST_INSTANCES = 4

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.api import spec_digest
-from deployer.observe import HostState, Observed, assume
-from deployer.plan import Hold, Kind, Plan, decode, encode
-from deployer.planners import make_plan, version
-from deployer.planners.canary import PROBATION_S
-from deployer.schema import Definition, Host, Process, Region
-from deployer.specs import specs_of, volumes_of
+from deployer.applying.observe import HostState, Observed, assume
+from deployer.language.schema import Definition, Host, Process, Region
+from deployer.planning.plan import Hold, Kind, Plan, decode, encode
+from deployer.planning.planners import make_plan, version
+from deployer.planning.planners.canary import PROBATION_S
+from deployer.resolving.specs import specs_of, volumes_of
 from tests.deployer.worlds import BLOBS, World, definitions, observed_of
 
 EXAMPLES = settings(max_examples=50, deadline=None)

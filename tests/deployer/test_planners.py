@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from agent.api import ProcessSpec, spec_digest
 from cas.digest import digest_of
+from deployer.applying.observe import HostState, Observed, assume, running
 from deployer.errors import PlannerBroken, PlannerMissing
-from deployer.fields import Shape, fields_of
-from deployer.observe import HostState, Observed, assume, running
-from deployer.plan import Kind, Plan, Step, decode, encode
-from deployer.planners import BUILT_IN, Version, find, make_plan, names, version
-from deployer.planners.needs import change_of, definition_field
-from deployer.schema import Change, Definition, Host, Process, Ready, Region, Secret, Table, Update, Volume
-from deployer.specs import specs_of, volumes_of
+from deployer.language.fields import Shape, fields_of
+from deployer.language.schema import Change, Definition, Host, Process, Ready, Region, Secret, Table, Update, Volume
+from deployer.planning.plan import Kind, Plan, Step, decode, encode
+from deployer.planning.planners import BUILT_IN, Version, find, make_plan, names, version
+from deployer.planning.planners.needs import change_of, definition_field
+from deployer.resolving.specs import specs_of, volumes_of
 from tests.deployer.worlds import BLOBS, MiB, World, definitions, observed_of
 
 PLANNERS = ["minimal", "rolling"]
@@ -447,7 +447,7 @@ def test_a_planner_that_does_not_lead_to_the_definition_is_not_believed(
         return msgspec.structs.replace(plan, expect={})
 
     find_minimal = find("minimal")
-    monkeypatch.setattr("deployer.planners.find", lambda _: planner)
+    monkeypatch.setattr("deployer.planning.planners.find", lambda _: planner)
     first = msgspec.structs.replace(BASE, process={"a": Process(binary=BLOBS[0], hosts=("h1",))}, volume={})
     with pytest.raises(PlannerBroken):
         make_plan("broken", None, version(first), Observed({host: HostState() for host in first.host}))

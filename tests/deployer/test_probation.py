@@ -8,9 +8,9 @@ import signal
 from collections.abc import Awaitable, Callable
 
 from agent.client import AgentClient
-from deployer.outcome import Applied, HostEnd, Outcome
-from deployer.plan import Plan
-from deployer.progress import Phase, Quiet
+from deployer.applying.outcome import Applied, HostEnd, Outcome
+from deployer.applying.progress import Phase, Quiet
+from deployer.planning.plan import Plan
 from tests.deployer.ground import Ground, replaced
 
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from agent.api import MAX_CALL_BYTES, Envelope, ProcessSpec, spec_digest
 from cas.digest import digest_of
-from deployer import plan as plans
-from deployer import release as releases
 from deployer.errors import RecordInvalid
-from deployer.plan import Cause, Changed, Kind, Plan, Step, advance, blobs_by_host, staging
-from deployer.records import seal, unseal
-from deployer.release import Release
-from deployer.schema import Change
+from deployer.history import release as releases
+from deployer.history.records import seal, unseal
+from deployer.history.release import Release
+from deployer.language.schema import Change
+from deployer.planning import plan as plans
+from deployer.planning.plan import Cause, Changed, Kind, Plan, Step, advance, blobs_by_host, staging
 
 A, B, C = (digest_of(text) for text in (b"a", b"b", b"c"))
 

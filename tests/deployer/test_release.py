@@ -11,9 +11,9 @@ import pytest
 
 from cas.digest import Digest, digest_of
 from cas.store import Store
-from deployer import release as releases
 from deployer.errors import ApplyRaced, NothingReleased, ReleaseMissing
-from deployer.release import Kind, Release, chain, find, head, previous, publish
+from deployer.history import release as releases
+from deployer.history.release import Kind, Release, chain, find, head, previous, publish
 
 REF = "prod"
 

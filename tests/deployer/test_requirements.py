@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from agent.api import Guarantee, HostFacts
-from deployer.requirements import GuaranteeNotGiven, require_guarantees
-from deployer.schema import Definition, Host, Process, Region
+from deployer.language.schema import Definition, Host, Process, Region
+from deployer.resolving.requirements import GuaranteeNotGiven, require_guarantees
 
 HOSTS = {
     name: Host(region="fra", address="10.0.0.1:7400", cores=1, memory=1 << 30, disk=1 << 30) for name in ("h1", "h2")

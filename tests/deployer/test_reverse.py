@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cas.digest import digest_of
+from deployer.applying.observe import HostState
 from deployer.errors import NotReversible
-from deployer.observe import HostState
-from deployer.plan import Kind, advance, decode, encode
-from deployer.planners import BUILT_IN, make_plan, version
-from deployer.reverse import reverse
-from deployer.schema import Host
+from deployer.language.schema import Host
+from deployer.planning.plan import Kind, advance, decode, encode
+from deployer.planning.planners import BUILT_IN, make_plan, version
+from deployer.planning.reverse import reverse
 from tests.deployer.worlds import World, definitions, observed_of
 
 RELEASE = digest_of(b"the release that the plan has made")

@@ -10,14 +10,14 @@ import pytest
 from cas.digest import digest_of
 from cas.errors import BlobMissing
 from cas.store import Store
-from deployer import plan as plans
-from deployer import release as releases
-from deployer.observe import HostState, Observed
-from deployer.planners import make_plan
-from deployer.planning import keep_definition
-from deployer.release import Release
-from deployer.roots import roots
-from deployer.schema import Process
+from deployer.applying.observe import HostState, Observed
+from deployer.history import release as releases
+from deployer.history.release import Release
+from deployer.history.roots import roots
+from deployer.language.schema import Process
+from deployer.planning import plan as plans
+from deployer.planning.planners import make_plan
+from deployer.planning.planning import keep_definition
 from tests.deployer.test_planners import BASE
 
 

@@ -12,20 +12,20 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from agent.api import Guarantee, HostFacts
 from cas.sealed import public_bytes, unseal
 from cas.store import Store
-from deployer import lock as locks
-from deployer.canonical import version_of
-from deployer.definition import load
-from deployer.gpu import GpuNotOffered, require_gpus
-from deployer.lock import Lock
-from deployer.observe import assume
-from deployer.plan import Kind, blobs_by_host
-from deployer.planners import Version, make_plan
-from deployer.problems import DefinitionInvalid
-from deployer.resolve import Resolved, resolve
-from deployer.roots import roots
-from deployer.secrets import SecretInvalid, Secrets, users
-from deployer.specs import specs_of
-from deployer.verify import verify
+from deployer.applying.observe import assume
+from deployer.history.roots import roots
+from deployer.history.verify import verify
+from deployer.language.definition import load
+from deployer.language.problems import DefinitionInvalid
+from deployer.planning.plan import Kind, blobs_by_host
+from deployer.planning.planners import Version, make_plan
+from deployer.resolving import lock as locks
+from deployer.resolving.canonical import version_of
+from deployer.resolving.gpu import GpuNotOffered, require_gpus
+from deployer.resolving.lock import Lock
+from deployer.resolving.resolve import Resolved, resolve
+from deployer.resolving.secrets import SecretInvalid, Secrets, users
+from deployer.resolving.specs import specs_of
 from tests.deployer.definition.test_resolve import QUIET
 
 KEYS = {host: X25519PrivateKey.generate() for host in ("fra1", "fra2")}

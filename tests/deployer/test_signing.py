@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 
 from cas.digest import Digest, digest_of
 from cas.store import Store
-from deployer import canonical, trust
-from deployer.engines import needs_of
+from deployer.cloud import trust
+from deployer.cloud.engines import needs_of
 from deployer.errors import RecordInvalid, SignatureInvalid
-from deployer.plan import Plan, encode, plan_digest
-from deployer.records import seal, unseal
-from deployer.release import Link, Release, publish
-from deployer.roots import roots
-from deployer.schema import Definition
-from deployer.signing import KIND, MAX_SIGNED_BYTES, SignedPlan, is_plan, read_plan, require, sign, verify
-from deployer.verify import verify as audit
+from deployer.history.records import seal, unseal
+from deployer.history.release import Link, Release, publish
+from deployer.history.roots import roots
+from deployer.history.verify import verify as audit
+from deployer.language.schema import Definition
+from deployer.planning.plan import Plan, encode, plan_digest
+from deployer.planning.signing import KIND, MAX_SIGNED_BYTES, SignedPlan, is_plan, read_plan, require, sign, verify
+from deployer.resolving import canonical
 from tests.deployer.test_records import PLAN
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from cas.memory import MemoryStore
 from cas.store import Store
-from deployer import canonical
-from deployer.comparison import cost_of
+from deployer.applying.observe import HostState, Observed, assume
+from deployer.applying.outcome import HostEnd
+from deployer.applying.transfer import Lack, costs
 from deployer.errors import BadInput
-from deployer.observe import HostState, Observed, assume
-from deployer.outcome import HostEnd
-from deployer.plan import Plan, blobs_by_host
-from deployer.planners import BUILT_IN, make_plan, version
-from deployer.schema import Definition, Process, Update
-from deployer.simulate import Simulated, simulate
-from deployer.simulate.failures import FailureKind
-from deployer.timing import Links
-from deployer.transfer import Lack, costs
+from deployer.language.schema import Definition, Process, Update
+from deployer.planning.comparison import cost_of
+from deployer.planning.plan import Plan, blobs_by_host
+from deployer.planning.planners import BUILT_IN, make_plan, version
+from deployer.planning.simulate import Simulated, simulate
+from deployer.planning.simulate.failures import FailureKind
+from deployer.planning.timing import Links
+from deployer.resolving import canonical
 from tests.deployer.ground import Ground, replaced
 from tests.deployer.test_phases import REGION, fleet
 from tests.deployer.worlds import definitions, observed_of

@@ -13,10 +13,10 @@ import pytest
 
 from agent.api import BlobReceipt
 from cas.digest import digest_of
+from deployer.applying.fleet import Fleet
+from deployer.applying.site import Site
+from deployer.applying.transfer import estimate, transfer
 from deployer.errors import HostsUnreachable, TransferFailed
-from deployer.fleet import Fleet
-from deployer.site import Site
-from deployer.transfer import estimate, transfer
 from tests.deployer.ground import Ground
 from tests.deployer.test_apply import Watching
 

@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from deployer import trust
+from deployer.cloud import trust
 from deployer.errors import BadInput, BundleInvalid, TrustError
 
 NOW = datetime.datetime(2026, 11, 22, 12, tzinfo=datetime.UTC)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from agent.api import ProcessSpec
 from cas.digest import Digest, digest_of
-from deployer.observe import HostState, Observed, running
-from deployer.plan import Kind, Plan, Step
-from deployer.schema import Definition, Host, Process, Ready, Region, Update, Volume
-from deployer.specs import specs_of, volumes_of
+from deployer.applying.observe import HostState, Observed, running
+from deployer.language.schema import Definition, Host, Process, Ready, Region, Update, Volume
+from deployer.planning.plan import Kind, Plan, Step
+from deployer.resolving.specs import specs_of, volumes_of
 
 MiB = 1 << 20
 BLOBS = [digest_of(name.encode()) for name in ("one", "two", "three")]

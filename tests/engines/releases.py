@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from cas.digest import Digest
-from deployer import plan as plans
-from deployer import release as releases
-from deployer.cloud import Cloud
-from deployer.observe import HostState, Observed
-from deployer.planners import make_plan
-from deployer.planning import keep_definition
-from deployer.release import Release
-from deployer.schema import Process
+from deployer.applying.observe import HostState, Observed
+from deployer.cloud.cloud import Cloud
+from deployer.history import release as releases
+from deployer.history.release import Release
+from deployer.language.schema import Process
+from deployer.planning import plan as plans
+from deployer.planning.planners import make_plan
+from deployer.planning.planning import keep_definition
 from tests.deployer.test_planners import BASE
 
 REF = "prod"

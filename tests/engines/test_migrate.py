@@ -11,13 +11,13 @@ from cas.digest import Digest, digest_of
 from cas.engines.errors import EngineUnreachable, HistoryMoved
 from cas.engines.shared import SharedStore
 from cas.errors import RefMoved
-from deployer import plan as plans
-from deployer import release as releases
-from deployer.cloud import CONFIG_NAME, Cloud, CloudConfig
-from deployer.engines import open_refs
+from deployer.cloud.cloud import CONFIG_NAME, Cloud, CloudConfig
+from deployer.cloud.engines import open_refs
+from deployer.cloud.migrate import MigrationRefused, migrate, with_setting
 from deployer.errors import ApplyRaced
-from deployer.migrate import MigrationRefused, migrate, with_setting
-from deployer.roots import roots
+from deployer.history import release as releases
+from deployer.history.roots import roots
+from deployer.planning import plan as plans
 from tests.cas.damage import flip, overwrite, values
 from tests.conformance.test_blobs import noise
 from tests.engines.releases import make_release
@@ -120,7 +120,7 @@ def test_a_migration_that_is_killed_goes_on_where_it_was(
     root: Path, there: CloudConfig, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before each of its steps in turn: between blobs, between refs, around the change of the settings."""
-    from deployer import migrate as module
+    from deployer.cloud import migrate as module
 
     with Cloud.open(root) as cloud:
         before, staging = history(cloud), history(cloud, "staging")

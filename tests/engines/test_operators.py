@@ -10,19 +10,19 @@ import pytest
 
 from cas.engines.errors import EngineUnreachable
 from cas.engines.shared import SharedStore
-from deployer import release as releases
-from deployer import trust
-from deployer.audit import journals
-from deployer.cloud import CONFIG_NAME, Cloud
-from deployer.drift import drift
+from deployer.applying.drift import drift
+from deployer.applying.outcome import Applied, Outcome
+from deployer.applying.progress import Phase, Quiet
+from deployer.applying.site import Site
+from deployer.cloud import trust
+from deployer.cloud.cloud import CONFIG_NAME, Cloud
+from deployer.cloud.operators import enroll_operator, operator_bundle
 from deployer.errors import ApplyRaced, WorldMoved
-from deployer.operators import enroll_operator, operator_bundle
-from deployer.outcome import Applied, Outcome
-from deployer.progress import Phase, Quiet
-from deployer.rollback import plan_rollback, rollback, target
-from deployer.schema import Definition
-from deployer.site import Site
-from deployer.verify import verify
+from deployer.history import release as releases
+from deployer.history.audit import journals
+from deployer.history.verify import verify
+from deployer.language.schema import Definition
+from deployer.planning.rollback import plan_rollback, rollback, target
 from tests.deployer.ground import GUESTS, Ground, LocalAgent, replaced
 from tests.engines.servers import EtcdCluster, Weed
 from tests.ports import free_port

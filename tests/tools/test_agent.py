@@ -77,7 +77,7 @@ def shut_down(shop: Shop, state: Path, host: str = "fra1") -> None:
     import asyncio
 
     from agent.client import AgentClient
-    from deployer.trust import read_settings
+    from deployer.cloud.trust import read_settings
 
     async def ask() -> None:
         async with AgentClient(host, read_settings(state).listen, shop.root / ".lowcloud" / "operator") as client:

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from deployer.cloud import Cloud
+from deployer.cloud.cloud import Cloud
 from tests.engines.releases import make_release
 from tests.engines.servers import EtcdCluster
 from tests.tools.command import command, environment, lowcloud, succeed

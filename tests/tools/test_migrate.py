@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployer.cloud import Cloud
+from deployer.cloud.cloud import Cloud
 from tests.engines.releases import make_release
 from tests.engines.servers import EtcdCluster, Weed
 from tests.tools.command import lowcloud, succeed

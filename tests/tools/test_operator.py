@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from deployer import trust
-from deployer.cloud import Cloud
+from deployer.cloud import trust
+from deployer.cloud.cloud import Cloud
 from tests.engines.releases import make_release
 from tests.engines.servers import EtcdCluster, Weed
 from tests.tools.command import lowcloud, succeed

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cas.errors import BlobMissing, NotADigest
 from deployer.errors import HostsUnreachable
-from deployer.problems import MAX_PROBLEMS_SHOWN, DefinitionInvalid, Problem
+from deployer.language.problems import MAX_PROBLEMS_SHOWN, DefinitionInvalid, Problem
 from tools import errors
 from tools.output import Output, iso_time, printable, size, table_lines
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from deployer import plan as plans
+from deployer.planning import plan as plans
 from tests.tools.shop import Shop
 
 

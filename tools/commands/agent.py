@@ -58,8 +58,8 @@ def _rate(option: str, text: str | None) -> int | None:
     """Bytes a second. Raises UsageError."""
     if text is None:
         return None
-    from deployer.schema import Unit
-    from deployer.units import UnitError, parse
+    from deployer.language.schema import Unit
+    from deployer.language.units import UnitError, parse
 
     try:
         rate = parse(Unit.BYTES, text)
@@ -71,7 +71,7 @@ def _rate(option: str, text: str | None) -> int | None:
 
 
 def _enrolled(state: Path) -> tuple[str, str]:
-    from deployer import trust
+    from deployer.cloud import trust
 
     if not (state / trust.SETTINGS_NAME).exists():
         raise errors.UsageError(

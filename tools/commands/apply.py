@@ -11,11 +11,11 @@ from tools.confirm import confirmed
 if TYPE_CHECKING:
     import argparse
 
-    from deployer.cloud import Cloud
-    from deployer.outcome import Applied
-    from deployer.plan import Plan
-    from deployer.release import Link
-    from deployer.signing import Signed
+    from deployer.applying.outcome import Applied
+    from deployer.cloud.cloud import Cloud
+    from deployer.history.release import Link
+    from deployer.planning.plan import Plan
+    from deployer.planning.signing import Signed
     from tools.output import Output
 
 EXAMPLE = """
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _check_forgotten(cloud: Cloud, args: argparse.Namespace) -> None:
     """Raises UsageError for a host that no release is waiting for."""
-    from deployer import release
+    from deployer.history import release
 
     newest = release.head(cloud.store, cloud.ref) if args.forget else None
     for host in args.forget:
@@ -115,7 +115,7 @@ def _release(cloud: Cloud, args: argparse.Namespace) -> Link | None:
 
     if args.file is None or abbreviation(args.file) is None or Path(args.file).exists():
         return None
-    from deployer.bundling import find
+    from deployer.history.bundling import find
 
     if args.locked:
         raise errors.UsageError("a release has every hash already, and no lock file")
@@ -137,8 +137,8 @@ def _plan(
 ) -> tuple[Plan, dict[str, int], Signed | None]:
     import asyncio
 
-    from deployer.planners import Version
-    from deployer.signing import require
+    from deployer.planning.planners import Version
+    from deployer.planning.signing import require
     from tools.deploying import planned, probation_s, release_definition, version_of_file
     from tools.plan_files import plan_in
 
@@ -168,7 +168,7 @@ def _plan(
 
 
 async def _sizes(cloud: Cloud, plan: Plan) -> dict[str, int]:
-    from deployer import release
+    from deployer.history import release
     from tools.deploying import bytes_to_send, open_site
 
     async with open_site(cloud, release.read_definition(cloud.store, plan.definition)) as site:

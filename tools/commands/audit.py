@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from agent.api import JournalEntry
-    from deployer.audit import Span
-    from deployer.cloud import Cloud
-    from deployer.fleet import Answers
+    from deployer.applying.fleet import Answers
+    from deployer.cloud.cloud import Cloud
+    from deployer.history.audit import Span
     from tools.output import Output
 
 EXAMPLE = """
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _show(args: argparse.Namespace, out: Output) -> int:
     import asyncio
 
-    from deployer import audit
+    from deployer.history import audit
     from tools.when import parse_instant
 
     instant = parse_instant(args.time, time.time_ns()) if args.action == "at" else None
@@ -102,8 +102,8 @@ def span_as_dict(span: Span) -> dict[str, Any]:
 def _signers(cloud: Cloud, spans: Sequence[Span]) -> dict[str, str]:
     """Who signed the plans of these spans' releases, as the releases say; `audit verify` proves it."""
     from cas.errors import CasError
-    from deployer import release
     from deployer.errors import DeployerError
+    from deployer.history import release
 
     found: dict[str, str] = {}
     for digest in {span.release for span in spans if span.release}:
@@ -146,9 +146,9 @@ def _clock(unix_ns: int) -> str:
 
 
 async def _journals(cloud: Cloud, host: str | None) -> Answers[list[JournalEntry]]:
-    from deployer.audit import journals
+    from deployer.applying.fleet import Fleet
     from deployer.errors import HostUnknown
-    from deployer.fleet import Fleet
+    from deployer.history.audit import journals
 
     addresses = known_addresses(cloud)
     if host is not None and host not in addresses:
@@ -164,7 +164,7 @@ async def _journals(cloud: Cloud, host: str | None) -> Answers[list[JournalEntry
 def _verify(args: argparse.Namespace, out: Output) -> int:
     import asyncio
 
-    from deployer.verify import verify
+    from deployer.history.verify import verify
 
     with open_cloud(args) as cloud:
         answers = asyncio.run(_journals(cloud, None))

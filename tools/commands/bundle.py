@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator
 
-    from deployer.cloud import Cloud
-    from deployer.release import Link
+    from deployer.cloud.cloud import Cloud
+    from deployer.history.release import Link
     from tools.output import Output, Progress
 
 EXAMPLE = """
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     from cas import bundle
-    from deployer import bundling
+    from deployer.history import bundling
 
     to_stdout = args.output == STANDARD_OUTPUT
     if to_stdout and out.as_json:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _release(cloud: Cloud, text: str) -> Link:
-    from deployer import bundling, release
+    from deployer.history import bundling, release
 
     if text == cloud.ref:
         newest = release.head(cloud.store, cloud.ref)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import argparse
 
     from cas.interface import Damage
-    from deployer.cloud import Cloud
+    from deployer.cloud.cloud import Cloud
     from tools.output import Output
 
 EXAMPLE = """
@@ -49,7 +49,7 @@ def _absent_from_origin(cloud: Cloud) -> list[Damage]:
     if not cloud.is_shared:
         return []
     from cas.engines.shared import SharedStore
-    from deployer.engines import check_whole
+    from deployer.cloud.engines import check_whole
 
     return check_whole(cloud.store) if isinstance(cloud.store, SharedStore) else []
 

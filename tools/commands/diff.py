@@ -12,8 +12,8 @@ from tools.output import printable
 if TYPE_CHECKING:
     import argparse
 
-    from deployer.cloud import Cloud
-    from deployer.schema import Definition
+    from deployer.cloud.cloud import Cloud
+    from deployer.language.schema import Definition
     from tools.output import Output
 
 EXAMPLE = """
@@ -31,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    from deployer.difference import differences
-    from deployer.wording import dotted
+    from deployer.language.wording import dotted
+    from deployer.resolving.difference import differences
 
     with open_cloud(args) as cloud:
         changes = differences(_definition(cloud, args.a, out), _definition(cloud, args.b, out))
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _definition(cloud: Cloud, text: str, out: Output) -> Definition:
-    from deployer import release
+    from deployer.history import release
 
     if text == cloud.ref:
         link = release.head(cloud.store, cloud.ref)

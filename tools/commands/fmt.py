@@ -28,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    from deployer.layout import laid_out
-    from deployer.sources import text_in
+    from deployer.language.layout import laid_out
+    from deployer.language.sources import text_in
 
     changed = []
     for path in [Path(file) for file in args.files] or _files_of_definition(args):
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _files_of_definition(args: argparse.Namespace) -> Iterable[Path]:
-    from deployer import sources
+    from deployer.language import sources
 
     with open_cloud(args) as cloud:
         path = cloud.definition_path
@@ -59,7 +59,7 @@ def _files_of_definition(args: argparse.Namespace) -> Iterable[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    from deployer.files import write_file
+    from deployer.cloud.files import write_file
 
     file = path.resolve()  # where the name is a link, it stays one
     write_file(file, text.encode(), mode=stat.S_IMODE(file.stat().st_mode))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
     from cas.interface import Collected, Repacked
-    from deployer.cloud import Cloud
+    from deployer.cloud.cloud import Cloud
     from tools.output import Output
 
 EXAMPLE = """
@@ -87,7 +87,7 @@ def _collect(cloud: Cloud, *, dry_run: bool, ignoring: str | None) -> tuple[Coll
     """Here, and at the shared origin where there is one. What must stay is never guessed from an old copy of the
     history: it raises EngineUnreachable instead."""
     from cas.engines.shared import SharedStore
-    from deployer.roots import roots
+    from deployer.history.roots import roots
 
     store = cloud.store
     if not isinstance(store, SharedStore):

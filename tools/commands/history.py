@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cas.digest import Digest
-    from deployer.cloud import Cloud
-    from deployer.release import Link, Release
+    from deployer.cloud.cloud import Cloud
+    from deployer.history.release import Link, Release
     from tools.output import Output
 
 EXAMPLE = """
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    from deployer import release
+    from deployer.history import release
 
     if args.limit is not None and args.limit < 1:
         raise errors.UsageError("-n wants a number from 1")
@@ -66,7 +66,7 @@ def _watch(cloud: Cloud, limit: int | None, out: Output) -> int:
     import gc
     from collections import deque
 
-    from deployer import release
+    from deployer.history import release
     from tools.output import table_lines
 
     gc.enable()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import argparse
 
     from agent.api import HostFacts
-    from deployer.cloud import Cloud
-    from deployer.fleet import Answers
+    from deployer.applying.fleet import Answers
+    from deployer.cloud.cloud import Cloud
     from tools.output import Output
 
 EXAMPLE = """
@@ -69,7 +69,7 @@ def _show(args: argparse.Namespace, out: Output) -> int:
 
 
 async def _ask(cloud: Cloud, names: list[str]) -> Answers[HostFacts]:
-    from deployer.fleet import Fleet
+    from deployer.applying.fleet import Fleet
 
     async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
         return await fleet.each(names or fleet.hosts, lambda client: client.host())
@@ -96,8 +96,8 @@ def _show_facts(facts: HostFacts, out: Output) -> None:
 
 
 def _add(args: argparse.Namespace, out: Output) -> int:
-    from deployer import trust
-    from deployer.endpoints import EndpointError, parse_host_address
+    from deployer.cloud import trust
+    from deployer.language.endpoints import EndpointError, parse_host_address
 
     with open_cloud(args) as cloud:
         cloud.host_directory(args.name)  # a name that a host cannot have ends here
@@ -120,7 +120,7 @@ def _add(args: argparse.Namespace, out: Output) -> int:
 
 
 def _defined_address(cloud: Cloud, name: str) -> str:
-    from deployer.problems import DefinitionInvalid
+    from deployer.language.problems import DefinitionInvalid
 
     hint = f"add it as [host.{name}] to the definition, or give --listen ADDR:PORT"
     try:
@@ -134,7 +134,7 @@ def _defined_address(cloud: Cloud, name: str) -> str:
 
 def _enroll(args: argparse.Namespace, out: Output) -> int:
     from agent.daemon.sealing import KEY_NAME, SealingKey
-    from deployer import trust
+    from deployer.cloud import trust
 
     settings = trust.open_bundle(args.bundle, args.state)
     sealing_key = SealingKey(args.state / KEY_NAME).public()  # made here: its private half never was anywhere else

@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    from deployer.cloud import Cloud
+    from deployer.cloud.cloud import Cloud
 
     root = Path(args.dir or args.directory or ".")
     with Cloud.create(root, operator=args.operator) as cloud:

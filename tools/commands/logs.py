@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator
 
-    from deployer.cloud import Cloud
+    from deployer.cloud.cloud import Cloud
     from tools.output import Output
 
 EXAMPLE = """
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 async def _print(cloud: Cloud, process: str, host: str, args: argparse.Namespace, out: Output) -> None:
-    from deployer.fleet import Fleet
+    from deployer.applying.fleet import Fleet
 
     async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
         client = await fleet.client(host)

@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    from deployer.migrate import migrate
+    from deployer.cloud.migrate import migrate
 
     if args.refs is None and args.blobs is None:
         raise errors.UsageError("nothing says where to", hint="give --refs, --blobs or both")

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _add(args: argparse.Namespace, out: Output) -> int:
-    from deployer.operators import operator_bundle
+    from deployer.cloud.operators import operator_bundle
 
     with open_cloud(args) as cloud:
         path = args.output or Path(f"{args.name}.bundle")
@@ -67,7 +67,7 @@ def _add(args: argparse.Namespace, out: Output) -> int:
 
 
 def _reader(args: argparse.Namespace, out: Output) -> int:
-    from deployer import trust
+    from deployer.cloud import trust
 
     to = args.output or Path(f"{args.name}.reader")
     if to.exists():
@@ -81,7 +81,7 @@ def _reader(args: argparse.Namespace, out: Output) -> int:
 
 
 def _enroll(args: argparse.Namespace, out: Output) -> int:
-    from deployer.operators import enroll_operator
+    from deployer.cloud.operators import enroll_operator
 
     root = args.dir or Path(args.directory or ".")
     bundle = enroll_operator(args.bundle, root)

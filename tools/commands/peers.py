@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import argparse
 
     from agent.api import PeersStatus, PeerStatus
-    from deployer.cloud import Cloud
-    from deployer.fleet import Answers
+    from deployer.applying.fleet import Answers
+    from deployer.cloud.cloud import Cloud
     from tools.output import Output
 
 EXAMPLE = """
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 async def _ask(cloud: Cloud, hosts: list[str] | None) -> Answers[PeersStatus]:
-    from deployer.fleet import Fleet
+    from deployer.applying.fleet import Fleet
 
     async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
         return await fleet.each(hosts or fleet.hosts, lambda client: client.peers())

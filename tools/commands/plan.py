@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
-    from deployer.cloud import Cloud
-    from deployer.plan import Plan
-    from deployer.planners import Version
-    from deployer.planning import StartingPoint
-    from deployer.timing import Links
-    from deployer.transfer import Lack
+    from deployer.applying.transfer import Lack
+    from deployer.cloud.cloud import Cloud
+    from deployer.planning.plan import Plan
+    from deployer.planning.planners import Version
+    from deployer.planning.planning import StartingPoint
+    from deployer.planning.timing import Links
     from tools.output import Output
 
 EXAMPLE = """
@@ -94,7 +94,7 @@ class _Survey(NamedTuple):
     lacking: Mapping[str, Lack]
 
     def sizes(self, cloud: Cloud) -> dict[str, int]:
-        from deployer.transfer import costs
+        from deployer.applying.transfer import costs
 
         return costs(cloud.store, self.lacking)
 
@@ -103,9 +103,9 @@ def _survey(cloud: Cloud, version: Version, args: argparse.Namespace) -> _Survey
     import asyncio
 
     async def look() -> _Survey:
-        from deployer.plan import blobs_by_host
-        from deployer.planning import starting_point
-        from deployer.transfer import lacks
+        from deployer.applying.transfer import lacks
+        from deployer.planning.plan import blobs_by_host
+        from deployer.planning.planning import starting_point
         from tools.deploying import open_site, probation_s
 
         async with open_site(cloud, version.definition) as site:
@@ -117,9 +117,9 @@ def _survey(cloud: Cloud, version: Version, args: argparse.Namespace) -> _Survey
 
 
 def _links(args: argparse.Namespace) -> Links:
-    from deployer.schema import Unit
-    from deployer.timing import Links
-    from deployer.units import UnitError, parse
+    from deployer.language.schema import Unit
+    from deployer.language.units import UnitError, parse
+    from deployer.planning.timing import Links
 
     usual = Links()
     try:
@@ -169,11 +169,11 @@ def _show(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
 
 
 def _reverse(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
-    from deployer import release
-    from deployer.plan import plan_digest
-    from deployer.planners import astray
-    from deployer.planning import definition_before
-    from deployer.reverse import reverse
+    from deployer.history import release
+    from deployer.planning.plan import plan_digest
+    from deployer.planning.planners import astray
+    from deployer.planning.planning import definition_before
+    from deployer.planning.reverse import reverse
     from tools import plan_files
 
     plan, _ = plan_files.read(cloud, args.reverse)
@@ -195,8 +195,8 @@ def _reverse(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
 
 
 def _compare(cloud: Cloud, survey: _Survey, args: argparse.Namespace, out: Output) -> int:
-    from deployer.comparison import cost_of
-    from deployer.planners import names
+    from deployer.planning.comparison import cost_of
+    from deployer.planning.planners import names
     from tools.deploying import probation_s
     from tools.showing import show_costs
 
@@ -211,7 +211,7 @@ def _compare(cloud: Cloud, survey: _Survey, args: argparse.Namespace, out: Outpu
 
 
 def _simulate(cloud: Cloud, survey: _Survey, args: argparse.Namespace, out: Output) -> int:
-    from deployer.simulate import simulate
+    from deployer.planning.simulate import simulate
     from tools.showing import show_simulated, simulated_as_dict
 
     result = simulate(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from agent.api import ProcessStatus, ProcessUsage
     from agent.client import AgentClient
-    from deployer.cloud import Cloud
-    from deployer.fleet import Answers, Fleet
+    from deployer.applying.fleet import Answers, Fleet
+    from deployer.cloud.cloud import Cloud
     from tools.output import Output
 
     Seen = list[tuple[ProcessStatus, ProcessUsage | None]]
@@ -89,7 +89,7 @@ class _Rates:
 
 
 def _fleet(cloud: Cloud) -> Fleet:
-    from deployer.fleet import Fleet
+    from deployer.applying.fleet import Fleet
 
     return Fleet(known_addresses(cloud), cloud.credentials)
 

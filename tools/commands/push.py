@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cas.interface import Stored
-    from deployer.cloud import Cloud
+    from deployer.cloud.cloud import Cloud
     from tools.output import Output, Progress
 
 EXAMPLE = """

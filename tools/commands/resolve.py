@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    from deployer import lock
-    from deployer.canonical import version_of
+    from deployer.resolving import lock
+    from deployer.resolving.canonical import version_of
     from tools.deploying import resolved_file
 
     with open_cloud(args) as cloud:

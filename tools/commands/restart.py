@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import argparse
 
     from agent.api import Outcome, ProcessStatus
-    from deployer.cloud import Cloud
-    from deployer.fleet import Fleet
+    from deployer.applying.fleet import Fleet
+    from deployer.cloud.cloud import Cloud
     from tools.output import Output
 
 EXAMPLE = """
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
 async def _restart(cloud: Cloud, wanted: list[tuple[str, str]], out: Output) -> list[dict[str, object]]:
     """One after the other, so that two instances of a process are never both on their way; none where one of the names
     is wrong."""
-    from deployer import trust
-    from deployer.fleet import Fleet
+    from deployer.applying.fleet import Fleet
+    from deployer.cloud import trust
 
     by = trust.common_name(cloud.credentials)
     rows: list[dict[str, object]] = []

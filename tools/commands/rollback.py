@@ -16,9 +16,9 @@ from tools.output import local_time, printable, shorten, size
 if TYPE_CHECKING:
     import argparse
 
-    from deployer.cloud import Cloud
-    from deployer.offline import HostReadiness
-    from deployer.release import Link
+    from deployer.cloud.cloud import Cloud
+    from deployer.history.release import Link
+    from deployer.planning.offline import HostReadiness
     from tools.output import Output
 
 EXAMPLE = """

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from deployer.cloud import Cloud
-    from deployer.schema import Definition
-    from deployer.secrets import SealedSecret
+    from deployer.cloud.cloud import Cloud
+    from deployer.language.schema import Definition
+    from deployer.resolving.secrets import SealedSecret
     from tools.output import Output
 
 EXAMPLE = """
@@ -66,7 +66,7 @@ def _set(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
     import asyncio
     import time
 
-    from deployer.secrets import Secrets
+    from deployer.resolving.secrets import Secrets
 
     _check_name(args.name)
     hosts = _hosts(cloud, args)
@@ -81,7 +81,7 @@ def _set(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
 
 
 def _check_name(name: str) -> None:
-    from deployer.cloud import NAME
+    from deployer.cloud.cloud import NAME
 
     if not NAME.fullmatch(name):
         raise errors.UsageError(
@@ -91,8 +91,8 @@ def _check_name(name: str) -> None:
 
 def _hosts(cloud: Cloud, args: argparse.Namespace) -> list[str]:
     """Those that are named, those of the named processes, or without either those of every process that uses it."""
-    from deployer.secrets import users
-    from deployer.wording import near_hint
+    from deployer.language.wording import near_hint
+    from deployer.resolving.secrets import users
 
     if args.host and not args.processes:
         return sorted(set(args.host))
@@ -113,14 +113,14 @@ def _hosts(cloud: Cloud, args: argparse.Namespace) -> list[str]:
 
 
 def _definition(cloud: Cloud) -> Definition:
-    from deployer import definition
+    from deployer.language import definition
 
     return definition.load(cloud.definition_path, cloud.overlay).definition
 
 
 def _value(file: Path | None) -> bytes:
     from cas.sealed import MAX_SECRET_BYTES
-    from deployer.files import read_file
+    from deployer.cloud.files import read_file
 
     if file is not None:
         return read_file(file, max_bytes=MAX_SECRET_BYTES)
@@ -139,8 +139,8 @@ async def _keys(cloud: Cloud, hosts: Iterable[str]) -> dict[str, str]:
     has not started yet is this machine."""
     from msgspec import UNSET
 
+    from deployer.applying.fleet import Fleet
     from deployer.errors import HostsUnreachable, HostUnknown
-    from deployer.fleet import Fleet
     from tools.local_cloud import is_local, sealing_key
 
     addresses = known_addresses(cloud)
@@ -167,8 +167,8 @@ async def _keys(cloud: Cloud, hosts: Iterable[str]) -> dict[str, str]:
 
 
 def _list(cloud: Cloud, out: Output) -> int:
-    from deployer.problems import DefinitionInvalid
-    from deployer.secrets import Secrets, users
+    from deployer.language.problems import DefinitionInvalid
+    from deployer.resolving.secrets import Secrets, users
 
     try:
         definition: Definition | None = _definition(cloud)
@@ -207,7 +207,7 @@ def _sealed_at(cloud: Cloud, one: SealedSecret) -> int | None:
 
 
 def _remove(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
-    from deployer.secrets import Secrets
+    from deployer.resolving.secrets import Secrets
 
     secrets = Secrets(cloud.store, cloud.ref)
     hosts = args.host or [one.host for one in secrets.every() if one.name == args.name]

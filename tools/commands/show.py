@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from deployer.provenance import Shown
+    from deployer.language.provenance import Shown
     from tools.output import Output
 
 EXAMPLE = """
@@ -31,9 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    from deployer import definition
-    from deployer.provenance import as_toml, values_of
-    from deployer.wording import dotted
+    from deployer.language import definition
+    from deployer.language.provenance import as_toml, values_of
+    from deployer.language.wording import dotted
     from tools.deploying import resolved_file
 
     with open_cloud(args) as cloud:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _wanted(values: Iterator[Shown], only: list[str]) -> Iterator[Shown]:
-    from deployer.sources import key_path
+    from deployer.language.sources import key_path
 
     starts = [key_path(text) for text in only]
     for text, start in zip(only, starts, strict=True):

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
-    from deployer.cloud import Cloud
-    from deployer.observe import Observed
-    from deployer.schema import Definition
+    from deployer.applying.observe import Observed
+    from deployer.cloud.cloud import Cloud
+    from deployer.language.schema import Definition
     from tools.output import Output
 
 EXAMPLE = """
@@ -33,8 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     import asyncio
 
-    from deployer import release
-    from deployer.drift import drift
+    from deployer.applying.drift import drift
+    from deployer.history import release
 
     with open_cloud(args) as cloud:
         link = release.head(cloud.store, cloud.ref)
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 async def _observe(cloud: Cloud, definition: Definition | None, leaving: Mapping[str, str]) -> Observed:
     """What the hosts say that should run something, and those that should not any more and may."""
-    from deployer.fleet import Fleet
-    from deployer.observe import observe
+    from deployer.applying.fleet import Fleet
+    from deployer.applying.observe import observe
     from tools.hosts import known_addresses
 
     addresses = known_addresses(cloud)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from deployer.cloud import Cloud
-    from deployer.release import ReleaseStore
+    from deployer.cloud.cloud import Cloud
+    from deployer.history.release import ReleaseStore
     from tools.output import Output
 
 EXAMPLE = """
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _take(args: argparse.Namespace, out: Output, store: ReleaseStore, cloud: Cloud | None) -> int:
-    from deployer import bundling
+    from deployer.history import bundling
 
     with _opened(args.file) as file, out.progress("unbundle") as progress:
         link, head, received = bundling.unpack(store, file, expected=args.expect, tell=progress)

@@ -16,9 +16,9 @@ from tools.ending import ending_on_signals, undisturbed
 if TYPE_CHECKING:
     import argparse
 
-    from deployer.cloud import Cloud
-    from deployer.outcome import Applied
-    from deployer.planners import Version
+    from deployer.applying.outcome import Applied
+    from deployer.cloud.cloud import Cloud
+    from deployer.planning.planners import Version
     from tools.local_cloud import Started
     from tools.output import Output
 
@@ -113,7 +113,7 @@ def _watch(cloud: Cloud, ours: list[Started], out: Output) -> None:
 
 
 async def _watch_until_ended(cloud: Cloud, ours: list[Started], out: Output) -> None:
-    from deployer.fleet import Fleet
+    from deployer.applying.fleet import Fleet
     from tools.hosts import known_addresses
     from tools.local_cloud import ended_since
 

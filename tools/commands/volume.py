@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.api import HostFacts, VolumeStatus
-    from deployer.cloud import Cloud
-    from deployer.fleet import Answers
+    from deployer.applying.fleet import Answers
+    from deployer.cloud.cloud import Cloud
     from tools.output import Output
 
 EXAMPLE = """
@@ -109,7 +109,7 @@ def _delete(args: argparse.Namespace, out: Output) -> int:
 
 
 async def _ask(cloud: Cloud, names: list[str]) -> Answers[HostFacts]:
-    from deployer.fleet import Fleet
+    from deployer.applying.fleet import Fleet
 
     async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
         return await fleet.each(names or fleet.hosts, lambda client: client.host())

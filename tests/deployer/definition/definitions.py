@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from deployer.schema import Definition, Host, Process, Ready, Region, Secret, Update, Volume
+from deployer.language.schema import Definition, Host, Process, Ready, Region, Secret, Update, Volume
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,5}", fullmatch=True).filter(lambda name: name != "host")
 flags = st.booleans()

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from deployer.canonical import CanonicalInvalid, blobs_of, decode, encode, version_of
-from deployer.schema import Definition, Host, Process, Ready, Region, Secret, Volume
+from deployer.language.schema import Definition, Host, Process, Ready, Region, Secret, Volume
+from deployer.resolving.canonical import CanonicalInvalid, blobs_of, decode, encode, version_of
 from tests.deployer.definition.definitions import definitions
 
 BINARY = "b3:" + "12" * 32

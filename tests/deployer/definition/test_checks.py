@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from deployer.checks import check
-from deployer.definition import parse
-from deployer.problems import DefinitionInvalid
-from deployer.schema import Definition
+from deployer.language.checks import check
+from deployer.language.definition import parse
+from deployer.language.problems import DefinitionInvalid
+from deployer.language.schema import Definition
 from tests.deployer.definition.definitions import definitions
 
 HOSTS = """

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployer.definition import MAX_DEFINITION_BYTES, Parsed, load, parse
-from deployer.problems import DefinitionInvalid, Problem
-from deployer.reference import EXAMPLE
-from deployer.schema import Process, Ready, Update, Volume
+from deployer.language.definition import MAX_DEFINITION_BYTES, Parsed, load, parse
+from deployer.language.problems import DefinitionInvalid, Problem
+from deployer.language.reference import EXAMPLE
+from deployer.language.schema import Process, Ready, Update, Volume
 from tests.deployer.definition.test_positions import mutated
 
 FILE = Path("shop/cloud.toml")

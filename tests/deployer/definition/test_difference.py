@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployer.difference import FieldChange, FieldPath, differences, format_value
-from deployer.fields import Field, Shape, bare, field_at, fields_of
-from deployer.schema import Change, Definition, Table
+from deployer.language.fields import Field, Shape, bare, field_at, fields_of
+from deployer.language.schema import Change, Definition, Table
+from deployer.resolving.difference import FieldChange, FieldPath, differences, format_value
 from tests.deployer.definition.definitions import definitions
 from tests.deployer.definition.test_canonical import SHOP_WITH_SECRET as SHOP
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployer.endpoints import (
+from deployer.language.endpoints import (
     EndpointError,
     HostAddress,
     Listener,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from deployer.layout import laid_out
-from deployer.problems import DefinitionInvalid
-from deployer.reference import EXAMPLE
+from deployer.language.layout import laid_out
+from deployer.language.problems import DefinitionInvalid
+from deployer.language.reference import EXAMPLE
 from tests.deployer.definition.toml_documents import Writer, documents
 
 FILE = Path("cloud.toml")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployer.lock import MAX_LOCK_BYTES, Lock, Locked, decode, encode, lock_path, read, write
-from deployer.problems import DefinitionInvalid
+from deployer.language.problems import DefinitionInvalid
+from deployer.resolving.lock import MAX_LOCK_BYTES, Lock, Locked, decode, encode, lock_path, read, write
 from tests.deployer.definition.definitions import digests
 
 PATH = Path("lowcloud.lock")

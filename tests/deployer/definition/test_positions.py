@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployer.positions import MAX_DEPTH, MAX_KEY_PARTS, Path, Place, scan
+from deployer.language.positions import MAX_DEPTH, MAX_KEY_PARTS, Path, Place, scan
 from tests.deployer.definition.toml_documents import Writer, documents, paths_in
 
 MUTATION_ALPHABET = "[]{}=.,#\"'\\\n \tab1-é\r"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from hypothesis import given, settings
 
-from deployer.canonical import version_of
-from deployer.definition import load, parse
-from deployer.lock import Lock
-from deployer.provenance import as_toml, values_of
-from deployer.resolve import Resolved
-from deployer.schema import Definition
-from deployer.sources import Source, Sources
+from deployer.language.definition import load, parse
+from deployer.language.provenance import as_toml, values_of
+from deployer.language.schema import Definition
+from deployer.language.sources import Source, Sources
+from deployer.resolving.canonical import version_of
+from deployer.resolving.lock import Lock
+from deployer.resolving.resolve import Resolved
 from tests.deployer.definition.definitions import definitions
 from tests.deployer.definition.test_sources import Files
 

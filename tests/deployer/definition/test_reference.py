@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from deployer import reference
-from deployer.fields import Field, Shape, fields_of
-from deployer.reading import Finding, read_table, read_values
-from deployer.schema import Change, Definition, Table
+from deployer.language import reference
+from deployer.language.fields import Field, Shape, fields_of
+from deployer.language.reading import Finding, read_table, read_values
+from deployer.language.schema import Change, Definition, Table
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -31,7 +31,7 @@ FIELDS = list(every_field(Definition))
 @pytest.mark.parametrize("name", [reference.REFERENCE, reference.JSON_SCHEMA])
 def test_the_files_in_docs_are_up_to_date(name: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
-    assert written == reference.texts()[name], "run `python -m deployer.reference`"
+    assert written == reference.texts()[name], "run `python -m deployer.language.reference`"
 
 
 def test_writing_makes_both_files(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import wasmtime
 from cas.digest import digest_of
 from cas.interface import Stored
 from cas.store import Store
-from deployer import canonical
-from deployer.definition import load
-from deployer.grants import ungranted
-from deployer.lock import Lock
-from deployer.problems import DefinitionInvalid, Problem
-from deployer.resolve import LEASE_OWNER, Resolved, resolve
-from deployer.wasm_imports import Facts
+from deployer.language.definition import load
+from deployer.language.problems import DefinitionInvalid, Problem
+from deployer.resolving import canonical
+from deployer.resolving.grants import ungranted
+from deployer.resolving.lock import Lock
+from deployer.resolving.resolve import LEASE_OWNER, Resolved, resolve
+from deployer.resolving.wasm_imports import Facts
 from tests.deployer.definition.test_checks import HOSTS
 from tests.deployer.definition.test_wasm_imports import COMPONENT
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployer.canonical import version_of
-from deployer.definition import Parsed, load
-from deployer.problems import DefinitionInvalid, Problem
-from deployer.sources import MAX_FILES, MAX_INCLUDE_DEPTH, key_path
-from deployer.wording import dotted
+from deployer.language.definition import Parsed, load
+from deployer.language.problems import DefinitionInvalid, Problem
+from deployer.language.sources import MAX_FILES, MAX_INCLUDE_DEPTH, key_path
+from deployer.language.wording import dotted
+from deployer.resolving.canonical import version_of
 from tests.deployer.definition.definitions import texts
 
 HOSTS = """\
@@ -246,7 +246,7 @@ def test_only_an_overlay_removes(files: Files) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(texts, st.from_regex(r"[a-z.\"]{1,8}", fullmatch=True)), min_size=1, max_size=4))
 def test_every_key_can_be_written_for_removal(names: list[str]) -> None:
-    from deployer.wording import toml_key
+    from deployer.language.wording import toml_key
 
     assert key_path(".".join(map(toml_key, names))) == tuple(names)
     assert dotted(names)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 
 from agent.api import Endpoint, ProcessSpec, Ready, Update, spec_digest
-from deployer.definition import parse
-from deployer.schema import Definition, Process
-from deployer.specs import SpecImpossible, specs_of, volumes_of
+from deployer.language.definition import parse
+from deployer.language.schema import Definition, Process
+from deployer.resolving.specs import SpecImpossible, specs_of, volumes_of
 from tests.deployer.definition.definitions import definitions
 from tests.deployer.definition.test_canonical import BINARY, CONFIG, SHOP
 from tests.deployer.definition.test_checks import AMS_WEB, HOSTS, KV, WEB

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployer.schema import Unit
-from deployer.units import UnitError, parse, render
+from deployer.language.schema import Unit
+from deployer.language.units import UnitError, parse, render
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import wasmtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployer.wasm_imports import (
+from deployer.resolving.wasm_imports import (
     COMPONENT_PREAMBLE,
     CORE_PREAMBLE,
     MAX_SECTION_BYTES,

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from deployer.positions import Path, Place
+from deployer.language.positions import Path, Place
 
 
 def json_text(text: str) -> str:

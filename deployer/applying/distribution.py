@@ -1,0 +1,270 @@
+"""Bringing blobs to hosts where these can help each other: each blob goes to one host of a region, the others take it
+from there.
+
+1. The hosts are told who their neighbours are, and asked what they lack.
+2. What no host of a region has is sent to one of those that lack it (`cas.peers` ranks them, for each blob in another
+   way). Small blobs go to all: asking around for them would cost more.
+3. The others are told what to fetch, with the inventory by which they check it. From here on they need no deployer.
+4. What a host has not got in the end, or makes no headway with, is sent to it. So nothing is less certain than without
+   neighbours.
+
+Where no region has two hosts that are to be served, all of it is `deployer.applying.transfer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from agent.api import Fetch, Fetched, Meet, Neighbour, Party
+from agent.client import AgentError
+from cas.digest import Digest
+from cas.errors import CasError
+from cas.inventory import Inventory
+from cas.peers import Swarm
+from deployer.applying.fleet import for_each
+from deployer.applying.outcome import Brought
+from deployer.applying.site import Site
+from deployer.applying.transfer import HOSTS_AT_ONCE, Lack, Source, serve, transfer
+from deployer.errors import TransferFailed
+from deployer.history.stocktaking import read_inventory
+from deployer.language.schema import Definition
+
+SMALL_BYTES: Final = 4096
+"""What takes no more to send goes to every host that lacks it."""
+WAIT_S: Final = 5.0
+"""For one answer about how far a host is."""
+STUCK_S: Final = 20.0
+"""A host that makes no headway for so long is sent the rest."""
+
+
+class Shares(NamedTuple):
+    """Who is sent what, and who gets what from the others."""
+
+    sent: dict[str, tuple[Digest, ...]]
+    fetched: dict[str, tuple[Digest, ...]]
+
+
+async def distribute(
+    site: Site, blobs: Mapping[str, Sequence[Digest]], definition: Definition, inventory: Digest | None
+) -> dict[str, Brought]:
+    """Bring to each host what it lacks of these blobs. Raises TransferFailed once every host has been served that
+    could be."""
+    if len(definition.host) > 1:
+        await _introduce(site, [host for host in blobs if host in definition.host], definition)
+    regions = _regions(blobs, definition)
+    crowded = {region: hosts for region, hosts in regions.items() if len(hosts) > 1}
+    if inventory is None or not crowded:
+        return {
+            host: _direct(receipt.wire_bytes, receipt.blobs) for host, receipt in (await transfer(site, blobs)).items()
+        }
+    listed = await asyncio.to_thread(read_inventory, site.store, inventory)
+    work = _Distribution(site, blobs, definition, inventory, listed)
+    alone = [host for host in blobs if not any(host in hosts for hosts in crowded.values())]
+    await asyncio.gather(*(work.region(hosts) for hosts in crowded.values()), work.directly(alone))
+    if work.failures:
+        raise TransferFailed(work.failures)
+    return dict(sorted(work.brought.items()))
+
+
+def shares(
+    lacking: Mapping[str, Sequence[Digest]],
+    swarm: Swarm,
+    region: str,
+    small: Collection[Digest],
+    held: Collection[Digest] = (),
+) -> Shares:
+    """Split what the hosts of a region lack. `small`: what each is sent; `held`: what another host there has."""
+    lack_it: dict[Digest, list[str]] = {}
+    for host in sorted(lacking):
+        for blob in lacking[host]:
+            lack_it.setdefault(blob, []).append(host)
+    sent: dict[str, list[Digest]] = {host: [] for host in lacking}
+    fetched: dict[str, list[Digest]] = {host: [] for host in lacking}
+    for blob, hosts in lack_it.items():
+        bringers = hosts
+        if blob not in small:
+            bringers = [] if blob in held else [next(host for host in swarm.ranking(region, blob) if host in hosts)]
+        for host in hosts:
+            (sent if host in bringers else fetched)[host].append(blob)
+    return Shares({host: tuple(b) for host, b in sent.items()}, {host: tuple(b) for host, b in fetched.items()})
+
+
+class _Distribution:
+    def __init__(
+        self,
+        site: Site,
+        blobs: Mapping[str, Sequence[Digest]],
+        definition: Definition,
+        inventory: Digest,
+        listed: Inventory,
+    ) -> None:
+        self._site = site
+        self._blobs = blobs
+        self._definition = definition
+        self._inventory = inventory
+        self._items = listed.by_blob()
+        self._source = Source(site.store)
+        self._gate = asyncio.Semaphore(HOSTS_AT_ONCE)
+        self._wanted_by: dict[Digest, list[str]] = {}
+        for host in sorted(set(blobs) & set(definition.host)):
+            for blob in blobs[host]:
+                self._wanted_by.setdefault(blob, []).append(host)
+        self.brought: dict[str, Brought] = {}
+        self.failures: dict[str, str] = {}
+
+    async def directly(self, hosts: Iterable[str]) -> None:
+        """Send each of these hosts all that it lacks."""
+        await for_each(sorted(hosts), lambda host: self._serve(host, self._blobs[host]), at_once=HOSTS_AT_ONCE)
+
+    async def region(self, hosts: Sequence[str]) -> None:
+        """Serve the hosts of one region."""
+        lacking = await self._lacking(hosts)
+        if not lacking:
+            return
+        of_all = Swarm(self._by_region(self._definition.host))
+        region = of_all.region_of[hosts[0]]
+        small = await asyncio.to_thread(self._small, lacking)
+        missing = {host: lack.missing for host, lack in lacking.items()}
+        held = {blob for host, lacks_it in missing.items() for blob in {*self._blobs[host]} - {*lacks_it}}
+        split = shares(missing, of_all, region, small, held)
+        helped = [host for host in lacking if split.fetched[host]]
+        if not helped:
+            await self.directly(lacking)
+            return
+        sending = {host: split.sent[host] for host in lacking if split.sent[host]}
+        await for_each(sorted(sending), lambda host: self._serve(host, sending[host]), at_once=HOSTS_AT_ONCE)
+        if any(host in self.failures for host in sending):
+            await self.region([host for host in lacking if host not in self.failures])
+            return
+        await for_each(
+            helped,
+            lambda host: self._help(host, split.fetched[host]),
+            at_once=len(helped),
+        )
+
+    # --- one host ---
+
+    async def _lacking(self, hosts: Sequence[str]) -> dict[str, Lack]:
+        found: dict[str, Lack] = {}
+
+        async def one(host: str) -> None:
+            try:
+                found[host] = await self._source.lack(await self._site.fleet.client(host), self._blobs[host])
+                self.brought[host] = Brought()
+            except (AgentError, CasError) as error:
+                self.failures[host] = str(error)
+
+        await for_each(sorted(hosts), one, at_once=HOSTS_AT_ONCE)
+        return dict(sorted(found.items()))
+
+    def _small(self, lacking: Mapping[str, Lack]) -> frozenset[Digest]:
+        """What is sent to each host that lacks it: what takes few bytes, and what the inventory does not list."""
+        found: set[Digest] = set()
+        seen: set[Digest] = set()
+        for lack in lacking.values():
+            for blob in lack.missing:
+                if blob not in seen:
+                    seen.add(blob)
+                    if blob not in self._items or self._cost(blob, lack.bases) <= SMALL_BYTES:
+                        found.add(blob)
+        return frozenset(found)
+
+    def _cost(self, blob: Digest, bases: tuple[Digest, ...]) -> int:
+        try:
+            return self._source.cost(Lack((blob,), bases))
+        except CasError:
+            return 0  # it cannot be sent, which is found out and told where that is tried
+
+    async def _serve(self, host: str, blobs: Sequence[Digest]) -> None:
+        async with self._gate:
+            try:
+                receipt = await serve(self._site, self._source, host, tuple(blobs))
+            except (AgentError, CasError) as error:
+                self.failures[host] = str(error)
+                return
+        so_far = self.brought.get(host, Brought())
+        self.brought[host] = msgspec.structs.replace(
+            so_far, deployer_bytes=so_far.deployer_bytes + receipt.wire_bytes, blobs=so_far.blobs + receipt.blobs
+        )
+
+    async def _help(self, host: str, blobs: tuple[Digest, ...]) -> None:
+        """Have a host fetch these, and send it what it does not get."""
+        fetched = Fetched(blobs, under_way=False)
+        try:
+            manifests = {
+                form.manifest
+                for blob in blobs
+                for form in (self._items[blob].whole, *self._items[blob].others)
+                if form.manifest is not None
+            }
+            await self._serve(host, (self._inventory, *sorted(manifests)))
+            fetched = await self._fetched(host, blobs)
+        except AgentError:
+            pass  # what it lacks is sent to it, and that it cannot be reached is found out there
+        so_far = self.brought[host]
+        self.brought[host] = msgspec.structs.replace(
+            so_far,
+            region_bytes=fetched.region_bytes,
+            border_bytes=fetched.border_bytes,
+            blobs=so_far.blobs + fetched.blobs,
+            wrong=fetched.wrong,
+        )
+        if self.failures.pop(host, None) or fetched.missing:
+            await self._serve(host, blobs)
+
+    async def _fetched(self, host: str, blobs: tuple[Digest, ...]) -> Fetched:
+        """How far the host came by itself. Raises AgentError."""
+        client = await self._site.fleet.client(host)
+        fetch = Fetch(self._inventory, self._parties(blobs), WAIT_S)
+        clock = asyncio.get_running_loop().time
+        moved_s, before = clock(), -1
+        while True:
+            fetched = await client.fetch(fetch)
+            now = fetched.region_bytes + fetched.border_bytes + fetched.blobs
+            if now != before:
+                moved_s, before = clock(), now
+            if not fetched.under_way or clock() - moved_s > STUCK_S:
+                return fetched
+
+    # --- what a host is told ---
+
+    def _parties(self, blobs: Iterable[Digest]) -> tuple[Party, ...]:
+        by_hosts: dict[tuple[str, ...], list[Digest]] = {}
+        for blob in blobs:
+            by_hosts.setdefault(tuple(self._wanted_by[blob]), []).append(blob)
+        return tuple(Party(hosts, tuple(own)) for hosts, own in by_hosts.items())
+
+    def _by_region(self, hosts: Iterable[str]) -> dict[str, list[str]]:
+        return _grouped(hosts, self._definition)
+
+
+async def _introduce(site: Site, hosts: Iterable[str], definition: Definition) -> None:
+    """Tell hosts of their neighbours. One that does not listen can still be sent everything."""
+    addresses = site.fleet.addresses
+    neighbours = tuple(
+        Neighbour(name, host.region, addresses.get(name, host.address))
+        for name, host in sorted(definition.host.items())
+    )
+    meet = Meet(neighbours, time.time_ns())
+    await site.fleet.each(hosts, lambda client: client.meet(meet))
+
+
+def _regions(blobs: Mapping[str, Sequence[Digest]], definition: Definition) -> dict[str, list[str]]:
+    """The hosts that are to be served and are in the definition, by region."""
+    return _grouped((host for host in blobs if host in definition.host), definition)
+
+
+def _grouped(hosts: Iterable[str], definition: Definition) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for host in sorted(hosts):
+        found.setdefault(definition.host[host].region, []).append(host)
+    return found
+
+
+def _direct(wire_bytes: int, blobs: int) -> Brought:
+    return Brought(deployer_bytes=wire_bytes, blobs=blobs)

@@ -1,0 +1,199 @@
+"""Bringing blobs to hosts: ask each what it lacks, then send that, each blob in the form that costs the fewest bytes.
+
+Hosts are asked and served side by side. What has arrived stays, so a transfer that was cut off goes on where it was
+when it is tried again. Asking leases the wanted blobs on the host, so nothing that arrives is collected before it is
+used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from agent.api import BlobAnswer, BlobQuery, BlobReceipt
+from agent.client import AgentClient, AgentError, HostUnreachable
+from cas.digest import Digest, short
+from cas.errors import CasError
+from cas.exchange import bases_of, cost, frames
+from cas.interface import ExchangeStore
+from deployer.applying.fleet import for_each
+from deployer.applying.site import Site
+from deployer.errors import HostsUnreachable, TransferFailed
+
+HOSTS_AT_ONCE: Final = 16
+QUERY_BLOBS: Final = 20_000
+"""So many digests in one question."""
+TRIES: Final = 3
+WAIT_S: Final = 0.5
+"""After the first failure; doubled after the next."""
+
+
+class Lack(NamedTuple):
+    """What a host needs to be sent, and what it has that helps."""
+
+    missing: tuple[Digest, ...]
+    bases: tuple[Digest, ...]
+
+
+class Source:
+    """The deployer's store as a sender. Hosts are often asked for the same blobs, so what these can be built on is
+    looked up once."""
+
+    def __init__(self, store: ExchangeStore) -> None:
+        self._store = store
+        self._bases: dict[tuple[Digest, ...], tuple[Digest, ...]] = {}
+
+    def bases(self, wanted: tuple[Digest, ...]) -> tuple[Digest, ...]:
+        """Blobs that a receiver of these might have and that would save bytes."""
+        if wanted not in self._bases:
+            absent = set(self._store.missing(wanted))
+            self._bases[wanted] = bases_of(self._store, (digest for digest in wanted if digest not in absent))
+        return self._bases[wanted]
+
+    async def lack(self, client: AgentClient, wanted: Sequence[Digest]) -> Lack:
+        """What a host lacks of these. Raises AgentError."""
+        return await _ask(client, self, tuple(wanted))
+
+    def cost(self, lack: Lack) -> int:
+        """About how many bytes it takes to send this; 0 where nothing is missing. Raises BlobMissing."""
+        return cost(self._store, lack.missing, lack.bases) if lack.missing else 0
+
+    def frames(self, lack: Lack, tell: Callable[[int], None]) -> Iterator[bytes]:
+        """The stream, telling how long it is so far."""
+        sent = 0
+        for chunk in frames(self._store, lack.missing, lack.bases):
+            yield chunk
+            sent += len(chunk)
+            tell(sent)
+
+
+async def estimate(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[str, int]:
+    """About how many bytes each host would be sent. `blobs`: what each must have (`plan.blobs_by_host`). Raises
+    HostsUnreachable, TransferFailed where a blob is nowhere to be had."""
+    return costs(site.store, await lacks(site, blobs))
+
+
+def costs(store: ExchangeStore, lacking: Mapping[str, Lack]) -> dict[str, int]:
+    """About how many bytes it takes to send each host what it lacks. Raises TransferFailed where a blob is nowhere to
+    be had."""
+    source = Source(store)
+    found: dict[str, int] = {}
+    failures: dict[str, str] = {}
+    known: dict[Lack, int] = {}
+    for host, lack in lacking.items():
+        try:
+            if lack not in known:
+                known[lack] = source.cost(lack)
+            found[host] = known[lack]
+        except CasError as error:
+            failures[host] = str(error)
+    if failures:
+        raise TransferFailed(failures)
+    return found
+
+
+async def lacks(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[str, Lack]:
+    """What each host lacks of these blobs. Raises HostsUnreachable."""
+    source = Source(site.store)
+    found: dict[str, Lack] = {}
+    unreachable: dict[str, str] = {}
+
+    async def one(host: str) -> None:
+        try:
+            found[host] = await _ask(await site.fleet.client(host), source, tuple(blobs[host]))
+        except AgentError as error:
+            unreachable[host] = str(error)
+
+    await for_each(sorted(blobs), one, at_once=HOSTS_AT_ONCE)
+    if unreachable:
+        raise HostsUnreachable(unreachable)
+    return dict(sorted(found.items()))
+
+
+async def transfer(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[str, BlobReceipt]:
+    """Bring to each host what it lacks of these blobs. Raises TransferFailed once every host has been served that could
+    be."""
+    source = Source(site.store)
+    receipts: dict[str, BlobReceipt] = {}
+    failures: dict[str, str] = {}
+
+    async def one(host: str) -> None:
+        try:
+            receipts[host] = await serve(site, source, host, tuple(blobs[host]))
+        except (AgentError, CasError) as error:
+            failures[host] = str(error)
+
+    await for_each(sorted(blobs), one, at_once=HOSTS_AT_ONCE)
+    if failures:
+        raise TransferFailed(failures)
+    return dict(sorted(receipts.items()))
+
+
+async def serve(site: Site, source: Source, host: str, wanted: tuple[Digest, ...]) -> BlobReceipt:
+    """Send until nothing is missing, from what is missing by then each time. Bytes that were sent in vain count too."""
+    client = await site.fleet.client(host)
+    sent = _Meter()
+    arrived = BlobReceipt(0, 0, 0)
+    for attempt in range(1, TRIES + 1):
+        try:
+            lack = await _ask(client, source, wanted)
+            if not lack.missing:
+                break
+            arrived = await _send(site, source, client, lack, sent)
+            break
+        except HostUnreachable:
+            if attempt == TRIES:
+                raise
+            await asyncio.sleep(WAIT_S * 2 ** (attempt - 1))
+    return BlobReceipt(arrived.blobs, arrived.wire_bytes + sent.in_vain_bytes, arrived.raw_bytes)
+
+
+class _Meter:
+    """What was handed to the network in tries that failed, and in the one under way."""
+
+    def __init__(self) -> None:
+        self.in_vain_bytes = 0
+        self.now_bytes = 0
+
+    def begin(self) -> None:
+        self.in_vain_bytes += self.now_bytes
+        self.now_bytes = 0
+
+
+async def _ask(client: AgentClient, source: Source, wanted: tuple[Digest, ...]) -> Lack:
+    bases = await asyncio.to_thread(source.bases, wanted)
+    answers: list[BlobAnswer] = []
+    for part, helpers in _questions(wanted, bases):
+        answers.append(await client.query(BlobQuery(want=part, bases=helpers)))
+    return Lack(
+        tuple(digest for answer in answers for digest in answer.missing),
+        tuple(digest for answer in answers for digest in answer.bases),
+    )
+
+
+def _questions(
+    wanted: Sequence[Digest], bases: Sequence[Digest]
+) -> Iterable[tuple[tuple[Digest, ...], tuple[Digest, ...]]]:
+    for start in range(0, max(len(wanted), len(bases)), QUERY_BLOBS):
+        yield tuple(wanted[start : start + QUERY_BLOBS]), tuple(bases[start : start + QUERY_BLOBS])
+
+
+async def _send(site: Site, source: Source, client: AgentClient, lack: Lack, meter: _Meter) -> BlobReceipt:
+    loop = asyncio.get_running_loop()
+    total = await asyncio.to_thread(source.cost, lack)
+    progress, host = site.progress, client.host_name
+
+    meter.begin()
+
+    def tell(sent: int) -> None:
+        meter.now_bytes = sent
+        loop.call_soon_threadsafe(progress.transfer, host, sent, max(total, sent))
+
+    receipt = await client.send_blobs(source.frames(lack, tell))
+    progress.transfer(host, receipt.wire_bytes, receipt.wire_bytes)
+    if receipt.blobs < len(lack.missing):
+        raise HostUnreachable(
+            f"{host} kept {receipt.blobs} of {len(lack.missing)} blobs, from {short(lack.missing[0])} on"
+        )
+    return receipt

@@ -1,0 +1,65 @@
+"""The way back from a plan, found in the plan alone: every step carries what it replaces.
+
+The stages come in the opposite order, and each call is turned round: what was started is stopped, what was stopped is
+started, what was changed is changed back. So what frees a port or room again does so before it is needed, and whoever
+listens is there before who connects. Volumes stay, because what is in them is not the plan's to delete; a volume that
+grew stays large. There are no probations: back is where it was good.
+
+A plan followed by its reverse is the identity on what runs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.api import spec_digest
+from cas.digest import Digest
+from deployer.errors import NotReversible
+from deployer.planning.plan import Kind, Plan, Step, advance
+
+PLANNER = "reverse"
+TURNED = {
+    Kind.START: Kind.STOP,
+    Kind.STOP: Kind.START,
+    Kind.REPLACE: Kind.REPLACE,
+    Kind.CONFIGURE: Kind.CONFIGURE,
+    Kind.RESIZE: Kind.RESIZE,
+}
+
+
+def reverse(plan: Plan, *, definition: Digest, from_release: Digest | None) -> Plan:
+    """The plan that undoes this one, once it has been carried out as `from_release`. `definition` is what should run
+    then: the plan's `from_definition`, or for a first plan one without processes. Raises NotReversible for a plan that
+    does not carry what it replaces (one of an older lowcloud)."""
+    stages = (tuple(_turned(step) for step in stage if step.kind in TURNED) for stage in reversed(plan.stages))
+    return Plan(
+        planner=PLANNER,
+        definition=definition,
+        from_release=from_release,
+        from_definition=plan.definition,
+        expect=advance(plan.expect, plan.steps()),
+        stages=tuple(stage for stage in stages if stage),
+        changes=plan.changes,
+        notes=tuple(_notes(plan)),
+        unreachable=plan.unreachable,
+    )
+
+
+def _turned(step: Step) -> Step:
+    if step.expect is not None and step.was is None:
+        raise NotReversible(f"the plan does not say what {step.subject}@{step.host} ran before its {step.kind}")
+    return msgspec.structs.replace(
+        step,
+        kind=TURNED[step.kind],
+        spec=step.was,
+        was=step.spec,
+        expect=spec_digest(step.spec) if step.spec else None,
+    )
+
+
+def _notes(plan: Plan) -> list[str]:
+    return [
+        f"volume {step.subject} on {step.host} stays as the plan has made it"
+        for step in plan.steps()
+        if step.kind is Kind.CREATE_VOLUME
+    ]

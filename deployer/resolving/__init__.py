@@ -1,0 +1,1 @@
+"""From a definition to what hosts run: every name becomes a digest, every process a specification."""
