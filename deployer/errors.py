@@ -102,6 +102,12 @@ class PlannerBroken(DeployerError):
     """A planner that could not be loaded or gave something that is not a plan."""
 
 
+class PlanAltered(BadInput):
+    """A plan whose calls do not lead to the definition that it names: it was changed since a planner made it."""
+
+    hint = "make a new plan"
+
+
 class SignatureInvalid(BadInput):
     """A signature that does not count, or one that is missing where the cloud asks for it."""
 

@@ -43,22 +43,16 @@ def _must_lead_to_its_definition(cloud: Cloud, plan: Plan, file: str | Path) -> 
     """A file may have been changed since a planner made the plan: what a reviewer sees is the definition and the fields
     that differ, what runs is in the calls. Raises UsageError."""
     from cas.errors import BlobMissing
+    from deployer.errors import PlanAltered
     from deployer.history import release
-    from deployer.planning.planners import astray
-    from deployer.resolving.specs import SpecImpossible
+    from deployer.planning.planners import require_true
 
     try:
-        wrong = astray(plan, release.read_definition(cloud.store, plan.definition))
+        require_true(plan, release.read_definition(cloud.store, plan.definition))
     except BlobMissing:
         return  # it can be shown; an apply reads the definition itself and ends there
-    except (ValueError, SpecImpossible) as error:
-        raise UsageError(f"{shown_path(file)}: this plan cannot be carried out: {error}", hint=HINT) from error
-    if wrong:
-        raise UsageError(
-            f"{shown_path(file)}: this plan leaves {', '.join(wrong)} with something else than the definition says "
-            "that it names",
-            hint=HINT,
-        )
+    except PlanAltered as error:
+        raise UsageError(f"{shown_path(file)}: {error}", hint=HINT) from error
 
 
 def read(cloud: Cloud, file: Path) -> tuple[Plan, str | None]:

@@ -38,7 +38,7 @@ from deployer.history.stocktaking import keep_inventory
 from deployer.language.schema import Definition
 from deployer.planning import plan as plans
 from deployer.planning.plan import Plan, plan_digest
-from deployer.planning.planners import Version, make_plan
+from deployer.planning.planners import Version, make_plan, require_true
 from deployer.planning.planning import current_version, definition_before
 from deployer.planning.signing import Signed
 
@@ -58,13 +58,14 @@ async def apply(
     forget: Collection[str] = (),
 ) -> Applied:
     """Carry out a plan. `signed`: the signed plan that it came in. `forget`: hosts that left the definition and of
-    which nothing is expected any more. Raises, with nothing that runs touched: ApplyRaced, WorldMoved,
-    HostsUnreachable, TransferFailed, StagingFailed, EngineUnreachable. From the first call on it does not raise but
-    tells in its result; cancelled, it finishes the calls that are under way, and tells too."""
+    which nothing is expected any more. Raises, with nothing that runs touched: PlanAltered, ApplyRaced,
+    WorldMoved, HostsUnreachable, TransferFailed, StagingFailed, EngineUnreachable. From the first call on it does not
+    raise but tells in its result; cancelled, it finishes the calls that are under way, and tells too."""
     clock = asyncio.get_running_loop().time
     began = clock()
     plan_name = plan_digest(plan)
     following = await asyncio.to_thread(releases.read_definition, site.store, plan.definition)
+    require_true(plan, following)
     if plan.is_empty and plan.definition == plan.from_definition and not forget:
         return _unchanged(plan, plan_name, following)
     await _look(site, plan)

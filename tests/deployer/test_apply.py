@@ -19,7 +19,7 @@ from deployer.applying.outcome import Applied, HostEnd, Outcome
 from deployer.applying.progress import Phase, Quiet
 from deployer.applying.site import Site
 from deployer.applying.transfer import estimate
-from deployer.errors import ApplyRaced, HostsUnreachable, StagingFailed, TransferFailed, WorldMoved
+from deployer.errors import ApplyRaced, HostsUnreachable, PlanAltered, StagingFailed, TransferFailed, WorldMoved
 from deployer.history import release as releases
 from deployer.language.schema import Definition, Update
 from deployer.planning.plan import Plan, Step, blobs_by_host, decode, encode
@@ -299,6 +299,22 @@ def test_a_plan_refuses_to_run_when_the_world_has_moved(ground: Ground, port: in
     healed = asyncio.run(ground.apply(definition))
     assert called(healed) == ["replace web@h1"]
     assert drift(definition, asyncio.run(ground.observed())) == []
+
+
+def test_a_plan_that_was_altered_is_refused_and_no_host_is_called(ground: Ground, port: int) -> None:
+    definition = ground.definition(web=ground.web(port))
+    plan = asyncio.run(ground.plan(definition))
+    before = asyncio.run(ground.observed()).state()
+    steps = [
+        msgspec.structs.replace(step, spec=msgspec.structs.replace(step.spec, env={"UNSEEN": "1"}))
+        for step in plan.steps()
+        if step.spec is not None
+    ]
+    for stages in ((tuple(steps),), ((*steps, *steps),), ()):
+        with pytest.raises(PlanAltered):
+            asyncio.run(ground.carry_out(msgspec.structs.replace(plan, stages=stages)))
+    assert asyncio.run(ground.observed()).state() == before
+    assert ground.store.read_ref(ground.ref) is None
 
 
 def test_of_two_operators_at_once_one_wins_and_the_other_is_told(ground: Ground, port: int) -> None:

@@ -18,11 +18,11 @@ import msgspec
 from agent.api import spec_digest
 from cas.digest import Digest
 from deployer.applying.observe import Observed
-from deployer.errors import PlannerBroken, PlannerMissing
+from deployer.errors import PlanAltered, PlannerBroken, PlannerMissing
 from deployer.language.schema import Definition
 from deployer.planning.plan import Hold, Kind, Plan, Step, advance
 from deployer.resolving.canonical import version_of
-from deployer.resolving.specs import specs_of, volumes_of
+from deployer.resolving.specs import SpecImpossible, specs_of, volumes_of
 
 Planner = Callable[[Definition | None, Definition, Observed], Plan]
 
@@ -109,6 +109,18 @@ def astray(plan: Plan, following: Definition) -> list[str]:
         if after[host] != should:
             wrong.add(host)
     return sorted(wrong)
+
+
+def require_true(plan: Plan, following: Definition) -> None:
+    """Raises PlanAltered where a plan, wherever it comes from, does not lead to the definition that it names."""
+    try:
+        wrong = astray(plan, following)
+    except (ValueError, SpecImpossible) as error:
+        raise PlanAltered(f"this plan cannot be carried out: {error}") from error
+    if wrong:
+        raise PlanAltered(
+            f"this plan leaves {', '.join(wrong)} with something else than the definition says that it names"
+        )
 
 
 def _check(plan: Plan, following: Definition, observed: Observed) -> None:
