@@ -1,10 +1,11 @@
 """Do the records hold together? Every link of every chain is checked again, from the bytes.
 
 Of the history: each release can be read, and its plan and definition too; the plan leads from its parent's definition
-to its own; a rollback names what it restores and has that very definition. Of each journal: no entry changed, missing
-or put in between. Of both: every call that a host carried out in a plan's name is a call of that plan for that host,
-made for the release that the plan belongs to, and what served is what the plan says. A signature that a release names
-is one of that very plan, by the operator it names, in a certificate of this cloud that was valid then.
+to its own, by calls that bring about what this says; a rollback names what it restores and has that very definition.
+Of each journal: no entry changed, missing or put in between. Of both: every call that a host carried out in a plan's
+name is a call of that plan for that host, made for the release that the plan belongs to, and what served is what the
+plan says. A signature that a release names is one of that very plan, by the operator it names, in a certificate of
+this cloud that was valid then.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import msgspec
 from agent.api import Event, JournalEntry, ProcessSpec, entry_hash, spec_digest
 from cas.digest import Digest, short
 from cas.errors import CasError
-from deployer.errors import DeployerError
+from deployer.errors import DeployerError, PlanAltered
 from deployer.history import release
 from deployer.history.audit import Journals
 from deployer.history.release import Link, Release, ReleaseStore
+from deployer.language.schema import Definition
 from deployer.planning import plan, signing
 from deployer.planning.plan import Plan
+from deployer.planning.planners import require_true
 from deployer.resolving import canonical
 from deployer.resolving.secrets import is_of_secret
 
@@ -105,12 +108,18 @@ def _release(store: ReleaseStore, link: Link, records: dict[Digest, _Record]) ->
     except (CasError, DeployerError) as error:
         yield finding(f"its plan cannot be read: {error}")
     records[link.digest] = _Record(made, of_release)
+    definition: Definition | None = None
     try:
-        canonical.decode(store.read(made.definition))
+        definition = canonical.decode(store.read(made.definition))
     except (CasError, DeployerError) as error:
         yield finding(f"its definition cannot be read: {error}")
     if of_release is not None and of_release.definition != made.definition:
         yield finding(f"its plan leads to definition {short(of_release.definition)}, not to {short(made.definition)}")
+    elif of_release is not None and definition is not None:
+        try:
+            require_true(of_release, definition)
+        except PlanAltered as error:
+            yield finding(f"its plan is not one to its definition: {error}")
     if of_release is not None and of_release.from_release != made.parent:
         yield finding("its plan starts at another release than its parent")
     if made.restores is not None:

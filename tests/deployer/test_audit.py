@@ -290,6 +290,15 @@ def test_a_release_whose_plan_leads_elsewhere_is_found(records: Records) -> None
     assert "starts at another release" in found[1].what
 
 
+def test_a_plan_whose_calls_do_not_bring_about_its_definition_is_found(records: Records) -> None:
+    newest = releases.read(records.store, records.releases[-1])
+    of_newest = plans.decode(records.store.read(newest.plan))
+    altered = msgspec.structs.replace(of_newest, stages=(), from_release=records.releases[-1])
+    found = forged(records, plan=records.store.put(plans.encode(altered)).digest)
+    assert [one.what.split(":")[0] for one in found] == ["its plan is not one to its definition"]
+    assert HOST in found[0].what
+
+
 def test_a_rollback_that_does_not_restore_what_it_says_is_found(records: Records) -> None:
     assert any("another definition" in found.what for found in forged(records, restores=records.releases[1]))
 
