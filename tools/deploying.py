@@ -67,11 +67,15 @@ def seconds(text: str | None, option: str) -> float | None:
 # --- from a file to a version ---------------------------------------------------------------------------------------
 
 
-def resolved_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool = False) -> Resolved:
-    """The definition in a file (default: the cloud's own) with every name a hash. Warnings go to stderr. Raises
-    DefinitionInvalid."""
+def resolved_file(
+    cloud: Cloud, file: str | None, out: Output, *, locked: bool = False, writing: bool = False
+) -> Resolved:
+    """The definition in a file (default: the cloud's own) with every name a hash. Warnings go to stderr. `writing`: the
+    caller writes the lock file, so nobody need be told that it should be. Raises DefinitionInvalid; for a lock file
+    that cannot be read only where `locked`, because it decides nothing otherwise."""
     from deployer.history.histories import shared_hosts
     from deployer.language import definition
+    from deployer.language.problems import DefinitionInvalid
     from deployer.resolving import lock
     from deployer.resolving.resolve import resolve
     from deployer.resolving.secrets import Secrets
@@ -79,7 +83,15 @@ def resolved_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool =
     path = Path(file) if file else cloud.definition_path
     lock_path = lock.lock_path(path, cloud.overlay)
     parsed = definition.load(path, cloud.overlay)
-    written = lock.read(lock_path)
+    written: lock.Lock | None = None
+    try:
+        written = lock.read(lock_path)
+    except DefinitionInvalid as error:
+        if locked:
+            raise
+        hint = "" if writing else "\n  hint: `lowcloud resolve` writes it anew"
+        for problem in error.problems:
+            out.remark(f"warning: {lock_path.name} is left aside: {printable(problem.message)}{hint}")
     if locked and written is None:
         raise UsageError(f"there is no {shown_path(lock_path)}", hint="write it with `lowcloud resolve`")
     sealed = Secrets(cloud.store, cloud.ref).newest
@@ -92,7 +104,7 @@ def resolved_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool =
                 f"warning: {', '.join(hosts)} at the same address in the history {history!r}: what {cloud.overlay!r} "
                 "does not name is stopped there\n  hint: let the overlay give its hosts other addresses, or remove them"
             )
-    if written is not None and not locked and written != resolved.lock:
+    if written is not None and not locked and not writing and written != resolved.lock:
         out.remark(f"note: {lock_path.name} is out of date; `lowcloud resolve` writes it anew")
     return resolved
 

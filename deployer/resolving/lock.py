@@ -44,7 +44,7 @@ _MAGIC: Final = "lowcloud-lock"
 _HEAD = """\
 # What each name of the definition stands for. Written by `lowcloud resolve`; commit it, review it, do not edit it.
 """
-_HINT = "delete it, then write it anew with `lowcloud resolve`"
+_HINT = "write it anew with `lowcloud resolve`"
 
 
 class Locked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"digest": "hash"}):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.tools.shop import Shop
 from tools import guests
 
@@ -32,6 +34,31 @@ def test_check_fails_where_the_lock_file_is_out_of_date_and_leaves_it(written: S
     assert result.code == 1
     assert "out of date" in result.err
     assert (written.root / "lowcloud.lock").read_bytes() == lock
+
+
+def test_what_writes_the_lock_file_does_not_call_for_it_to_be_written(written: Shop) -> None:
+    written.succeed("resolve")
+    written.use(greeting="new")
+    assert "out of date" not in written.succeed("resolve").err
+    written.use(greeting="newer")
+    assert "`lowcloud resolve` writes it anew" in written.succeed("show", "--resolved").err
+
+
+@pytest.mark.parametrize("broken", ["<<<<<<< ours\n", "lowcloud-lock = 99\n", ""])
+def test_a_broken_lock_file_is_told_and_in_nobodys_way_unless_it_is_to_be_used(written: Shop, broken: str) -> None:
+    written.succeed("resolve")
+    lock = written.root / "lowcloud.lock"
+    sound = lock.read_bytes()
+    lock.write_text(broken)
+    for words in (("show", "--resolved"), ("plan", "--allow-unreachable")):
+        told = written.succeed(*words).err
+        assert "lowcloud.lock" in told
+        assert "`lowcloud resolve` writes it anew" in told
+    assert written.run("plan", "--allow-unreachable", "--locked").code == 2
+    assert written.run("resolve", "--check").code == 1
+    assert lock.read_text() == broken
+    assert "lowcloud.lock" in written.succeed("resolve").err
+    assert lock.read_bytes() == sound
 
 
 def test_mistakes_are_shown_with_their_places_all_at_once(written: Shop) -> None:

@@ -27,14 +27,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
+    from deployer.language.problems import DefinitionInvalid
     from deployer.resolving import lock
     from deployer.resolving.canonical import version_of
     from tools.deploying import resolved_file
 
     with open_cloud(args) as cloud:
         path = lock.lock_path(Path(args.file) if args.file else cloud.definition_path, cloud.overlay)
-        before = lock.read(path)
-        resolved = resolved_file(cloud, args.file, out)
+        try:
+            before = lock.read(path)
+        except DefinitionInvalid:
+            before = None
+        resolved = resolved_file(cloud, args.file, out, writing=True)
         definition = version_of(resolved.definition)
     current = before == resolved.lock
     if not args.check:

@@ -91,8 +91,7 @@ def test_a_rebuilt_program_changes_only_the_lines_that_differ() -> None:
 def test_anything_else_is_refused_with_what_to_do(text: str, message: str) -> None:
     with pytest.raises(DefinitionInvalid, match=message) as caught:
         decode(text, PATH)
-    # `resolve` reads it too, so without the first half of the hint nobody would come out of this.
-    assert caught.value.problems[0].hint == "delete it, then write it anew with `lowcloud resolve`"
+    assert caught.value.problems[0].hint == "write it anew with `lowcloud resolve`"
 
 
 def test_a_lock_is_written_whole_and_only_when_it_says_something_new(tmp_path: Path) -> None:
