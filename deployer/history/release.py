@@ -152,7 +152,11 @@ def previous(store: ReleaseStore, ref: str) -> Link:
             raise ReleaseMissing(f"release {short(digest)} before this one is not in the store") from error
         if seen.release.definition != current.release.definition:
             return seen
-    raise ReleaseMissing(f"there is no release before {short(current.digest)} with another definition")
+    raise ReleaseMissing(
+        f"there is no release before {short(current.digest)} with another definition",
+        hint="a rollback counts as the release that it went back to, and the search goes on before that one; any "
+        "release of `lowcloud history` can be named: `lowcloud rollback HASH`",
+    )
 
 
 def _before(release: Release) -> Digest | None:

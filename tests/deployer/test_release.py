@@ -113,8 +113,9 @@ def test_a_second_rollback_goes_back_another_step_and_not_forward(store: Store) 
     fourth = publish(store, REF, release("two", three, "rollback", two)).digest
     assert previous(store, REF).digest == one
     publish(store, REF, release("one", fourth, "rollback", one))
-    with pytest.raises(ReleaseMissing, match="no release before"):
+    with pytest.raises(ReleaseMissing, match="no release before") as caught:
         previous(store, REF)
+    assert "can be named" in caught.value.hint
 
 
 def test_after_a_revert_a_rollback_leads_before_what_runs_and_not_to_what_failed(store: Store) -> None:
