@@ -125,7 +125,7 @@ def _as_builtins(value: Any) -> dict[str, Any]:
 HOST_ENDS: Mapping[str, str] = {
     "new": "all of the new version",
     "old": "the version before",
-    "between": "neither: `lowcloud status` tells",
+    "between": "part of each, or something else: `lowcloud status` tells",
     "unwell": "the new version, but a process does not run",
     "unknown": "unknown: it does not answer",
 }

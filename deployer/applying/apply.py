@@ -238,10 +238,10 @@ def _should_return(plan: Plan, execution: Execution, kind: releases.Kind) -> boo
 
 async def _return(site: Site, plan: Plan, applied: Applied) -> Applied:
     """Bring every host that was called back to the definition before, and look where they are then."""
-    site.progress.phase("revert", len(plan.hosts()))
     try:
         before = await asyncio.to_thread(definition_before, site.store, plan)
         back = await _plan_back(site, plan, before, applied.release)
+        site.progress.phase("revert", len(back.hosts()))
         message = f"revert of {_name(applied.release)}: {_first_trouble(applied)}"[:MAX_REASON_CHARS]
         revert = await apply(site, back, message=message, kind="revert", restores=plan.from_release)
         observed = await observe(site.fleet, plan.hosts())

@@ -44,6 +44,10 @@ class Watching(Quiet):
         self._state = state
         self._act = act
         self.sent: dict[str, tuple[int, int]] = {}
+        self.phases: list[tuple[Phase, int]] = []
+
+    def phase(self, phase: Phase, hosts: int) -> None:
+        self.phases.append((phase, hosts))
 
     def transfer(self, host: str, done_bytes: int, total_bytes: int) -> None:
         self.sent[host] = (done_bytes, total_bytes)
@@ -167,6 +171,18 @@ def test_a_first_apply_that_fails_leaves_nothing_behind(ground: Ground, port: in
     applied = asyncio.run(clean.apply(clean.definition(a=clean.web(port), b=clean.broken_web(port + 1)), "rolling"))
     assert applied.outcome is Outcome.REVERTED
     assert all(state.processes == {} for state in asyncio.run(clean.observed()).hosts.values())
+
+
+def test_only_the_hosts_that_have_to_go_back_are_said_to_be_brought_back(ground: Ground, port: int) -> None:
+    asyncio.run(ground.apply(ground.definition()))
+    following = ground.definition(
+        web=ground.web(port, hosts=("h1",)), zzz=ground.broken_web(port + 1, hosts=("h2",), restart="never")
+    )
+    plan = asyncio.run(ground.plan(following, "rolling"))
+    watching = Watching()
+    applied = asyncio.run(ground.carry_out(plan, watching))
+    assert (applied.outcome, len(plan.hosts())) == (Outcome.REVERTED, 2)
+    assert [hosts for phase, hosts in watching.phases if phase == "revert"] == [1]
 
 
 def test_a_process_that_says_pause_leaves_everything_where_it_is(ground: Ground, port: int) -> None:
