@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from deployer.planning.plan import Plan
     from deployer.planning.signing import Signed
 
+MAX_SHOWN = 8
+"""Fields in one message."""
 HINT = "make the plan again with `lowcloud plan -o FILE`"
 
 
@@ -45,14 +47,29 @@ def _must_lead_to_its_definition(cloud: Cloud, plan: Plan, file: str | Path) -> 
     from cas.errors import BlobMissing
     from deployer.errors import PlanAltered
     from deployer.history import release
+    from deployer.language.wording import dotted
     from deployer.planning.planners import require_true
+    from deployer.resolving.difference import differences
 
     try:
-        require_true(plan, release.read_definition(cloud.store, plan.definition))
+        following = release.read_definition(cloud.store, plan.definition)
+        require_true(plan, following)
+        before = release.read_definition(cloud.store, plan.from_definition) if plan.from_definition else None
     except BlobMissing:
         return  # it can be shown; an apply reads the definition itself and ends there
     except PlanAltered as error:
         raise UsageError(f"{shown_path(file)}: {error}", hint=HINT) from error
+    differ = {(one.path, one.change) for one in differences(before, following)}
+    told = {(one.path, one.change) for one in plan.changes}
+    paths = {path for path, _ in differ}
+    blamed = {cause.path for step in plan.steps() for cause in step.causes if not cause.drift}
+    if told != differ or not blamed <= paths:
+        wrong = sorted({path for path, _ in told ^ differ} | (blamed - paths))
+        raise UsageError(
+            f"{shown_path(file)}: this plan does not tell truly in which fields its two definitions differ: "
+            f"{', '.join(dotted(path) for path in wrong[:MAX_SHOWN])}",
+            hint=HINT,
+        )
 
 
 def read(cloud: Cloud, file: Path) -> tuple[Plan, str | None]:

@@ -18,6 +18,8 @@ from deployer.errors import NotReversible
 from deployer.planning.plan import Kind, Plan, Step, advance
 
 PLANNER = "reverse"
+LEFT_BY_A_FIRST_PLAN = ("process", "volume")
+"""What goes again where nothing was before: the hosts and regions that a first plan has found stay."""
 TURNED = {
     Kind.START: Kind.STOP,
     Kind.STOP: Kind.START,
@@ -39,7 +41,7 @@ def reverse(plan: Plan, *, definition: Digest, from_release: Digest | None) -> P
         from_definition=plan.definition,
         expect=advance(plan.expect, plan.steps()),
         stages=tuple(stage for stage in stages if stage),
-        changes=plan.changes,
+        changes=tuple(one for one in plan.changes if plan.from_definition or one.path[0] in LEFT_BY_A_FIRST_PLAN),
         notes=tuple(_notes(plan)),
         unreachable=plan.unreachable,
     )

@@ -119,8 +119,8 @@ def test_a_cloud_that_requires_signatures_applies_nothing_else(shop: Shop) -> No
     assert shop.answers() == {"vouched for from web 1.0\n"}
 
 
-@pytest.mark.parametrize("tampered", ["another call", "a call less", "no order"])
-def test_a_plan_whose_calls_were_changed_is_neither_shown_nor_applied(shop: Shop, tampered: str) -> None:
+@pytest.mark.parametrize("tampered", ["another call", "a call less", "no order", "no changes", "a cause"])
+def test_a_plan_that_was_changed_is_neither_shown_nor_applied(shop: Shop, tampered: str) -> None:
     file = shop.root / "shop.plan"
     shop.use(greeting="reviewed")
     before = shop.answers()
@@ -134,8 +134,13 @@ def test_a_plan_whose_calls_were_changed_is_neither_shown_nor_applied(shop: Shop
             steps = [msgspec.structs.replace(step, kind=plans.Kind.REPLACE, spec=spec), *others]
         case "a call less":
             steps = others
-        case _:
+        case "no order":
             steps = [step, step, *others]
+        case "no changes":
+            steps, plan = [step, *others], msgspec.structs.replace(plan, changes=())
+        case _:
+            harmless = plans.Cause(path=("process", "web", "env", "COLOUR"))
+            steps = [msgspec.structs.replace(step, causes=(harmless,)), *others]
     file.write_bytes(plans.encode(msgspec.structs.replace(plan, stages=(tuple(steps),))))
     for words in (("plan", "--show", file), ("apply", file, "--yes")):
         refused = shop.run(*words)
