@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.command import succeed
+from tests.tools.command import lowcloud, succeed
 from tests.tools.shop import DEFINITION, Shop
 
 VALUE = b'greeting = "from a secret"\n'
@@ -69,6 +69,14 @@ def test_a_secret_reaches_its_guests_and_no_other_place(guarded: Shop) -> None:
     printed = [path for path in guarded.root.rglob("output/**/*") if path.is_file()]
     holding = [p for p in guarded.root.rglob("*") if p.is_file() and VALUE in p.read_bytes() and p not in printed]
     assert holding == []
+
+
+def test_only_where_hosts_of_this_machine_are_started_is_one_sealed_to_that_never_ran(guarded: Shop) -> None:
+    (guarded.root / ".lowcloud" / "ca").rename(guarded.root / "ca-of-another-operator")
+    refused = lowcloud("secret", "set", "greeting", cwd=guarded.root, stdin=VALUE)
+    assert (refused.code, "cannot be reached" in refused.err) == (1, True), refused.err
+    assert guarded.json("secret", "ls") == []
+    assert list(guarded.root.rglob("sealing*")) == []
 
 
 def test_mistakes_are_told_before_a_value_is_sealed(guarded: Shop) -> None:
