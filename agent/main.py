@@ -84,12 +84,14 @@ def run(
     limits: Limits | None = None,
     pin: bool = True,
     peer_limits: PeerLimits | None = None,
+    store_quota_bytes: int | None = None,
 ) -> None:
     """Be the agent of `host` until a signal or an operator ends it. Blocks.
 
     `listen`: `address:port` (port 0: any; the ready line says which). `limits`: what processes may be given in all, by
     default what the machine has. `pin`: give processes CPUs of their own; where several agents share a machine, say no:
     then cores are not held against what the machine has. `peer_limits`: of the exchange with other hosts.
+    `store_quota_bytes`: the most that its blobs may take on disk.
     Raises AgentCannotStart.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -99,7 +101,16 @@ def run(
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with hold(state_dir):
         asyncio.run(
-            _serve(host, listen, state_dir, credentials_dir or state_dir / "credentials", limits, pin, peer_limits)
+            _serve(
+                host,
+                listen,
+                state_dir,
+                credentials_dir or state_dir / "credentials",
+                limits,
+                pin,
+                peer_limits,
+                store_quota_bytes,
+            )
         )
 
 
@@ -130,6 +141,7 @@ async def _serve(
     limits: Limits | None,
     pin: bool,
     peer_limits: PeerLimits | None,
+    store_quota_bytes: int | None,
 ) -> None:
     from agent import tls
     from agent.daemon.assembly import Agent
@@ -144,7 +156,13 @@ async def _serve(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(mode=0o700)
     agent = await Agent.open(
-        host, state_dir, limits=limits, pin=pin, credentials=credentials_dir, peer_limits=peer_limits
+        host,
+        state_dir,
+        limits=limits,
+        pin=pin,
+        credentials=credentials_dir,
+        peer_limits=peer_limits,
+        store_quota_bytes=store_quota_bytes,
     )
     try:
         async with listening(agent, context, address, port) as bound:

@@ -121,11 +121,12 @@ class Agent:
         runtime: Callable[[], Awaitable[Runtime]] | None = None,
         credentials: Path | None = None,
         peer_limits: PeerLimits | None = None,
+        store_quota_bytes: int | None = None,
     ) -> Self:
         """Open everything in the state directory and begin to bring the host to what its records say. `runtime` makes
         the link to the supervisor; a test may bring its own. `credentials`: what this host shows to other hosts, by
-        default those in the state directory."""
-        store = await asyncio.to_thread(Store.open, state_dir / "store")
+        default those in the state directory. `store_quota_bytes`: the most that its blobs may take on disk."""
+        store = await asyncio.to_thread(Store.open, state_dir / "store", quota_bytes=store_quota_bytes)
         journal = await asyncio.to_thread(Journal.open, state_dir / "journal", host)
         room = limits or host_facts.machine_limits(state_dir)
         if limits is None and not pin:

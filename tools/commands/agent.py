@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--peer-rate", metavar="SIZE", help="bytes a second that this host gives to others, and takes from them, in all"
     )
     parser.add_argument("--link-rate", metavar="SIZE", help="the same for each other host")
+    parser.add_argument("--store-quota", metavar="SIZE", help="the most that its blobs may take on disk")
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -50,24 +51,37 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from agent.daemon.peering.limits import PeerLimits
 
     limits = PeerLimits(_rate("--peer-rate", args.peer_rate), _rate("--link-rate", args.link_rate))
-    daemon.run(host, listen, state, args.credentials, pin=not args.shared, peer_limits=limits)
+    daemon.run(
+        host,
+        listen,
+        state,
+        args.credentials,
+        pin=not args.shared,
+        peer_limits=limits,
+        store_quota_bytes=_bytes("--store-quota", args.store_quota),
+    )
     return errors.DONE
 
 
 def _rate(option: str, text: str | None) -> int | None:
     """Bytes a second. Raises UsageError."""
+    rate = _bytes(option, text)
+    if rate is not None and rate < MIN_RATE_BYTES_S:
+        raise errors.UsageError(f"{option} is at least 64KiB")
+    return rate
+
+
+def _bytes(option: str, text: str | None) -> int | None:
+    """Raises UsageError."""
     if text is None:
         return None
     from deployer.language.schema import Unit
     from deployer.language.units import UnitError, parse
 
     try:
-        rate = parse(Unit.BYTES, text)
+        return parse(Unit.BYTES, text)
     except UnitError as error:
         raise errors.UsageError(f"{option}: {error}", hint=error.hint) from error
-    if rate < MIN_RATE_BYTES_S:
-        raise errors.UsageError(f"{option} is at least 64KiB")
-    return rate
 
 
 def _enrolled(state: Path) -> tuple[str, str]:

@@ -107,11 +107,19 @@ async def host(
     *,
     limits: Limits | None = ROOM,
     connect: Callable[[], Awaitable[Runtime]] | None = None,
+    store_quota_bytes: int | None = None,
 ) -> AsyncIterator[Cloud]:
     """An agent that takes calls, and a client of it; ends like an agent that was asked to."""
     memory = runtime or MemoryRuntime()
     credentials, operator = prepare(state_dir)
-    agent = await Agent.open(HOST, state_dir, limits=limits, pin=False, runtime=connect or memory.connect)
+    agent = await Agent.open(
+        HOST,
+        state_dir,
+        limits=limits,
+        pin=False,
+        runtime=connect or memory.connect,
+        store_quota_bytes=store_quota_bytes,
+    )
     try:
         async with (
             listening(agent, tls.server_context(credentials), "127.0.0.1", 0) as address,

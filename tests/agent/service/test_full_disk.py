@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import ProcessState, Reason, Replace, Start, spec_digest
+from agent.api import BlobQuery, ProcessState, Reason, Replace, Start, spec_digest
 from agent.client import CallRefused
+from cas.exchange import frames
+from cas.store import Store
 from tests.agent.service.support import MemoryRuntime, host, put, run, until, wasm, web
 
 
@@ -65,5 +67,21 @@ def test_a_full_disk_stops_calls_and_nothing_else() -> None:
                 assert status is not None
                 assert (status.state, status.spec_digest) == (ProcessState.RUNNING, spec_digest(web(two)))
                 await until(lambda: len(runtime.states) == 1)
+
+    run(work)
+
+
+def test_a_host_whose_store_has_its_quota_takes_what_fits_and_refuses_the_rest() -> None:
+    async def work(tmp: Path) -> None:
+        small, large = os.urandom(1 << 20), os.urandom(16 << 20)
+        with Store.open(tmp / "source") as source:
+            fits, too_much = (source.put(data).digest for data in (small, large))
+            async with host(tmp / "state", store_quota_bytes=8 << 20) as cloud:
+                await cloud.client.send_blobs(frames(source, [fits]))
+                with pytest.raises(CallRefused) as caught:
+                    await cloud.client.send_blobs(frames(source, [too_much]))
+                assert caught.value.refusal.reason is Reason.NO_ROOM
+                assert "quota" in caught.value.refusal.message
+                assert (await cloud.client.query(BlobQuery(want=(fits, too_much)))).missing == (too_much,)
 
     run(work)
