@@ -19,6 +19,7 @@ ended and started again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import select
@@ -68,10 +69,17 @@ def take(order: GuestOrder, pid: int, start_ticks: int) -> Taken:
         if linux.process_start_ticks(pid) != start_ticks:
             raise NotTaken("it has ended")
         for descriptor, target in _descriptors(pid):
-            if target == QUESTIONS:
-                taken.questions = linux.pidfd_getfd(taken.pidfd, descriptor)
-            elif target.startswith("socket:"):
-                _keep(taken, order, socket.socket(fileno=linux.pidfd_getfd(taken.pidfd, descriptor)))
+            if target == QUESTIONS or target.startswith("socket:"):
+                try:
+                    copy = linux.pidfd_getfd(taken.pidfd, descriptor)
+                except OSError as error:
+                    if error.errno == errno.EBADF:
+                        continue  # The guest has closed it since: one of a client, or of its own start.
+                    raise
+                if target == QUESTIONS:
+                    taken.questions = copy
+                else:
+                    _keep(taken, order, socket.socket(fileno=copy))
         absent = [str(endpoint) for endpoint in order.listen.values() if endpoint not in taken.listeners]
         if absent:
             raise NotTaken(f"it does not listen on {', '.join(absent)}")

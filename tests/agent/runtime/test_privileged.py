@@ -17,7 +17,7 @@ from agent.runtime import GuestOrder, Mount, Preopen
 from agent.sandbox import cgroups, mounts, ownership, privileges
 from agent.sandbox.cgroups import Groups, Hierarchy, Limits
 from agent.supervisor.client import SupervisorClient, connect
-from tests.agent.runtime.support import OTHER_UID, is_alive, needs_root, order, output_of, supervisor, until
+from tests.agent.runtime.support import DEADLINE_S, OTHER_UID, is_alive, needs_root, order, output_of, supervisor, until
 
 MIB = 1 << 20
 
@@ -173,6 +173,7 @@ def test_kill_9_leaves_neither_a_mount_nor_a_loop_device(tmp_path: Path, victim:
     async def scenario() -> None:
         client = await connect(tmp_path)
         state = await client.spawn(disk_order(tmp_path, "spin-1", volumes, "spin"))
+        await client.wait_ready("spin-1", None, deadline_s=DEADLINE_S)
         assert len(mounts.attached(image)) == 1
         if victim == "supervisor":
             os.kill(client.supervisor_pid, signal.SIGKILL)
