@@ -217,6 +217,15 @@ class ExchangeStore(BlobStore, Protocol):
         last piece is only given out once they have been verified. Raises BlobMissing, BlobDamaged."""
         ...
 
+    def relatives(self, digest: Digest, most: int) -> list[Digest]:
+        """Blobs of this store that resemble this one, the most alike first; empty where none is known to."""
+        ...
+
+    def make_patch(self, digest: Digest, base: Digest) -> int | None:
+        """Make a delta of a blob from this base, and keep it beside the blob, so that `patch` gives it from now on;
+        returns its bytes. None where that would save too little. Raises BlobMissing, BlobDamaged, StoreFull."""
+        ...
+
     def ensure_room(self, size_bytes: int) -> None:
         """Asked before a transfer: raises StoreFull where so many more bytes would break the quota or fill the disk."""
         ...

@@ -20,7 +20,18 @@ from cas.errors import (
     NotADigest,
     RefMoved,
 )
-from cas.interface import BlobSource, BlobStat, Checked, Collected, Damage, IncomingBlob, Repacked, Stored, Usage
+from cas.interface import (
+    BlobSource,
+    BlobStat,
+    Checked,
+    Collected,
+    Damage,
+    IncomingBlob,
+    KeptPatch,
+    Repacked,
+    Stored,
+    Usage,
+)
 
 PIECE_BYTES = 256 << 10
 
@@ -34,6 +45,8 @@ class MemoryStore:
         self.blobs: dict[Digest, bytes] = {}
         """Raw bytes. A test may change them, to see damage found."""
         self._patches: dict[Digest, tuple[Digest, bytes]] = {}
+        self._made: dict[Digest, dict[Digest, bytes]] = {}
+        """Patches that were made for receivers, by blob and base."""
         self._names: dict[str, list[Digest]] = {}
         self._leases: dict[tuple[str, Digest], float] = {}
         self._pins: set[tuple[str, Digest]] = set()
@@ -64,10 +77,12 @@ class MemoryStore:
             if not self.contains(digest):
                 raise BlobMissing(digest)
             size = len(self.blobs[digest])
+            made = self._made.get(digest, {})
+            kept = tuple(KeptPatch(base, len(patch)) for base, patch in made.items() if base in self.blobs)
             if digest not in self._patches:
-                return BlobStat(digest, size, "plain", size)
+                return BlobStat(digest, size, "plain", size, patches=kept)
             base, patch = self._patches[digest]
-            return BlobStat(digest, size, "delta", len(patch), base, self.stat(base).depth + 1)
+            return BlobStat(digest, size, "delta", len(patch), base, self.stat(base).depth + 1, kept)
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         return [digest for digest in dict.fromkeys(digests) if not self.contains(digest)]
@@ -95,8 +110,19 @@ class MemoryStore:
 
     def patch(self, digest: Digest, bases: Iterable[Digest]) -> tuple[Digest, bytes] | None:
         self.stat(digest)
+        wanted = set(bases)
         found = self._patches.get(digest)
-        return found if found is not None and found[0] in set(bases) else None
+        if found is not None and found[0] in wanted:
+            return found
+        fitting = [(base, patch) for base, patch in self._made.get(digest, {}).items() if base in wanted]
+        return min(fitting, key=lambda one: len(one[1]), default=None)
+
+    def relatives(self, digest: Digest, most: int) -> list[Digest]:
+        """Those of the same names."""
+        with self._lock:
+            named = [digests for digests in self._names.values() if digest in digests]
+        others = dict.fromkeys(other for digests in named for other in reversed(digests))
+        return [other for other in others if other != digest and other in self.blobs][:most]
 
     def encoded(self, digest: Digest) -> tuple[BlobStat, Iterator[bytes]]:
         stat = self.stat(digest)
@@ -149,6 +175,17 @@ class MemoryStore:
                 self._patches[digest] = (base, patch)
         return Stored(digest, len(data), stored.new, len(patch) if stored.new else 0)
 
+    def make_patch(self, digest: Digest, base: Digest) -> int | None:
+        import delta
+
+        data = self.read(digest)
+        patch = delta.encode(self.read(base), data)
+        if digest == base or len(patch) >= len(data):
+            return None
+        with self._lock:
+            self._made.setdefault(digest, {})[base] = patch
+        return len(patch)
+
     def ensure_room(self, size_bytes: int) -> None:
         """There is always room."""
 
@@ -193,6 +230,7 @@ class MemoryStore:
             for digest in [] if dry_run else doomed:
                 del self.blobs[digest]
                 self._patches.pop(digest, None)
+                self._made.pop(digest, None)
             return Collected(len(doomed), size, len(self.blobs) - (len(doomed) if dry_run else 0))
 
     def repack(

@@ -184,6 +184,11 @@ class Store:
         wanted = {to_raw(base) for base in bases}
         return reading.patch(self._env, to_raw(digest), wanted)
 
+    def relatives(self, digest: Digest, most: int) -> list[Digest]:
+        from cas import fresh
+
+        return fresh.relatives(self.access, to_raw(digest), most)
+
     def usage(self) -> Usage:
         with self._env.reading() as txn:
             blobs = int(txn.stat(self._env.blobs)["entries"])
@@ -212,6 +217,11 @@ class Store:
         from cas import putting
 
         return putting.put_patch(self.access, digest, patch, name=name, max_size=max_size)
+
+    def make_patch(self, digest: Digest, base: Digest) -> int | None:
+        from cas import fresh
+
+        return fresh.make_patch(self.access, to_raw(digest), to_raw(base))
 
     def encoded(self, digest: Digest) -> tuple[BlobStat, Iterator[bytes]]:
         return self.stat(digest), reading.encoded(self._env, to_raw(digest))

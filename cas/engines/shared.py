@@ -88,6 +88,14 @@ class SharedStore:
     def patch(self, digest: Digest, bases: Iterable[Digest]) -> tuple[Digest, bytes] | None:
         return self._with_blob(lambda: self.local.patch(digest, bases))
 
+    def relatives(self, digest: Digest, most: int) -> list[Digest]:
+        """Among what is here: what resembles what is not known of the origin."""
+        return self.local.relatives(digest, most)
+
+    def make_patch(self, digest: Digest, base: Digest) -> int | None:
+        """Kept here only: the origin keeps each blob as it was first uploaded."""
+        return self._with_blob(lambda: self._with_blob(lambda: self.local.make_patch(digest, base)))
+
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         absent = self.local.missing(digests)
         return self.origin.missing(absent) if self.origin is not None and absent else absent

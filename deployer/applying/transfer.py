@@ -8,6 +8,7 @@ used.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -16,6 +17,7 @@ from agent.client import AgentClient, AgentError, HostUnreachable
 from cas.digest import Digest, short
 from cas.errors import CasError
 from cas.exchange import bases_of, cost, frames
+from cas.fresh import RELATIVES, freshen
 from cas.interface import ExchangeStore
 from deployer.applying.fleet import for_each
 from deployer.applying.site import Site
@@ -38,18 +40,32 @@ class Lack(NamedTuple):
 
 class Source:
     """The deployer's store as a sender. Hosts are often asked for the same blobs, so what these can be built on is
-    looked up once."""
+    looked up once, and a delta that only this sender has is made once."""
 
     def __init__(self, store: ExchangeStore) -> None:
         self._store = store
         self._bases: dict[tuple[Digest, ...], tuple[Digest, ...]] = {}
+        self._freshening = threading.Lock()
+        self._fresh: set[Lack] = set()
 
     def bases(self, wanted: tuple[Digest, ...]) -> tuple[Digest, ...]:
-        """Blobs that a receiver of these might have and that would save bytes."""
+        """Blobs that a receiver of these might have and that would save bytes: those that stored deltas lead from, and
+        what resembles them."""
         if wanted not in self._bases:
             absent = set(self._store.missing(wanted))
-            self._bases[wanted] = bases_of(self._store, (digest for digest in wanted if digest not in absent))
+            here = [digest for digest in wanted if digest not in absent]
+            alike = (other for digest in here for other in self._store.relatives(digest, RELATIVES))
+            self._bases[wanted] = tuple(dict.fromkeys([*bases_of(self._store, here), *alike]))
         return self._bases[wanted]
+
+    def freshen(self, lack: Lack) -> None:
+        """Make the deltas that this receiver has bases for and the store has none of. It may take seconds of processor
+        time; the next receiver that lacks the same waits for it instead of making them too. Raises BlobMissing,
+        BlobDamaged, StoreFull."""
+        with self._freshening:
+            if lack not in self._fresh:
+                self._fresh.add(lack)
+                freshen(self._store, lack.missing, lack.bases)
 
     async def lack(self, client: AgentClient, wanted: Sequence[Digest]) -> Lack:
         """What a host lacks of these. Raises AgentError."""
@@ -181,6 +197,7 @@ def _questions(
 
 async def _send(site: Site, source: Source, client: AgentClient, lack: Lack, meter: _Meter) -> BlobReceipt:
     loop = asyncio.get_running_loop()
+    await asyncio.to_thread(source.freshen, lack)
     total = await asyncio.to_thread(source.cost, lack)
     progress, host = site.progress, client.host_name
 

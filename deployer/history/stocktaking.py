@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from cas import inventory as inventories
 from cas.digest import Digest
 from cas.errors import BlobDamaged, BlobMissing, CasError
+from cas.fresh import freshen
 from cas.interface import BlobStore
 from cas.inventory import Inventory, Item
-from deployer.history.release import ReleaseStore, read
+from deployer.history.release import ReleaseStore, read, read_definition
 from deployer.language.schema import Definition
 from deployer.resolving import canonical
 
@@ -24,8 +25,23 @@ def keep_inventory(store: ReleaseStore, ref: str, definition: Definition, before
     if len(definition.host) < 2:
         return None
     known = _known(store, before)
+    _freshen(store, definition, before)
     items = list(_items(store, canonical.blobs_of(definition), known))
     return store.put(inventories.encode(Inventory(tuple(items))), name=f"inventory/{ref}").digest
+
+
+def _freshen(store: ReleaseStore, definition: Definition, before: Digest | None) -> None:
+    """Make the deltas that lead from the release before to this one where the store has none: hosts hold that release,
+    and what they give each other is what the inventory lists."""
+    if before is None:
+        return
+    try:
+        held = canonical.blobs_of(read_definition(store, read(store, before).definition))
+    except CasError:
+        return  # Damaged or collected: it is only a saving that is lost.
+    wanted = canonical.blobs_of(definition)
+    absent = set(store.missing(wanted)) | set(held)
+    freshen(store, (blob for blob in wanted if blob not in absent), held)
 
 
 def read_inventory(store: BlobStore, digest: Digest) -> Inventory:

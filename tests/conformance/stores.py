@@ -37,6 +37,7 @@ class Faulty:
             "put_many",
             "put_stream",
             "put_patch",
+            "make_patch",
             "receive",
             "lease",
             "release",

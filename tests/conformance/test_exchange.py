@@ -11,7 +11,8 @@ import delta
 from cas import wire
 from cas.digest import Digest, digest_of, to_raw
 from cas.errors import BlobMissing, ExchangeError
-from cas.exchange import Receiver, bases_of, frames, transfer
+from cas.exchange import Receiver, bases_of, cost, frames, transfer
+from cas.fresh import freshen
 from tests.conformance.stores import AnyStore, Clock, open_store
 from tests.conformance.test_blobs import noise, versions
 
@@ -153,3 +154,58 @@ def test_a_receiver_that_failed_refuses_the_rest(store: AnyStore) -> None:
         receiver.feed(wire.end(0))
     with pytest.raises(ExchangeError):
         receiver.finish()
+
+
+def test_a_delta_that_no_chain_has_is_made_for_who_holds_a_relative_and_kept(tmp_path: Path, store: AnyStore) -> None:
+    """The receiver has an earlier version by another name, so that nothing that is stored leads from it."""
+    earlier, later = lines(1), lines(2)
+    with open_store("lmdb", tmp_path / "source", Clock()) as source:
+        target = source.put(later).digest
+        base = source.put(earlier).digest
+        assert source.stat(target).base is None
+        assert source.patch(target, [base]) is None
+        assert source.relatives(target, 4) == [base]
+        store.put(earlier)
+        whole_bytes = cost(source, [target], [base])
+        assert freshen(source, [target], [base]) == 1
+        assert freshen(source, [target], [base]) == 0
+        assert [kept.base for kept in source.stat(target).patches] == [base]
+        received = transfer(source, store, [target])
+        assert received.wire_bytes < whole_bytes / 20
+        assert store.read(target) == later
+        assert source.check().damaged == ()
+        assert source.collect([target]).blobs == 1
+        assert source.stat(target).patches == ()
+
+
+def test_nothing_is_made_where_it_would_save_nothing(tmp_path: Path) -> None:
+    with open_store("lmdb", tmp_path / "source", Clock()) as source:
+        old, new = source.put(lines(1), name="web").digest, source.put(lines(2), name="web").digest
+        assert freshen(source, [new], [old]) == 0, "the delta is stored already"
+        assert freshen(source, [new], []) == 0, "the receiver has nothing"
+        assert freshen(source, [old, new], []) == 0, "the base is sent too"
+        assert source.stat(new).patches == ()
+
+
+def test_a_patch_that_was_made_is_given_out_and_makes_the_blob(store: AnyStore) -> None:
+    older, newer = versions(2, 300_000)
+    first, _, third = (store.put(data, name="web").digest for data in [older, noise(300_000, 9), newer])
+    made_bytes = store.make_patch(third, first)
+    assert made_bytes is not None
+    found = store.patch(third, [first])
+    assert found is not None
+    assert (found[0], len(found[1])) == (first, made_bytes)
+    assert delta.decode(older, found[1], max_size=1 << 20) == newer
+    assert store.make_patch(third, store.put(noise(400_000, 5)).digest) is None
+    for pair in ((third, digest_of(b"absent")), (digest_of(b"absent"), third)):
+        with pytest.raises(BlobMissing):
+            store.make_patch(*pair)
+
+
+def lines(version: int) -> bytes:
+    """A text of half a megabyte that does not compress well; versions differ in a few lines."""
+    chance = random.Random(7)
+    text = [f"{number} {chance.randbytes(24).hex()}" for number in range(9_000)]
+    for number in range(20 * version):
+        text[number * 37] = f"changed in {version}: {number}"
+    return "\n".join(text).encode()

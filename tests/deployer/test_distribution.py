@@ -11,7 +11,7 @@ import pytest
 
 from agent.api import Meet, PeersStatus
 from agent.client import AgentClient
-from cas.digest import Digest
+from cas.digest import Digest, digest_of
 from cas.peers import Swarm
 from deployer.applying.distribution import distribute, shares
 from deployer.applying.fleet import Fleet
@@ -20,9 +20,12 @@ from deployer.applying.site import Site
 from deployer.applying.transfer import lacks
 from deployer.cloud import trust
 from deployer.cloud.cloud import Cloud
+from deployer.history import release as releases
 from deployer.history.stocktaking import keep_inventory
 from deployer.language.schema import Definition, Host, Process, Region
+from deployer.resolving import canonical
 from tests.deployer.ground import Ground, LocalAgent
+from tests.deployer.test_transfer import text
 
 MiB = 1 << 20
 REGIONS = {"a1": "a", "a2": "a", "a3": "a", "b1": "b"}
@@ -72,9 +75,19 @@ def noise(size: int) -> bytes:
     return random.randbytes(size)
 
 
-def bring(ground: Ground, blobs: Sequence[Digest], hosts: Sequence[str] = tuple(REGIONS)) -> dict[str, Brought]:
+def released(ground: Ground, wanted: Definition) -> Digest:
+    """A release of this definition; nothing runs by it."""
+    ground.store.put(canonical.encode(wanted))
+    plan = digest_of(b"no plan")
+    record = releases.Release(definition=canonical.version_of(wanted), plan=plan, parent=None, at_unix_ns=1, by="ada")
+    return ground.store.put(releases.encode(record)).digest
+
+
+def bring(
+    ground: Ground, blobs: Sequence[Digest], hosts: Sequence[str] = tuple(REGIONS), *, before: Digest | None = None
+) -> dict[str, Brought]:
     wanted = definition(ground, *blobs)
-    inventory = keep_inventory(ground.store, "regions", wanted, None)
+    inventory = keep_inventory(ground.store, "regions", wanted, before)
 
     async def act(site: Site) -> dict[str, Brought]:
         return await distribute(site, dict.fromkeys(hosts, tuple(blobs)), wanted, inventory)
@@ -98,6 +111,17 @@ def test_a_region_is_sent_each_blob_once(hosts: Ground) -> None:
     assert 6 * MiB <= sum(one.region_bytes for one in of_region) < 6.1 * MiB
     assert sum(one.border_bytes for one in brought.values()) == 0
     assert 3 * MiB < brought["b1"].deployer_bytes < 3.1 * MiB
+
+
+def test_what_hosts_give_each_other_of_a_new_version_is_a_delta_made_for_it(hosts: Ground) -> None:
+    """No delta that is stored leads from the version before: the inventory lists one that was made."""
+    newer, older = hosts.blob(text(2)), hosts.blob(text(1))
+    assert hosts.store.stat(newer).base is None
+    bring(hosts, [older])
+    before = released(hosts, definition(hosts, older))
+    brought = bring(hosts, [newer], before=before)
+    assert all_there(hosts, [newer])
+    assert sum(one.deployer_bytes + one.region_bytes for one in brought.values()) < 40_000
 
 
 def test_a_host_that_was_left_behind_gets_it_from_its_region(hosts: Ground) -> None:

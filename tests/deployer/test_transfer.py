@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -67,6 +68,29 @@ def test_a_blob_that_is_nowhere_is_named_and_other_hosts_are_served(ground: Grou
         return (await transfer(site, {"h2": [here]}))["h2"].blobs
 
     assert asyncio.run(ground.on_site(again)) == 0
+
+
+def text(version: int) -> bytes:
+    """A file of 1.2 MB that does not compress well; versions differ in a few lines."""
+    chance = random.Random(3)
+    rows = [f"{number} {chance.randbytes(24).hex()}" for number in range(20_000)]
+    rows[version * 7] = f"version {version}"
+    return "\n".join(rows).encode()
+
+
+def test_a_host_that_has_only_a_blob_that_no_stored_delta_leads_from_is_sent_a_fresh_delta(ground: Ground) -> None:
+    """What the deployer's store has of the new file is whole, and the host has an older one that came later here."""
+    newer = ground.blob(text(2))
+    older = ground.blob(text(1))
+    assert ground.store.stat(newer).base is None
+
+    async def act(site: Site) -> list[int]:
+        await transfer(site, {"h1": [older], "h2": [older]})
+        return [(await transfer(site, {host: [newer]}))[host].wire_bytes for host in ("h1", "h2")]
+
+    sent = asyncio.run(ground.on_site(act))
+    assert max(sent) < 10_000 < len(text(2)) / 10
+    assert [kept.base for kept in ground.store.stat(newer).patches] == [older]
 
 
 class CuttingProxy:
