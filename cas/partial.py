@@ -25,10 +25,10 @@ import msgspec
 from cas import manifest as manifests
 from cas.digest import PREFIX, Digest, is_digest
 from cas.errors import BlobMissing, ExchangeError, StoreFull, StoreUnreadable
-from cas.fetch_messages import everything
 from cas.interface import ExchangeStore, Stored
 from cas.inventory import Form, manifest_for
 from cas.manifest import PIECE_BYTES, Manifest, pieces_in
+from cas.swarm.messages import everything
 
 MAX_FORMS: Final = 4096
 RESERVE_BYTES: Final = 64 << 20

@@ -2,8 +2,8 @@
 from there.
 
 1. The hosts are told who their neighbours are, and asked what they lack.
-2. What no host of a region has is sent to one of those that lack it (`cas.peers` ranks them, for each blob in another
-   way). Small blobs go to all: asking around for them would cost more.
+2. What no host of a region has is sent to one of those that lack it (`cas.swarm.ranking` ranks them, for each blob in
+   another way). Small blobs go to all: asking around for them would cost more.
 3. The others are told what to fetch, with the inventory by which they check it. From here on they need no deployer.
 4. What a host has not got in the end, or makes no headway with, is sent to it. So nothing is less certain than without
    neighbours.
@@ -25,7 +25,7 @@ from agent.client import AgentError
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.inventory import Inventory
-from cas.peers import Swarm
+from cas.swarm.ranking import Swarm
 from deployer.applying.fleet import for_each
 from deployer.applying.outcome import Brought
 from deployer.applying.site import Site

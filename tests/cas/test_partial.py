@@ -13,11 +13,11 @@ import pytest
 
 from cas.digest import digest_of
 from cas.errors import BlobMissing, ExchangeError, StoreFull
-from cas.fetch_messages import everything, pack_pieces, unpack_pieces
 from cas.inventory import Form
 from cas.manifest import PIECE_BYTES, Manifest, encode, in_pieces, manifest_of
 from cas.partial import Spool
 from cas.store import Store
+from cas.swarm.messages import everything, pack_pieces, unpack_pieces
 
 DATA = random.Random(1).randbytes(5 * PIECE_BYTES + 1234)
 PIECES = list(in_pieces([DATA]))

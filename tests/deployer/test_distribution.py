@@ -12,7 +12,7 @@ import pytest
 from agent.api import Meet, PeersStatus
 from agent.client import AgentClient
 from cas.digest import Digest, digest_of
-from cas.peers import Swarm
+from cas.swarm.ranking import Swarm
 from deployer.applying.distribution import distribute, shares
 from deployer.applying.fleet import Fleet
 from deployer.applying.outcome import Brought

@@ -14,8 +14,9 @@ import sys
 import time
 from functools import partial
 
-from cas.fetching import Limits, Want
-from cas.peers import Swarm
+from cas.swarm.blob import Want
+from cas.swarm.limits import Limits
+from cas.swarm.ranking import Swarm
 from tests.simulation.network import Model, Network
 from tests.simulation.world import World, break_some, item, make_world
 

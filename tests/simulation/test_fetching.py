@@ -1,4 +1,4 @@
-"""What `cas.fetching` promises, in small worlds with a virtual clock and in conversations with hostile peers."""
+"""What `cas.swarm` promises, in small worlds with a virtual clock and in conversations with hostile peers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cas.digest import Digest
-from cas.fetch_messages import (
+from cas.inventory import Item
+from cas.manifest import PIECE_BYTES
+from cas.swarm.blob import Want
+from cas.swarm.fetching import Fetch
+from cas.swarm.limits import Limits
+from cas.swarm.messages import (
     Arrived,
     Ask,
     Busy,
@@ -26,10 +31,7 @@ from cas.fetch_messages import (
     Wrong,
     everything,
 )
-from cas.fetching import Fetch, Limits, Want
-from cas.inventory import Item
-from cas.manifest import PIECE_BYTES
-from cas.peers import Swarm
+from cas.swarm.ranking import Swarm
 from tests.simulation.network import Model, Network
 from tests.simulation.world import FAULTS, World, break_some, item, make_world
 

@@ -1,4 +1,4 @@
-"""Hosts that drive `cas.fetching` over the virtual network: what the agent does over HTTP, without the HTTP.
+"""Hosts that drive `cas.swarm` over the virtual network: what the agent does over HTTP, without the HTTP.
 
 A host may fail in one of the ways of `FAULTS`, from the start or later. Everything follows from the seed.
 """
@@ -10,7 +10,12 @@ from collections.abc import Iterable
 from functools import partial
 
 from cas.digest import Digest, digest_of
-from cas.fetch_messages import (
+from cas.inventory import Form, Item
+from cas.manifest import PIECE_BYTES, pieces_in
+from cas.swarm.blob import Want
+from cas.swarm.fetching import Fetch
+from cas.swarm.limits import Limits
+from cas.swarm.messages import (
     Arrived,
     Ask,
     Cancel,
@@ -27,10 +32,7 @@ from cas.fetch_messages import (
     Wrong,
     everything,
 )
-from cas.fetching import Fetch, Limits, Want
-from cas.inventory import Form, Item
-from cas.manifest import PIECE_BYTES, pieces_in
-from cas.peers import Swarm
+from cas.swarm.ranking import Swarm
 from tests.simulation.network import Link, Network
 
 FAULTS = ("dead", "stalling", "slow", "lying")

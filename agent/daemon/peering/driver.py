@@ -1,4 +1,4 @@
-"""Carrying out what `cas.fetching` decides: its requests become questions to neighbours, their answers its events.
+"""Carrying out what `cas.swarm` decides: its requests become questions to neighbours, their answers its events.
 
 One errand has one driver. A piece counts once it is verified and in the spool; a blob once the store has it. Trouble of
 this host, such as a full disk, ends the errand and is nobody else's fault.
@@ -28,11 +28,17 @@ from agent.client import AgentError, HostUnreachable, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.links import Links
 from agent.daemon.peering.serving import News
-from cas import fetching
 from cas import manifest as manifests
 from cas.digest import Digest, short
 from cas.errors import CasError, StoreBusy, StoreFull
-from cas.fetch_messages import (
+from cas.interface import ExchangeStore
+from cas.inventory import Form, Item
+from cas.manifest import Manifest, pieces_in
+from cas.partial import Spool
+from cas.swarm.blob import Want
+from cas.swarm.fetching import Fetch as Machine
+from cas.swarm.limits import Limits
+from cas.swarm.messages import (
     Arrived,
     Ask,
     Busy,
@@ -51,12 +57,7 @@ from cas.fetch_messages import (
     pack_pieces,
     unpack_pieces,
 )
-from cas.fetching import Want
-from cas.interface import ExchangeStore
-from cas.inventory import Form, Item
-from cas.manifest import Manifest, pieces_in
-from cas.partial import Spool
-from cas.peers import Swarm
+from cas.swarm.ranking import Swarm
 
 BUSY_AGAIN_S: Final = 0.5
 TELL_S: Final = 0.2
@@ -83,7 +84,7 @@ class Driver:
         news: News,
         now_s: Callable[[], float],
         tell: Callable[[Fetched], None],
-        limits: fetching.Limits | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._host = host
         self._parties = fetch.parties
@@ -96,7 +97,7 @@ class Driver:
         self._now_s = now_s
         self._tell = tell
         self._limits = limits
-        self._machine = fetching.Fetch(host, limits=limits)
+        self._machine = Machine(host, limits=limits)
         self._forms: dict[Digest, tuple[Item, Form]] = {
             form.digest: (item, form) for item in items.values() for form in (item.whole, *item.others)
         }
@@ -130,7 +131,7 @@ class Driver:
         fetched any longer."""
         wanted = list(dict.fromkeys(blob for party in self._parties for blob in party.blobs))
         self._missing = dict.fromkeys(await asyncio.to_thread(self._store.missing, wanted))
-        self._machine = fetching.Fetch(self._host, limits=self._limits)
+        self._machine = Machine(self._host, limits=self._limits)
         self._events = asyncio.Queue()
         wants = await asyncio.to_thread(lambda: list(self._wants()))
         spooled = {form: held for form in self._forms if (held := self._spool.held(form))}

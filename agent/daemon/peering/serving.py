@@ -15,9 +15,9 @@ from agent.daemon.peering.limits import QUESTIONS, QUESTIONS_FROM_EACH, PeerLimi
 from agent.daemon.peering.shelf import Shelf
 from agent.daemon.refusal import Refused
 from cas.digest import Digest
-from cas.fetch_messages import pack_pieces, unpack_pieces
 from cas.interface import BlobStore
 from cas.manifest import PIECE_BYTES, pieces_in
+from cas.swarm.messages import pack_pieces, unpack_pieces
 
 LOOK_AGAIN_S: Final = 0.5
 """What arrives in other ways than piece by piece is noticed so late at most."""

@@ -20,10 +20,10 @@ from blake3 import blake3
 from agent.api import FormAsked
 from cas.digest import Digest, from_raw
 from cas.errors import BlobDamaged, BlobMissing, StoreFull
-from cas.fetch_messages import everything
 from cas.interface import ExchangeStore
 from cas.manifest import PIECE_BYTES, pieces_in
 from cas.partial import RESERVE_BYTES, Spool, free_bytes
+from cas.swarm.messages import everything
 
 SMALL_BYTES: Final = 1 << 20
 """Up to this size a form is read anew each time."""

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from agent import tls
 from agent.api import HaveAnswer, HaveQuery, PiecesQuery, Routes
-from cas.fetch_messages import everything, pack_pieces
 from cas.manifest import PIECE_BYTES, pieces_in
+from cas.swarm.messages import everything, pack_pieces
 
 ENOUGH = 64 << 20
 """What an endless answer stops at, where nobody has cut it off."""

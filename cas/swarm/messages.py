@@ -1,4 +1,4 @@
-"""What `cas.fetching` asks of whoever drives it, and what it is told: the whole contract between the two.
+"""What `cas.swarm.fetching` asks of whoever drives it, and what it is told: the whole contract between the two.
 
 A driver (the agent over HTTP, the simulator over a virtual network) carries out requests and reports events. It checks
 each piece against its manifest (`Manifest.fits`) and writes it to the spool (`cas.partial`) before it says `Arrived`.

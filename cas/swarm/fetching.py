@@ -1,0 +1,426 @@
+"""What a host fetches from whom: blobs that it wants, from the peers that have them or are getting them too.
+
+`Fetch` decides and does nothing else. It is told events, and answers each with requests (`cas.swarm.messages`); it has
+no clock, no randomness and no I/O of its own, so the agent (over HTTP) and the simulator drive the same object.
+
+- **One crossing.** In each region one host brings a blob in (`ranking`). The others wait for news from inside; only
+  when there is none for long enough does the next in the ranking go outside too (`asking`).
+- **Shares.** A source sends each piece once, and the group that it serves hands the pieces on (`pieces`).
+- **Left.** A peer that fails, stalls, or is much slower than one that has the same is left alone for a while, each time
+  for longer (`patience`); one that sends a wrong piece is banned for the blob.
+- **Forms.** The smallest form that can be used and that somebody has; a larger one when that leads nowhere (`wanted`).
+
+A piece is asked for once at a time. Bounded are the questions and the bytes in flight, the blobs that are open at a
+time, and what is remembered of peers. Nothing loops: requests are made only in answer to an event, and a blob about
+which nothing new comes for `patience_s` ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from cas.digest import Digest
+from cas.manifest import pieces_in
+from cas.swarm.asking import Asking
+from cas.swarm.blob import Blob, Want
+from cas.swarm.in_flight import InFlight, PendingGet
+from cas.swarm.limits import Limits
+from cas.swarm.messages import (
+    Arrived,
+    Ask,
+    Busy,
+    Cancel,
+    Ended,
+    Event,
+    Failed,
+    Get,
+    Keep,
+    Kept,
+    Over,
+    Part,
+    Request,
+    Tick,
+    Told,
+    Wrong,
+    everything,
+)
+from cas.swarm.patience import why_leave
+from cas.swarm.peer import Peer
+from cas.swarm.pieces import Picker
+from cas.swarm.wanted import Wanted
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What a peer has been, for `lowcloud peers`."""
+
+    peer: str
+    near: bool
+    wire_bytes: int
+    rate: float | None
+    failures: int
+    reason: str
+    banned: tuple[Digest, ...]
+
+
+class Fetch:
+    """Not thread-safe. `me` must be a host of every swarm."""
+
+    def __init__(self, me: str, *, limits: Limits | None = None) -> None:
+        self.me = me
+        self.limits = limits or Limits()
+        self._wanted = Wanted(self.limits.open_blobs)
+        self._peers: dict[str, Peer] = {}
+        self._flight = InFlight()
+        self._picker = Picker(me, self.limits)
+        self._asking = Asking(me, self.limits, self._peers, self._picker)
+        self._out: list[Request] = []
+        self._tick_s = 0.0
+
+    # --- what a driver calls ---
+
+    def want(
+        self, wants: Iterable[Want], now_s: float, *, spooled: Mapping[Digest, int] | None = None
+    ) -> list[Request]:
+        """Fetch these too; `spooled` is what the spool has of their forms. A blob that is wanted already is not
+        fetched twice. Raises ValueError for a swarm that this host is not in."""
+        wants = list(wants)
+        for want in wants:
+            if self.me not in want.swarm.region_of:
+                raise ValueError(f"{self.me} is no host of the swarm of {want.item.whole.digest}")
+        self._wanted.add(wants, spooled or {})
+        return self.take(Tick(), now_s)
+
+    def take(self, event: Event, now_s: float) -> list[Request]:
+        """What to do now that this has happened, in this order."""
+        match event:
+            case Arrived():
+                self._arrived(event, now_s)
+            case Told():
+                self._told(event, now_s)
+            case Tick():
+                self._tick(now_s)
+            case Wrong():
+                self._wrong(event, now_s)
+            case Over() | Busy() | Failed():
+                self._over(event, now_s)
+            case Kept():
+                self._kept(event, now_s)
+        self._fill(now_s)
+        self._ask(now_s)
+        out, self._out = self._out, []
+        return out
+
+    @property
+    def wake_s(self) -> float | None:
+        """When a Tick is due; None where nothing is wanted."""
+        return self._tick_s if self._wanted.digests else None
+
+    @property
+    def wanted(self) -> frozenset[Digest]:
+        """The blobs that have not ended."""
+        return frozenset(self._wanted.digests)
+
+    def sources(self) -> list[Source]:
+        return [
+            Source(p.name, p.near, p.bytes, p.rate, p.failures, p.reason, tuple(sorted(p.banned)))
+            for p in self._peers.values()
+        ]
+
+    # --- what was told ---
+
+    def _told(self, event: Told, now_s: float) -> None:
+        question = self._flight.remove_question(event.id)
+        if question is None:
+            return
+        peer = question.peer
+        peer.failures = 0
+        news = False
+        for form, said in event.holdings.items():
+            blob = self._wanted.by_form.get(form)
+            if blob is not None and form in question.forms and blob.blob not in peer.banned and said > 0:
+                news = self._has(peer, blob, form, said, now_s) or news
+        peer.dry = not news and peer.dry
+        peer.tell_s = now_s + (self.limits.ask_gap_s if news else self.limits.tick_s)
+
+    def _has(self, peer: Peer, blob: Blob, form: Digest, said: int, now_s: float) -> bool:
+        """Note what a peer has of a form; whether it is more than was known of it."""
+        whole = everything(pieces_in(blob.forms[form].size))
+        held = said & whole
+        if not held:
+            return False
+        if form not in peer.known and held == whole and not peer.near:
+            blob.sources.add(blob.swarm.region_of[peer.name])
+        fresh = held & ~peer.known.get(form, 0)
+        peer.known[form] = held
+        blob.offered.setdefault(form, now_s)
+        said_before = blob.near if peer.near else blob.far
+        seen = said_before.get(form, 0)
+        if held & ~seen:
+            said_before[form] = seen | held
+            blob.heard_s = now_s
+            if peer.near:
+                blob.news_s = now_s
+        if blob.form is None:
+            self._choose(blob, now_s)
+        return fresh != 0
+
+    def _arrived(self, event: Arrived, now_s: float) -> None:
+        get = self._flight.gets.get(event.id)
+        if get is None or event.first < 0 or event.count < 1 or event.form not in get.left:
+            return
+        came = get.left[event.form] & (everything(event.count) << event.first)
+        if not came:
+            return
+        get.peer.delivered(now_s, get.last_s, event.wire_bytes)
+        get.last_s = now_s
+        is_last = self._flight.came(get, event.form, came)
+        blob = self._wanted.by_form[event.form]
+        blob.have[event.form] = blob.have.get(event.form, 0) | came
+        blob.pending &= ~came
+        blob.moved_s = blob.news_s = blob.heard_s = now_s
+        blob.relieved = False
+        if is_last:
+            self._close(get, cancel=False)
+        self._keep_if_whole(blob)
+
+    def _wrong(self, event: Wrong, now_s: float) -> None:
+        get = self._flight.gets.get(event.id)
+        if get is None:
+            return
+        blob = self._wanted.by_form.get(event.form)
+        self._close(get, cancel=False)
+        if blob is None or event.form not in get.left:
+            return
+        get.peer.banned.add(blob.blob)
+        get.peer.reason = f"sent a wrong piece {event.index} of {event.form}"
+        for form in blob.forms:
+            get.peer.known.pop(form, None)
+        for other in self._flight.gets_of(blob.forms):
+            if other.peer is get.peer:
+                self._close(other, cancel=True)
+        self._asking.plan(self._wanted.open.values(), now_s)
+
+    def _over(self, event: Over | Busy | Failed, now_s: float) -> None:
+        question, get = self._flight.remove_question(event.id), self._flight.gets.get(event.id)
+        empty = False
+        if question is not None:
+            peer = question.peer
+        elif get is not None:
+            peer = get.peer
+            empty = get.last_s == get.since_s
+            for form, left in get.left.items():  # It may not have these after all.
+                if form in peer.known:
+                    peer.known[form] &= ~left
+            self._close(get, cancel=False)
+        else:
+            return
+        peer.tell_s = max(peer.tell_s, now_s + self.limits.tick_s)
+        if isinstance(event, Busy):
+            peer.again_s = max(peer.again_s, now_s + min(max(event.again_s, 0.0), 60.0))
+        elif isinstance(event, Failed):
+            self._leave(peer, now_s, event.reason)
+        elif empty:
+            self._leave(peer, now_s, "offered pieces that it did not have")
+
+    def _kept(self, event: Kept, now_s: float) -> None:
+        blob = self._wanted.open.get(event.blob)
+        if blob is None or not blob.keeping or blob.form is None:
+            return
+        if event.ok:
+            self._end(blob, ok=True, reason="")
+            for other in list(self._wanted.open.values()):
+                self._keep_if_whole(other)
+            return
+        blob.keeping = False
+        self._discard(blob, blob.form, event.reason)
+        blob.news_s = blob.moved_s = blob.heard_s = now_s
+
+    # --- time ---
+
+    def _tick(self, now_s: float) -> None:
+        self._tick_s = now_s + self.limits.tick_s
+        self._open(now_s)
+        for number, question in list(self._flight.questions.items()):
+            if now_s >= question.deadline_s and number in self._flight.questions:
+                self._leave(question.peer, now_s, "did not answer a question")
+        for get in list(self._flight.gets.values()):
+            if get.id in self._flight.gets:
+                reason = why_leave(get, self._peers.values(), self.limits, now_s, could_send=self._could_send)
+                if reason is not None:
+                    self._leave(get.peer, now_s, reason)
+        for blob in list(self._wanted.open.values()):
+            if not blob.keeping:
+                self._look_after(blob, now_s)
+        self._asking.plan(self._wanted.open.values(), now_s)
+        for peer in self._peers.values():
+            peer.dry = not peer.known
+
+    def _open(self, now_s: float) -> None:
+        for blob in self._wanted.open_more(now_s):
+            self._asking.join(blob.swarm)
+            if (form := self._wanted.whole(blob)) is not None:
+                self._use(blob, form)
+
+    def _look_after(self, blob: Blob, now_s: float) -> None:
+        if now_s - blob.heard_s >= self.limits.patience_s:
+            self._end(blob, ok=False, reason=blob.why_not(self.limits.patience_s))
+        elif blob.form is None:
+            self._choose(blob, now_s)
+        elif not blob.pending and now_s - blob.moved_s > 2 * self.limits.relief_s:
+            self._change_form(blob, now_s)
+
+    def _could_send(self, peer: Peer, get: PendingGet) -> bool:
+        by_form = self._wanted.by_form
+        return any(self._picker.allowed(by_form[form], peer, form) & left for form, left in get.left.items())
+
+    # --- forms ---
+
+    def _choose(self, blob: Blob, now_s: float) -> None:
+        form = self._wanted.best_offer(blob, now_s, self.limits.settle_s)
+        if form is not None:
+            self._use(blob, form)
+
+    def _change_form(self, blob: Blob, now_s: float) -> None:
+        """Where nobody offers what is missing of the form, take another one that somebody does offer."""
+        for form in blob.forms:
+            lacking = 0 if self._wanted.is_circular(blob, form) else blob.lacking(form)
+            for peer in self._peers.values():
+                if lacking & peer.known.get(form, 0) and peer.is_well(now_s) and (peer.near or blob.outside):
+                    if form != blob.form:
+                        self._use(blob, form)
+                    return
+
+    def _use(self, blob: Blob, form: Digest) -> None:
+        """Fetch the blob in this form from now on."""
+        if blob.form is not None and blob.pending:
+            self._close_all_of([blob.form])
+        blob.form, blob.pending = form, 0
+        blob.full = everything(pieces_in(blob.forms[form].size))
+        for peer in self._peers.values():
+            if form in peer.known:
+                peer.dry = False
+        self._keep_if_whole(blob)
+
+    def _keep_if_whole(self, blob: Blob) -> None:
+        if blob.form is not None and self._wanted.can_be_kept(blob):
+            blob.keeping = True
+            self._out.append(Keep(blob.blob, blob.form))
+
+    def _discard(self, blob: Blob, form: Digest, reason: str) -> None:
+        """This form leads nowhere; another one, or none."""
+        if blob.form == form:
+            blob.form, blob.pending = None, 0
+        self._wanted.drop(blob, form)
+        self._forget([form])
+        if not blob.forms:
+            self._end(blob, ok=False, reason=reason)
+
+    def _end(self, blob: Blob, *, ok: bool, reason: str) -> None:
+        self._close_all_of(blob.forms)
+        self._wanted.close(blob)
+        self._forget(blob.forms)
+        self._out.append(Ended(blob.blob, ok, reason))
+        if not ok:
+            for other, form in self._wanted.deltas_of(blob.blob):
+                if other.form == form:
+                    self._close_all_of([form])
+                self._discard(other, form, f"the base {blob.blob} of its delta could not be had")
+        if not self._wanted.digests:
+            self._out += [Cancel(number) for number in self._flight.questions]
+            self._flight.questions.clear()
+
+    def _forget(self, forms: Iterable[Digest]) -> None:
+        for form in forms:
+            for peer in self._peers.values():
+                peer.known.pop(form, None)
+
+    # --- requests ---
+
+    def _fill(self, now_s: float) -> None:
+        """Ask for pieces, of the least busy and fastest peers first, as long as there is room."""
+        limits, flight = self.limits, self._flight
+        ready = [
+            peer
+            for peer in self._peers.values()
+            if not peer.dry and peer.gets < limits.gets_per_peer and peer.is_well(now_s)
+        ]
+        while ready and len(flight.gets) < limits.gets and flight.bytes < limits.in_flight_bytes:
+            peer = min(ready, key=_preference)
+            picked = self._picker.pick(peer, self._wanted.by_form, limits.in_flight_bytes - flight.bytes)
+            if picked:
+                self._get(peer, picked, now_s)
+            else:
+                peer.dry = True
+            if not picked or peer.gets >= limits.gets_per_peer:
+                ready.remove(peer)
+
+    def _get(self, peer: Peer, picked: dict[Digest, int], now_s: float) -> None:
+        parts = []
+        for form, pieces in picked.items():
+            parts.append(Part(form, (pieces & -pieces).bit_length() - 1, pieces.bit_count()))
+            blob = self._wanted.by_form[form]
+            blob.pending |= pieces
+            blob.moved_s = now_s
+        self._out.append(Get(self._flight.add_get(peer, picked, now_s), peer.name, tuple(parts)))
+
+    def _ask(self, now_s: float) -> None:
+        """Ask those that have nothing to offer what they have by now."""
+        limits, flight = self.limits, self._flight
+        if len(flight.gets) >= limits.gets:
+            return
+        for name in self._asking.about:
+            if len(flight.questions) >= limits.asks:
+                return
+            peer = self._peers.get(name)
+            if peer is None:
+                peer = self._peers[name] = Peer(name, near=self._is_near(name))
+            if peer.asked or not peer.dry or now_s < peer.tell_s or not peer.is_well(now_s):
+                continue
+            forms = self._asking.questions_for(peer, self._wanted.open)
+            if forms:
+                number = flight.add_question(peer, forms, now_s + limits.wait_s + limits.answer_s)
+                self._out.append(Ask(number, name, forms, limits.wait_s))
+
+    def _is_near(self, name: str) -> bool:
+        swarms = (blob.swarm.region_of for blob in self._wanted.open.values())
+        return any(name in regions and regions[name] == regions[self.me] for regions in swarms)
+
+    # --- requests that are over ---
+
+    def _close(self, get: PendingGet, *, cancel: bool) -> None:
+        """This request is over; what did not come is free to be asked for again."""
+        self._flight.remove_get(get)
+        freed = False
+        for form, left in get.left.items():
+            blob = self._wanted.by_form.get(form)
+            if blob is not None and left and blob.form == form:
+                blob.pending &= ~left
+                freed = True
+        if freed:
+            for peer in self._peers.values():
+                peer.dry = peer.dry and not peer.known
+        elif get.peer.known:
+            get.peer.dry = False
+        if cancel:
+            self._out.append(Cancel(get.id))
+
+    def _close_all_of(self, forms: Iterable[Digest]) -> None:
+        for get in self._flight.gets_of(forms):
+            self._close(get, cancel=True)
+
+    def _leave(self, peer: Peer, now_s: float, reason: str) -> None:
+        peer.failed(now_s, reason)
+        peer.known.clear()
+        peer.dry = True
+        for get in self._flight.gets_from(peer):
+            self._close(get, cancel=True)
+        for number in self._flight.questions_to(peer):
+            self._flight.remove_question(number)
+            self._out.append(Cancel(number))
+        self._asking.plan(self._wanted.open.values(), now_s)
+
+
+def _preference(peer: Peer) -> tuple[int, bool, float]:
+    return peer.gets, not peer.near, -(peer.rate or 1e12)

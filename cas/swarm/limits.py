@@ -1,0 +1,28 @@
+"""The bounds of a fetch: how much at once, how often, how long."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True):
+    neighbours: int = 12
+    outside: int = 24
+    gets: int = 8
+    gets_per_peer: int = 1
+    asks: int = 64
+    run_pieces: int = 16
+    """Pieces of a large form that are asked for at once."""
+    in_flight_bytes: int = 64 << 20
+    open_blobs: int = 1024
+    tick_s: float = 0.5
+    wait_s: float = 10.0
+    answer_s: float = 5.0
+    """A question is answered so long after its `wait_s` at the latest."""
+    stall_s: float = 12.0
+    slow_s: float = 6.0
+    ask_gap_s: float = 0.1
+    settle_s: float = 0.3
+    relief_s: float = 1.0
+    takeover_s: float = 8.0
+    patience_s: float = 120.0
