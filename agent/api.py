@@ -718,6 +718,8 @@ class Routes:
     CODE_QUERY = "/v1/code/query"
     BLOBS = "/v1/blobs"
     """POST: a stream of exchange frames (`cas.exchange`)."""
+    RECONCILE = "/v1/reconcile"
+    """POST: a question of `cas.reconcile` about all blobs of the host; the answer's bytes."""
     BLOB = "/v1/blobs/{digest}"
     """GET: one blob's raw bytes."""
     PEERS = "/v1/peers"

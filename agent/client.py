@@ -193,6 +193,10 @@ class AgentClient:
             missing += (await self._ask("POST", Routes.CODE_QUERY, CodeAnswer, body=body)).missing
         return tuple(missing)
 
+    async def reconcile(self, question: bytes) -> bytes:
+        """The answer to a question of `cas.reconcile` about all blobs of the host."""
+        return await self._ask("POST", Routes.RECONCILE, bytes, body=question)
+
     async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
         """Send a stream of exchange frames. An ordinary iterable is run in a thread, so it may read a store."""
         body = chunks if isinstance(chunks, AsyncIterable) else _in_thread(chunks)

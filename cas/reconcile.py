@@ -111,6 +111,12 @@ def answer(summary: Summary, question: bytes) -> bytes:
     return _ANSWER.pack(_ANSWER_MAGIC, _VERSION, more, len(summary), len(listed)) + b"".join(listed)
 
 
+def is_first(question: bytes) -> bool:
+    """Does a conversation begin with this question? Raises ExchangeError as `answer` does."""
+    kind, bits, *_ = _parse_question(question)
+    return kind == _FINGERPRINTS and bits == 0
+
+
 # --- the side that asks ---------------------------------------------------------------------------------------------
 
 

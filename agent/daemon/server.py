@@ -39,6 +39,7 @@ from agent.daemon.journal import MAX_PAGE_ENTRIES, Journal, JournalUnreadable, J
 from agent.daemon.metrics import CONTENT_TYPE, exposition
 from agent.daemon.output import MAX_TAIL_BYTES, OutputFiles
 from agent.daemon.processes import Processes
+from agent.daemon.reconciling import Reconciling
 from agent.daemon.refusal import Refused
 from agent.daemon.uploads import Uploads
 from cas.digest import is_digest
@@ -53,6 +54,7 @@ from cas.errors import (
     StoreFull,
 )
 from cas.interface import ExchangeStore
+from cas.reconcile import MAX_QUESTION_BYTES
 
 MAX_QUERY_BYTES: Final = 16 << 20
 BODY_WITHIN_S: Final = 60.0
@@ -104,6 +106,7 @@ class Service:
         """Is told that answers which wait for something should end."""
         self._followers = 0
         self._uploads = Uploads()
+        self._reconciling = Reconciling(store)
 
     def application(self) -> web.Application:
         application = web.Application(middlewares=[answer_refusals], client_max_size=MAX_QUERY_BYTES)
@@ -118,6 +121,7 @@ class Service:
             ("POST", Routes.BLOBS_QUERY, self._query_blobs, (tls.OPERATOR,)),
             ("POST", Routes.CODE_QUERY, self._query_code, (tls.OPERATOR,)),
             ("POST", Routes.BLOBS, self._receive_blobs, (tls.OPERATOR,)),
+            ("POST", Routes.RECONCILE, self._reconcile, (tls.OPERATOR,)),
             ("GET", Routes.BLOB, self._send_blob, (tls.OPERATOR,)),
             ("POST", Routes.SHUTDOWN, self._end, (tls.OPERATOR,)),
             *self._more,
@@ -226,6 +230,10 @@ class Service:
                 await asyncio.to_thread(receiver.close)
                 self._arrived(receiver.wire_bytes)
         return answer(BlobReceipt(received.blobs, received.wire_bytes, received.raw_bytes))
+
+    async def _reconcile(self, request: web.Request) -> web.Response:
+        question = await read_body(request, MAX_QUESTION_BYTES)
+        return answer(await self._reconciling.answer(question))
 
     async def _send_blob(self, request: web.Request) -> web.StreamResponse:
         digest = request.match_info["digest"]
