@@ -701,6 +701,17 @@ class PiecesQuery(Struct, frozen=True):
     parts: Annotated[tuple[PartAsked, ...], Meta(min_length=1, max_length=MAX_PARTS_ASKED)]
 
 
+class PiecesOffer(Struct, frozen=True):
+    """What an operator brings of large blobs, as they are in an inventory that the host has: pieces of forms. The
+    request's body is the length of this (4 bytes, little-endian), this, and then the pieces one after the other, raw.
+    What is here already of a form (`HaveQuery`) need not be in it; a form that is whole afterwards becomes its blob."""
+
+    inventory: Digest
+    forms: Annotated[tuple[Digest, ...], Meta(max_length=MAX_FORMS_ASKED)]
+    """In the order in which they become blobs: the base of a patch before the patch."""
+    parts: Annotated[tuple[PartAsked, ...], Meta(max_length=MAX_PARTS_ASKED)]
+
+
 class Routes:
     """Paths of the HTTP service. All are under TLS 1.3 with client certificates."""
 
@@ -720,6 +731,8 @@ class Routes:
     """POST: a stream of exchange frames (`cas.exchange`)."""
     RECONCILE = "/v1/reconcile"
     """POST: a question of `cas.reconcile` about all blobs of the host; the answer's bytes."""
+    PIECES = "/v1/pieces"
+    """POST: a `PiecesOffer` and what it offers; answered by a `BlobReceipt`."""
     BLOB = "/v1/blobs/{digest}"
     """GET: one blob's raw bytes."""
     PEERS = "/v1/peers"

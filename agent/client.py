@@ -9,6 +9,7 @@ noticed by keep-alive probes in under half a minute.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 import ssl
@@ -40,6 +41,7 @@ from agent.api import (
     Meet,
     Outcome,
     PeersStatus,
+    PiecesOffer,
     PiecesQuery,
     ProcessStatus,
     ProcessUsage,
@@ -201,6 +203,13 @@ class AgentClient:
         """Send a stream of exchange frames. An ordinary iterable is run in a thread, so it may read a store."""
         body = chunks if isinstance(chunks, AsyncIterable) else _in_thread(chunks)
         return await self._ask("POST", Routes.BLOBS, BlobReceipt, stream=body, timeout_s=None)
+
+    async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
+        """Bring pieces of large blobs: `pieces` are the bytes of what is offered, in its order, run in a thread. An
+        agent of before has no such route: CallRefused."""
+        head = msgspec.msgpack.encode(offer)
+        body = _in_thread(itertools.chain([len(head).to_bytes(4, "little") + head], pieces))
+        return await self._ask("POST", Routes.PIECES, BlobReceipt, stream=body, timeout_s=None)
 
     async def blob(self, digest: Digest, *, max_bytes: int = MAX_BLOB_BYTES) -> bytes:
         """One blob, checked against its name. Raises BadAnswer where the host sent other bytes."""

@@ -3,9 +3,11 @@ from there.
 
 1. The hosts are told who their neighbours are, and asked what they lack.
 2. What no host of a region has is sent to one of those that lack it (`cas.swarm.ranking` ranks them, for each blob in
-   another way). Small blobs go to all: asking around for them would cost more.
-3. The others are told what to fetch, with the inventory by which they check it. From here on they need no deployer.
-4. What a host has not got in the end, or makes no headway with, is sent to it. So nothing is less certain than without
+   another way), large blobs piece by piece. Small blobs go to all: asking around for them would cost more.
+3. The others are told at once what to fetch, with the inventory by which they check it; so they get the first pieces
+   while the last ones are on their way to the first host. Once that has all of them, they need no deployer.
+4. Where a host that was to bring blobs into its region fails, another one does, from where the first one was.
+5. What a host has not got in the end, or makes no headway with, is sent to it. So nothing is less certain than without
    neighbours.
 
 Where no region has two hosts that are to be served, all of it is `deployer.applying.transfer`.
@@ -28,8 +30,9 @@ from cas.inventory import Inventory
 from cas.swarm.ranking import Swarm
 from deployer.applying.fleet import for_each
 from deployer.applying.outcome import Brought
+from deployer.applying.pieces import ByPieces, is_large
 from deployer.applying.site import Site
-from deployer.applying.transfer import HOSTS_AT_ONCE, Lack, Source, serve, transfer
+from deployer.applying.transfer import HOSTS_AT_ONCE, Lack, Meter, Send, Source, send_stream, serve, transfer
 from deployer.errors import TransferFailed
 from deployer.history.stocktaking import read_inventory
 from deployer.language.schema import Definition
@@ -38,8 +41,10 @@ SMALL_BYTES: Final = 4096
 """What takes no more to send goes to every host that lacks it."""
 WAIT_S: Final = 5.0
 """For one answer about how far a host is."""
+ASK_AGAIN_S: Final = 1.0
+"""A host that has given up before its region had everything is asked again so much later."""
 STUCK_S: Final = 20.0
-"""A host that makes no headway for so long is sent the rest."""
+"""A host that makes no headway for so long, while its region is sent nothing either, is sent the rest."""
 
 
 class Shares(NamedTuple):
@@ -94,6 +99,18 @@ def shares(
     return Shares({host: tuple(b) for host, b in sent.items()}, {host: tuple(b) for host, b in fetched.items()})
 
 
+class _Bringing:
+    """What a region is being sent."""
+
+    def __init__(self, meters: dict[str, Meter]) -> None:
+        self.meters = meters
+        self.is_over = False
+
+    @property
+    def sent_bytes(self) -> int:
+        return sum(meter.sent_bytes for meter in self.meters.values())
+
+
 class _Distribution:
     def __init__(
         self,
@@ -109,6 +126,7 @@ class _Distribution:
         self._inventory = inventory
         self._items = listed.by_blob()
         self._source = Source(site.store)
+        self._by_pieces = ByPieces(inventory, self._items)
         self._gate = asyncio.Semaphore(HOSTS_AT_ONCE)
         self._wanted_by: dict[Digest, list[str]] = {}
         for host in sorted(set(blobs) & set(definition.host)):
@@ -136,16 +154,33 @@ class _Distribution:
         if not helped:
             await self.directly(lacking)
             return
-        sending = {host: split.sent[host] for host in lacking if split.sent[host]}
-        await for_each(sorted(sending), lambda host: self._serve(host, sending[host]), at_once=HOSTS_AT_ONCE)
-        if any(host in self.failures for host in sending):
-            await self.region([host for host in lacking if host not in self.failures])
-            return
-        await for_each(
-            helped,
-            lambda host: self._help(host, split.fetched[host]),
-            at_once=len(helped),
+        await self._bring_and_help(
+            {host: split.sent[host] for host in lacking if split.sent[host]},
+            {host: split.fetched[host] for host in helped},
         )
+        if any(host in self.failures for host in lacking):
+            await self.region([host for host in lacking if host not in self.failures])
+
+    async def _bring_and_help(
+        self, sending: Mapping[str, tuple[Digest, ...]], fetching: Mapping[str, tuple[Digest, ...]]
+    ) -> None:
+        """Send blobs to some hosts of a region, and have others fetch them meanwhile; until all have them, or a host
+        that brings them in has failed."""
+        bringing = _Bringing({host: Meter(self._site, host) for host in sending})
+        try:
+            async with asyncio.TaskGroup() as group:
+                helping = [group.create_task(self._help(host, blobs, bringing)) for host, blobs in fetching.items()]
+                await for_each(
+                    sorted(sending),
+                    lambda host: self._bring(host, sending[host], bringing.meters[host]),
+                    at_once=HOSTS_AT_ONCE,
+                )
+                bringing.is_over = True
+                if any(host in self.failures for host in sending):
+                    for task in helping:
+                        task.cancel()
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
 
     # --- one host ---
 
@@ -155,7 +190,7 @@ class _Distribution:
         async def one(host: str) -> None:
             try:
                 found[host] = await self._source.lack(await self._site.fleet.client(host), self._blobs[host])
-                self.brought[host] = Brought()
+                self.brought.setdefault(host, Brought())
             except (AgentError, CasError) as error:
                 self.failures[host] = str(error)
 
@@ -180,10 +215,19 @@ class _Distribution:
         except CasError:
             return 0  # it cannot be sent, which is found out and told where that is tried
 
-    async def _serve(self, host: str, blobs: Sequence[Digest]) -> None:
+    async def _bring(self, host: str, blobs: tuple[Digest, ...], meter: Meter) -> None:
+        """Send blobs to a host that hands them on."""
+        if any(is_large(self._items.get(blob)) for blob in blobs):
+            await self._serve(host, self._listing(blobs))
+        if host not in self.failures:
+            await self._serve(host, blobs, self._by_pieces.send, meter)
+
+    async def _serve(
+        self, host: str, blobs: Sequence[Digest], send: Send = send_stream, meter: Meter | None = None
+    ) -> None:
         async with self._gate:
             try:
-                receipt = await serve(self._site, self._source, host, tuple(blobs))
+                receipt = await serve(self._site, self._source, host, tuple(blobs), send=send, meter=meter)
             except (AgentError, CasError) as error:
                 self.failures[host] = str(error)
                 return
@@ -192,18 +236,12 @@ class _Distribution:
             so_far, deployer_bytes=so_far.deployer_bytes + receipt.wire_bytes, blobs=so_far.blobs + receipt.blobs
         )
 
-    async def _help(self, host: str, blobs: tuple[Digest, ...]) -> None:
+    async def _help(self, host: str, blobs: tuple[Digest, ...], bringing: _Bringing) -> None:
         """Have a host fetch these, and send it what it does not get."""
         fetched = Fetched(blobs, under_way=False)
         try:
-            manifests = {
-                form.manifest
-                for blob in blobs
-                for form in (self._items[blob].whole, *self._items[blob].others)
-                if form.manifest is not None
-            }
-            await self._serve(host, (self._inventory, *sorted(manifests)))
-            fetched = await self._fetched(host, blobs)
+            await self._serve(host, self._listing(blobs))
+            fetched = await self._fetched(host, blobs, bringing)
         except AgentError:
             pass  # what it lacks is sent to it, and that it cannot be reached is found out there
         so_far = self.brought[host]
@@ -217,7 +255,13 @@ class _Distribution:
         if self.failures.pop(host, None) or fetched.missing:
             await self._serve(host, blobs)
 
-    async def _fetched(self, host: str, blobs: tuple[Digest, ...]) -> Fetched:
+    def _listing(self, blobs: Iterable[Digest]) -> tuple[Digest, ...]:
+        """What it takes to check the pieces of these blobs."""
+        items = [self._items[blob] for blob in blobs if blob in self._items]
+        forms = (form for item in items for form in (item.whole, *item.others))
+        return self._inventory, *sorted({form.manifest for form in forms if form.manifest is not None})
+
+    async def _fetched(self, host: str, blobs: tuple[Digest, ...], bringing: _Bringing) -> Fetched:
         """How far the host came by itself. Raises AgentError."""
         client = await self._site.fleet.client(host)
         fetch = Fetch(self._inventory, self._parties(blobs), WAIT_S)
@@ -225,11 +269,14 @@ class _Distribution:
         moved_s, before = clock(), -1
         while True:
             fetched = await client.fetch(fetch)
-            now = fetched.region_bytes + fetched.border_bytes + fetched.blobs
+            now = fetched.region_bytes + fetched.border_bytes + fetched.blobs + bringing.sent_bytes
             if now != before:
                 moved_s, before = clock(), now
-            if not fetched.under_way or clock() - moved_s > STUCK_S:
+            has_ended = not fetched.under_way and (bringing.is_over or not fetched.missing)
+            if has_ended or clock() - moved_s > STUCK_S:
                 return fetched
+            if not fetched.under_way:
+                await asyncio.sleep(ASK_AGAIN_S)
 
     # --- what a host is told ---
 

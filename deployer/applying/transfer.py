@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from agent.api import BlobAnswer, BlobQuery, BlobReceipt
 from agent.client import AgentClient, AgentError, HostUnreachable
 from cas.digest import Digest, short
-from cas.errors import CasError
-from cas.exchange import bases_of, cost, frames
+from cas.errors import BlobMissing, CasError
+from cas.exchange import bases_of, cost, frames, steps
 from cas.fresh import RELATIVES, freshen
 from cas.interface import ExchangeStore
+from cas.inventory import Form
+from cas.manifest import PIECE_BYTES
+from cas.routes import Step
 from deployer.applying.fleet import for_each
 from deployer.applying.site import Site
 from deployer.errors import HostsUnreachable, TransferFailed
@@ -75,13 +78,40 @@ class Source:
         """About how many bytes it takes to send this; 0 where nothing is missing. Raises BlobMissing."""
         return cost(self._store, lack.missing, lack.bases) if lack.missing else 0
 
-    def frames(self, lack: Lack, tell: Callable[[int], None]) -> Iterator[bytes]:
-        """The stream, telling how long it is so far."""
-        sent = 0
-        for chunk in frames(self._store, lack.missing, lack.bases):
-            yield chunk
-            sent += len(chunk)
-            tell(sent)
+    def steps(self, lack: Lack) -> list[Step]:
+        """What the stream consists of. Raises BlobMissing."""
+        return list(steps(self._store, lack.missing, lack.bases))
+
+    def frames(self, lack: Lack) -> Iterator[bytes]:
+        """The stream."""
+        return frames(self._store, lack.missing, lack.bases)
+
+    def pieces(self, blob: Digest, form: Form, wanted: int) -> Iterator[bytes]:
+        """The pieces of a form in this set, ascending. Raises BlobMissing where the store has the blob in another form
+        by now."""
+        held, index = bytearray(), 0
+        for chunk in self._form(blob, form):
+            held += chunk
+            while len(held) >= PIECE_BYTES:
+                if wanted >> index & 1:
+                    yield bytes(held[:PIECE_BYTES])
+                del held[:PIECE_BYTES]
+                index += 1
+        if held and wanted >> index & 1:
+            yield bytes(held)
+
+    def _form(self, blob: Digest, form: Form) -> Iterable[bytes]:
+        if form.encoding == "plain":
+            return self._store.stream(blob)
+        if form.base is not None:
+            found = self._store.patch(blob, [form.base])
+            if found is None:
+                raise BlobMissing(form.digest)
+            return [found[1]]
+        stat, chunks = self._store.encoded(blob)
+        if stat.encoding != form.encoding:
+            raise BlobMissing(form.digest)
+        return chunks
 
 
 async def estimate(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[str, int]:
@@ -146,35 +176,83 @@ async def transfer(site: Site, blobs: Mapping[str, Sequence[Digest]]) -> dict[st
     return dict(sorted(receipts.items()))
 
 
-async def serve(site: Site, source: Source, host: str, wanted: tuple[Digest, ...]) -> BlobReceipt:
+class Meter:
+    """What is handed to the network on the way to one host, told as it grows."""
+
+    def __init__(self, site: Site, host: str) -> None:
+        self.sent_bytes = 0
+        """In all tries."""
+        self.in_vain_bytes = 0
+        """In tries that failed."""
+        self._site = site
+        self._host = host
+        self._now_bytes = 0
+        self._total_bytes = 0
+        self._loop = asyncio.get_running_loop()
+
+    def begin(self, total_bytes: int) -> None:
+        """A new try, of about so many bytes."""
+        self.in_vain_bytes += self._now_bytes
+        self._now_bytes, self._total_bytes = 0, total_bytes
+
+    def end(self, wire_bytes: int) -> None:
+        """A try that went well, and brought so many bytes."""
+        self._now_bytes = 0
+        self._site.progress.transfer(self._host, wire_bytes, wire_bytes)
+
+    def metered(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The same chunks, counted as they go; for any thread."""
+        for chunk in chunks:
+            yield chunk
+            self._now_bytes += len(chunk)
+            self.sent_bytes += len(chunk)
+            sent, total = self._now_bytes, max(self._total_bytes, self._now_bytes)
+            self._loop.call_soon_threadsafe(self._site.progress.transfer, self._host, sent, total)
+
+
+Send = Callable[[Source, AgentClient, Lack, Meter], Awaitable[BlobReceipt]]
+"""A way to send a host what it lacks. Raises AgentError, CasError."""
+
+
+async def send_stream(source: Source, client: AgentClient, lack: Lack, meter: Meter) -> BlobReceipt:
+    """All of it in one stream."""
+    receipt = await client.send_blobs(meter.metered(source.frames(lack)))
+    if receipt.blobs < len(lack.missing):
+        raise HostUnreachable(
+            f"{client.host_name} kept {receipt.blobs} of {len(lack.missing)} blobs, from {short(lack.missing[0])} on"
+        )
+    return receipt
+
+
+async def serve(
+    site: Site,
+    source: Source,
+    host: str,
+    wanted: tuple[Digest, ...],
+    *,
+    send: Send = send_stream,
+    meter: Meter | None = None,
+) -> BlobReceipt:
     """Send until nothing is missing, from what is missing by then each time. Bytes that were sent in vain count too."""
     client = await site.fleet.client(host)
-    sent = _Meter()
+    meter = meter or Meter(site, host)
+    vain_bytes = meter.in_vain_bytes
     arrived = BlobReceipt(0, 0, 0)
     for attempt in range(1, TRIES + 1):
         try:
             lack = await _ask(client, source, wanted)
             if not lack.missing:
                 break
-            arrived = await _send(site, source, client, lack, sent)
+            await asyncio.to_thread(source.freshen, lack)
+            meter.begin(await asyncio.to_thread(source.cost, lack))
+            arrived = await send(source, client, lack, meter)
+            meter.end(arrived.wire_bytes)
             break
         except HostUnreachable:
             if attempt == TRIES:
                 raise
             await asyncio.sleep(WAIT_S * 2 ** (attempt - 1))
-    return BlobReceipt(arrived.blobs, arrived.wire_bytes + sent.in_vain_bytes, arrived.raw_bytes)
-
-
-class _Meter:
-    """What was handed to the network in tries that failed, and in the one under way."""
-
-    def __init__(self) -> None:
-        self.in_vain_bytes = 0
-        self.now_bytes = 0
-
-    def begin(self) -> None:
-        self.in_vain_bytes += self.now_bytes
-        self.now_bytes = 0
+    return BlobReceipt(arrived.blobs, arrived.wire_bytes + meter.in_vain_bytes - vain_bytes, arrived.raw_bytes)
 
 
 async def _ask(client: AgentClient, source: Source, wanted: tuple[Digest, ...]) -> Lack:
@@ -193,24 +271,3 @@ def _questions(
 ) -> Iterable[tuple[tuple[Digest, ...], tuple[Digest, ...]]]:
     for start in range(0, max(len(wanted), len(bases)), QUERY_BLOBS):
         yield tuple(wanted[start : start + QUERY_BLOBS]), tuple(bases[start : start + QUERY_BLOBS])
-
-
-async def _send(site: Site, source: Source, client: AgentClient, lack: Lack, meter: _Meter) -> BlobReceipt:
-    loop = asyncio.get_running_loop()
-    await asyncio.to_thread(source.freshen, lack)
-    total = await asyncio.to_thread(source.cost, lack)
-    progress, host = site.progress, client.host_name
-
-    meter.begin()
-
-    def tell(sent: int) -> None:
-        meter.now_bytes = sent
-        loop.call_soon_threadsafe(progress.transfer, host, sent, max(total, sent))
-
-    receipt = await client.send_blobs(source.frames(lack, tell))
-    progress.transfer(host, receipt.wire_bytes, receipt.wire_bytes)
-    if receipt.blobs < len(lack.missing):
-        raise HostUnreachable(
-            f"{host} kept {receipt.blobs} of {len(lack.missing)} blobs, from {short(lack.missing[0])} on"
-        )
-    return receipt

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import msgspec
 import pytest
 
-from agent.api import Meet, PeersStatus
-from agent.client import AgentClient
+from agent.api import BlobReceipt, Meet, PeersStatus, PiecesOffer, Reason, Refusal
+from agent.client import AgentClient, CallRefused
 from cas.digest import Digest, digest_of
 from cas.swarm.ranking import Swarm
 from deployer.applying.distribution import distribute, shares
@@ -20,6 +21,7 @@ from deployer.applying.site import Site
 from deployer.applying.transfer import lacks
 from deployer.cloud import trust
 from deployer.cloud.cloud import Cloud
+from deployer.errors import TransferFailed
 from deployer.history import release as releases
 from deployer.history.stocktaking import keep_inventory
 from deployer.language.schema import Definition, Host, Process, Region
@@ -71,6 +73,33 @@ class Misled(AgentClient):
         return await super().meet(msgspec.structs.replace(meet, neighbours=lost))
 
 
+class Dying(AgentClient):
+    """Of the first host that is given pieces: its agent is killed when it has had three of them."""
+
+    agents: ClassVar[Mapping[str, LocalAgent]]
+    killed: ClassVar[list[str]]
+
+    async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
+        if not self.killed:
+            self.killed.append(self.host_name)
+            pieces = self._until_killed(pieces)
+        return await super().give_pieces(offer, pieces)
+
+    def _until_killed(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for number, piece in enumerate(pieces):
+            if number == 3:
+                self.agents[self.host_name].kill()
+            yield piece
+
+
+class Old(AgentClient):
+    """Its agent knows no pieces."""
+
+    async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
+        del offer, pieces
+        raise CallRefused(Refusal(Reason.NOT_FOUND, "this host has no such route"))
+
+
 def noise(size: int) -> bytes:
     return random.randbytes(size)
 
@@ -84,15 +113,26 @@ def released(ground: Ground, wanted: Definition) -> Digest:
 
 
 def bring(
-    ground: Ground, blobs: Sequence[Digest], hosts: Sequence[str] = tuple(REGIONS), *, before: Digest | None = None
+    ground: Ground,
+    blobs: Sequence[Digest],
+    hosts: Sequence[str] = tuple(REGIONS),
+    connect: type[AgentClient] = AgentClient,
+    *,
+    before: Digest | None = None,
 ) -> dict[str, Brought]:
     wanted = definition(ground, *blobs)
     inventory = keep_inventory(ground.store, "regions", wanted, before)
 
-    async def act(site: Site) -> dict[str, Brought]:
-        return await distribute(site, dict.fromkeys(hosts, tuple(blobs)), wanted, inventory)
+    async def act() -> dict[str, Brought]:
+        addresses = {name: agent.listen for name, agent in ground.agents.items()}
+        credentials = ground.cloud.credentials
+        async with Fleet(
+            addresses, credentials, connect=lambda host, address: connect(host, address, credentials)
+        ) as fleet:
+            site = Site(ground.store, ground.ref, fleet, ground.by)
+            return await distribute(site, dict.fromkeys(hosts, tuple(blobs)), wanted, inventory)
 
-    return asyncio.run(ground.on_site(act))
+    return asyncio.run(act())
 
 
 def all_there(ground: Ground, blobs: Sequence[Digest], hosts: Sequence[str] = tuple(REGIONS)) -> bool:
@@ -136,22 +176,33 @@ def test_hosts_that_cannot_reach_each_other_are_sent_everything(hosts: Ground, m
     monkeypatch.setattr("deployer.applying.distribution.STUCK_S", 1.0)
     monkeypatch.setattr("deployer.applying.distribution.WAIT_S", 0.5)
     blob = hosts.blob(noise(MiB))
-    wanted = definition(hosts, blob)
-    inventory = keep_inventory(hosts.store, "regions", wanted, None)
-
-    async def act() -> dict[str, Brought]:
-        addresses = {name: agent.listen for name, agent in hosts.agents.items()}
-        async with Fleet(
-            addresses,
-            hosts.cloud.credentials,
-            connect=lambda host, address: Misled(host, address, hosts.cloud.credentials),
-        ) as fleet:
-            site = Site(hosts.store, hosts.ref, fleet, hosts.by)
-            return await distribute(site, dict.fromkeys(("a1", "a2", "a3"), (blob,)), wanted, inventory)
-
-    brought = asyncio.run(act())
+    brought = bring(hosts, [blob], ("a1", "a2", "a3"), Misled)
     assert all_there(hosts, [blob], ("a1", "a2", "a3"))
     assert sum(one.deployer_bytes for one in brought.values()) > 3 * MiB
+
+
+def test_where_a_host_that_brings_a_blob_in_dies_another_goes_on(hosts: Ground) -> None:
+    blob = hosts.blob(noise(4 * MiB))
+    Dying.agents, Dying.killed = hosts.agents, []
+    try:
+        with pytest.raises(TransferFailed) as caught:
+            bring(hosts, [blob], connect=Dying)
+    finally:
+        for host in Dying.killed:
+            hosts.agents[host].start()
+    assert list(caught.value.reasons) == Dying.killed
+    left = [host for host in REGIONS if host not in Dying.killed]
+    assert all_there(hosts, [blob], left)
+    brought = bring(hosts, [blob])
+    assert all_there(hosts, [blob])
+    assert sum(one.deployer_bytes for one in brought.values()) < 4 * MiB
+
+
+def test_a_host_that_knows_no_pieces_is_sent_a_stream(hosts: Ground) -> None:
+    blobs = [hosts.blob(noise(2 * MiB)), hosts.blob(b"small too")]
+    brought = bring(hosts, blobs, ("a1", "a2"), Old)
+    assert all_there(hosts, blobs, ("a1", "a2"))
+    assert 2 * MiB < sum(one.deployer_bytes for one in brought.values()) < 2.1 * MiB
 
 
 def test_each_shared_blob_has_one_bringer_and_the_others_fetch_it() -> None:

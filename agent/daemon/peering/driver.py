@@ -17,7 +17,6 @@ from agent.api import (
     MAX_HAVE_WAIT_S,
     Fetch,
     Fetched,
-    FormAsked,
     HaveQuery,
     Neighbour,
     PartAsked,
@@ -26,14 +25,14 @@ from agent.api import (
 )
 from agent.client import AgentError, HostUnreachable, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
+from agent.daemon.peering.forms import Forms
 from agent.daemon.peering.links import Links
 from agent.daemon.peering.serving import News
-from cas import manifest as manifests
 from cas.digest import Digest, short
 from cas.errors import CasError, StoreBusy, StoreFull
 from cas.interface import ExchangeStore
-from cas.inventory import Form, Item
-from cas.manifest import Manifest, pieces_in
+from cas.inventory import Item
+from cas.manifest import pieces_in
 from cas.partial import Spool
 from cas.swarm.blob import Want
 from cas.swarm.fetching import Fetch as Machine
@@ -98,10 +97,7 @@ class Driver:
         self._tell = tell
         self._limits = limits
         self._machine = Machine(host, limits=limits)
-        self._forms: dict[Digest, tuple[Item, Form]] = {
-            form.digest: (item, form) for item in items.values() for form in (item.whole, *item.others)
-        }
-        self._manifests: dict[Digest, Manifest] = {}
+        self._forms = Forms(items.values(), store, spool)
         self._events: asyncio.Queue[Event | CasError | None] = asyncio.Queue()
         self._tasks: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self._keeping: set[asyncio.Task[None]] = set()
@@ -134,9 +130,8 @@ class Driver:
         self._machine = Machine(self._host, limits=self._limits)
         self._events = asyncio.Queue()
         wants = await asyncio.to_thread(lambda: list(self._wants()))
-        spooled = {form: held for form in self._forms if (held := self._spool.held(form))}
         try:
-            self._carry_out(self._machine.want(wants, self._now_s(), spooled=spooled))
+            self._carry_out(self._machine.want(wants, self._now_s(), spooled=self._forms.spooled()))
             while self._machine.wanted:
                 event = await self._next_event()
                 if isinstance(event, CasError):
@@ -249,9 +244,9 @@ class Driver:
 
     async def _ask(self, ask: Ask, neighbour: Neighbour) -> Event:
         names = list(ask.forms)[:MAX_FORMS_ASKED]
-        counts = [pieces_in(self._forms[name][1].size) for name in names]
+        counts = [pieces_in(self._forms.form(name).size) for name in names]
         news = tuple(pack_pieces(ask.forms[name], count) for name, count in zip(names, counts, strict=True))
-        asked = tuple(self._asked(name) for name in names)
+        asked = tuple(self._forms.asked(name) for name in names)
         answer = await self._links.have(neighbour, HaveQuery(asked, news, min(ask.wait_s, MAX_HAVE_WAIT_S)))
         holdings: dict[Digest, int] = {}
         for place, packed in answer.holdings.items():
@@ -264,12 +259,11 @@ class Driver:
         """None where the last piece has come, which ends a request by itself."""
         names = list(dict.fromkeys(part.form for part in get.parts))
         places = {name: place for place, name in enumerate(names)}
-        for name in names:
-            await asyncio.to_thread(self._begin, name)
+        begun = {name: await asyncio.to_thread(self._forms.begin, name) for name in names}
         expected = [(part.form, index) for part in get.parts for index in range(part.first, part.first + part.count)]
-        sizes = [self._manifests[form].length(index) for form, index in expected]
+        sizes = [begun[form].length(index) for form, index in expected]
         query = PiecesQuery(
-            tuple(self._asked(name) for name in names),
+            tuple(self._forms.asked(name) for name in names),
             tuple(PartAsked(places[part.form], part.first, part.count) for part in get.parts),
         )
         came = 0
@@ -293,7 +287,7 @@ class Driver:
         return None if came == len(expected) else Over(get.id)
 
     def _ban(self, peer: str, form: Digest) -> None:
-        blob = self._forms[form][0].whole.digest
+        blob = self._forms.blob(form)
         self._links.of(peer).banned[blob] = None
         self._wrong[peer] = None
         _log.warning("%s has sent a wrong piece of blob %s and is not asked for it again", peer, blob)
@@ -301,7 +295,7 @@ class Driver:
     async def _keep(self, keep: Keep) -> None:
         async with self._keeps:
             try:
-                await asyncio.to_thread(self._finish, keep)
+                await asyncio.to_thread(self._forms.keep, keep.form)
                 event: Event = Kept(keep.blob, True)
             except (StoreFull, StoreBusy) as error:
                 self._events.put_nowait(error)
@@ -311,22 +305,3 @@ class Driver:
                 event = Kept(keep.blob, False, str(error))
         self._news.tell()
         self._events.put_nowait(event)
-
-    # --- in a thread ---
-
-    def _finish(self, keep: Keep) -> None:
-        self._begin(keep.form)
-        item, _ = self._forms[keep.form]
-        self._store.ensure_room(item.whole.size)
-        self._spool.finish(keep.form, keep.blob, item.whole.size, self._store)
-
-    def _begin(self, name: Digest) -> None:
-        """Raises StoreFull, BlobMissing for a manifest that was collected meanwhile."""
-        if name not in self._manifests or name not in self._spool.forms():
-            _, form = self._forms[name]
-            read = manifests.decode(self._store.read(form.manifest)) if form.manifest is not None else None
-            self._manifests[name] = self._spool.begin(form, read).manifest
-
-    def _asked(self, name: Digest) -> FormAsked:
-        item, form = self._forms[name]
-        return FormAsked(form.digest, item.whole.digest, form.size, form.encoding, form.base)

@@ -1,4 +1,4 @@
-"""The HTTP side of the exchange between hosts: three routes for hosts, and three questions that operators may ask."""
+"""The HTTP side of the exchange between hosts: three routes for hosts, and four for operators."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Final
 from aiohttp import web
 
 from agent import tls
-from agent.api import Fetch, HaveQuery, Meet, PiecesQuery, Reason, Routes
+from agent.api import Fetch, HaveQuery, Meet, PiecesOffer, PiecesQuery, Reason, Routes
 from agent.daemon.peering.service import Peering
 from agent.daemon.refusal import Refused
 from agent.daemon.server import MAX_QUERY_BYTES, Route, answer, caller_of, decode, has_left, read_body
+from agent.daemon.uploads import Uploads
 from cas.digest import is_digest
 
 MAX_PEER_QUERY_BYTES: Final = 4 << 20
+_LENGTH_BYTES: Final = 4
 TAKEN_WITHIN_S: Final = 30.0
 """A receiver that takes nothing for so long is left."""
 
@@ -26,6 +28,7 @@ class PeerRoutes:
 
     def __init__(self, peering: Peering) -> None:
         self._peering = peering
+        self._uploads = Uploads()
 
     def table(self) -> tuple[Route, ...]:
         both = (tls.OPERATOR, tls.HOST)
@@ -33,6 +36,7 @@ class PeerRoutes:
             ("GET", Routes.PEERS, self._peers, (tls.OPERATOR,)),
             ("POST", Routes.PEERS, self._meet, (tls.OPERATOR,)),
             ("POST", Routes.FETCH, self._fetch, (tls.OPERATOR,)),
+            ("POST", Routes.PIECES, self._take_pieces, (tls.OPERATOR,)),
             ("POST", Routes.PEER_HAVE, self._have, both),
             ("POST", Routes.PEER_PIECES, self._pieces, both),
             ("GET", Routes.PEER_BLOB, self._blob, both),
@@ -48,6 +52,23 @@ class PeerRoutes:
     async def _fetch(self, request: web.Request) -> web.Response:
         return answer(await self._peering.fetch(decode(await read_body(request, MAX_QUERY_BYTES), Fetch)))
 
+    async def _take_pieces(self, request: web.Request) -> web.Response:
+        async with self._uploads.place():
+            parts = self._parts(request)
+            head = bytearray()
+            while len(head) < _LENGTH_BYTES or len(head) < _LENGTH_BYTES + _length(head):
+                if not (part := await anext(parts, b"")):
+                    raise Refused(Reason.BAD_REQUEST, "the body ended before it said what it brings")
+                head += part
+            end = _LENGTH_BYTES + _length(head)
+            offer = decode(bytes(head[_LENGTH_BYTES:end]), PiecesOffer)
+            return answer(await self._peering.take_pieces(offer, _from(bytes(head[end:]), parts)))
+
+    async def _parts(self, request: web.Request) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, of a sender that has a place. Raises Refused where it has paused for too long."""
+        while part := await self._uploads.next_piece(request.content.readany):
+            yield part
+
     async def _have(self, request: web.Request) -> web.Response:
         query = decode(await read_body(request, MAX_PEER_QUERY_BYTES), HaveQuery)
         return answer(await self._peering.giving.have(peer_of(request), query))
@@ -61,6 +82,23 @@ class PeerRoutes:
         if not is_digest(digest):
             raise Refused(Reason.BAD_REQUEST, f"{digest[:100]!r} is not a digest", hint="b3: and 64 hex digits")
         return await stream(request, self._peering.giving.blob(peer_of(request), digest))
+
+
+def _length(head: bytearray) -> int:
+    """How long the offer is. Raises Refused(TOO_LARGE)."""
+    length = int.from_bytes(head[:_LENGTH_BYTES], "little")
+    if length > MAX_PEER_QUERY_BYTES:
+        raise Refused(
+            Reason.TOO_LARGE, f"an offer of more than {MAX_PEER_QUERY_BYTES} bytes", hint="offer less at once"
+        )
+    return length
+
+
+async def _from(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    if first:
+        yield first
+    async for part in rest:
+        yield part
 
 
 def peer_of(request: web.Request) -> str:

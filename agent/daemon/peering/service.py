@@ -6,25 +6,27 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from agent.api import Fetch, Fetched, Meet, PeersStatus, PeerStatus, Reason
+from agent.api import BlobReceipt, Fetch, Fetched, Meet, PeersStatus, PeerStatus, PiecesOffer, Reason
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.driver import Driver
 from agent.daemon.peering.errands import Errands, Progress
+from agent.daemon.peering.forms import Forms
 from agent.daemon.peering.limits import PeerLimits
 from agent.daemon.peering.links import Counted, Links
 from agent.daemon.peering.repair import Rescue, Waiting
 from agent.daemon.peering.serving import Giving, News
 from agent.daemon.peering.shelf import Shelf
+from agent.daemon.peering.taking import Taking
 from agent.daemon.refusal import Refused
 from cas import inventory as inventories
 from cas.digest import Digest
 from cas.errors import BlobMissing, CasError, ExchangeError
 from cas.interface import ExchangeStore
-from cas.inventory import Item
+from cas.inventory import Form, Inventory, Item
 from cas.partial import Spool
 
 NEIGHBOURS_NAME: Final = "neighbours"
@@ -35,6 +37,8 @@ LEASE_S: Final = 86400.0
 NOTHING: Final = Counted()
 CATCH_UP_S: Final = 60.0
 """So often it is looked whether a blob of what runs here is gone."""
+LOOSE_S: Final = 900.0
+"""What has arrived of a form that nothing asks for is kept so long, for a sender that begins again."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +70,9 @@ class Peering:
         self._drivers: set[Driver] = set()
         self._catching_up: asyncio.Task[None] | None = None
         self._errands = Errands(state_dir / ERRANDS_NAME, self._carry_out, unix_s)
+        self._taking = Taking(store, self._spool, self._news.tell)
+        self._loose: dict[Digest, float] = {}
+        """Forms in the spool that nothing asks for, and since when."""
         self.giving = Giving(store, Shelf(store, self._spool, state_dir), self._news, limits, now_s)
         self.rescue = Rescue(self._acquaintance, self._links, now_s)
 
@@ -91,6 +98,13 @@ class Peering:
         """Raises Refused(MISSING_BLOBS) where the inventory or one of its manifests is not here."""
         await asyncio.to_thread(self._items, fetch)
         return await self._errands.fetch(fetch)
+
+    async def take_pieces(self, offer: PiecesOffer, parts: AsyncIterator[bytes]) -> BlobReceipt:
+        """Take pieces of large blobs from an operator. Raises Refused, CasError."""
+        forms = await asyncio.to_thread(self._offered, offer)
+        receipt = await self._taking.take(offer, forms, parts)
+        self.arrived(receipt.wire_bytes)
+        return receipt
 
     def status(self) -> PeersStatus:
         rows = []
@@ -143,15 +157,17 @@ class Peering:
             await asyncio.sleep(CATCH_UP_S)
 
     def _sweep(self, fetches: Iterable[Fetch]) -> None:
-        """Drop what has arrived of forms that no errand wants any more."""
-        arriving = self._spool.forms()
+        """Drop what has arrived of forms that nothing has asked for lately."""
+        arriving = self._spool.forms().keys() - self._taking.under_way
         for fetch in fetches if arriving else ():
             with contextlib.suppress(Refused, CasError):
                 for item in self._items(fetch).values():
-                    for form in (item.whole, *item.others):
-                        arriving.pop(form.digest, None)
-        for digest in arriving:
-            self._spool.drop(digest)
+                    arriving -= {form.digest for form in (item.whole, *item.others)}
+        now_s = self._now_s()
+        self._loose = {form: self._loose.get(form, now_s) for form in arriving}
+        for form, since_s in self._loose.items():
+            if now_s - since_s >= LOOSE_S:
+                self._spool.drop(form)
 
     # --- errands ---
 
@@ -183,23 +199,44 @@ class Peering:
 
     def _items(self, fetch: Fetch) -> dict[Digest, Item]:
         """What the inventory says of the blobs that are to be fetched. Raises Refused."""
-        try:
-            inventory = inventories.decode(self._store.read(fetch.inventory))
-        except BlobMissing as error:
-            raise Refused(Reason.MISSING_BLOBS, "the inventory is not here", missing=(error.digest,)) from error
-        except ExchangeError as error:
-            raise Refused(Reason.BAD_BLOB, str(error), hint=error.hint) from error
-        known = inventory.by_blob()
+        known = self._inventory(fetch.inventory).by_blob()
         wanted = dict.fromkeys(blob for party in fetch.parties for blob in party.blobs)
         if strange := [blob for blob in wanted if blob not in known]:
             raise Refused(Reason.BAD_REQUEST, f"the inventory has no {strange[0]}")
         items = {blob: known[blob] for blob in wanted}
-        manifests = {
-            form.manifest for item in items.values() for form in (item.whole, *item.others) if form.manifest is not None
+        self._require_manifests(form for item in items.values() for form in (item.whole, *item.others))
+        return items
+
+    def _offered(self, offer: PiecesOffer) -> Forms:
+        """The forms that are offered, with what they make protected. Raises Refused."""
+        offered = set(offer.forms)
+        named = {
+            form.digest: (item, form)
+            for item in self._inventory(offer.inventory).items
+            for form in (item.whole, *item.others)
+            if form.digest in offered
         }
+        if strange := [name for name in offer.forms if name not in named]:
+            raise Refused(Reason.BAD_REQUEST, f"the inventory has no form {strange[0]}")
+        self._require_manifests(form for _, form in named.values())
+        items = {item.whole.digest: item for item, _ in named.values()}
+        self._protect(items)
+        return Forms(items.values(), self._store, self._spool)
+
+    def _inventory(self, digest: Digest) -> Inventory:
+        """Raises Refused."""
+        try:
+            return inventories.decode(self._store.read(digest))
+        except BlobMissing as error:
+            raise Refused(Reason.MISSING_BLOBS, "the inventory is not here", missing=(error.digest,)) from error
+        except ExchangeError as error:
+            raise Refused(Reason.BAD_BLOB, str(error), hint=error.hint) from error
+
+    def _require_manifests(self, forms: Iterable[Form]) -> None:
+        """Raises Refused."""
+        manifests = {form.manifest for form in forms if form.manifest is not None}
         if missing := self._store.missing(sorted(manifests)):
             raise Refused(Reason.MISSING_BLOBS, "manifests are not here", missing=tuple(missing))
-        return items
 
     def _protect(self, items: dict[Digest, Item]) -> None:
         bases = {form.base for item in items.values() for form in item.others if form.base is not None}

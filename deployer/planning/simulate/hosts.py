@@ -25,6 +25,8 @@ from agent.api import (
     Envelope,
     Fetch,
     Fetched,
+    HaveAnswer,
+    HaveQuery,
     HostFacts,
     Meet,
     Outcome,
@@ -267,6 +269,12 @@ class ModelClient(AgentClient):
         del fetch
         await self._arrive()
         return Fetched(self._host.lack.missing, under_way=False)
+
+    async def have(self, query: HaveQuery) -> HaveAnswer:
+        """As an agent that knows no pieces."""
+        del query
+        await self._arrive()
+        raise refused(Reason.NOT_FOUND, "the model has no such route")
 
     async def query(self, query: BlobQuery) -> BlobAnswer:
         await self._arrive()

@@ -1,0 +1,148 @@
+"""What an operator brings of large blobs: pieces of their forms, which can be handed on while the rest still arrives.
+
+Every piece is checked against the inventory's manifest before it is in the spool, and so before any neighbour can have
+it. A form whose pieces are all there becomes its blob while the next form arrives; the answer comes when all of them
+are durable. What had arrived before a stream broke off stays in the spool for a while, and need not be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+from agent.api import BlobReceipt, PiecesOffer, Reason
+from agent.daemon.peering.forms import Forms
+from agent.daemon.refusal import Refused
+from cas.digest import Digest
+from cas.errors import BlobMissing
+from cas.interface import ExchangeStore
+from cas.manifest import Manifest
+from cas.partial import Spool
+
+
+class _Part(NamedTuple):
+    """Consecutive pieces of a form."""
+
+    form: Digest
+    manifest: Manifest
+    first: int
+    end: int
+    is_last: bool
+    """Of those that are offered of its form."""
+
+
+class Taking:
+    """The side that takes. `tell` is called when there is something new to hand on."""
+
+    def __init__(self, store: ExchangeStore, spool: Spool, tell: Callable[[], None]) -> None:
+        self._store = store
+        self._spool = spool
+        self._tell = tell
+        self._under_way: dict[int, frozenset[Digest]] = {}
+        self._offers = 0
+
+    @property
+    def under_way(self) -> frozenset[Digest]:
+        """The forms that are being brought now."""
+        return frozenset().union(*self._under_way.values())
+
+    async def take(self, offer: PiecesOffer, forms: Forms, parts: AsyncIterator[bytes]) -> BlobReceipt:
+        """Take what is offered of these forms. Raises Refused, StoreFull, StoreBusy, CasError; what was sound until
+        then stays."""
+        self._offers += 1
+        number = self._offers
+        self._under_way[number] = frozenset(offer.forms)
+        try:
+            offered = await asyncio.to_thread(_offered, offer, forms)
+            whole: asyncio.Queue[Digest | None] = asyncio.Queue()
+            keeping = asyncio.create_task(self._keep_all(forms, whole))
+            try:
+                wire_bytes = await self._take_pieces(offer, forms, offered, parts, whole)
+                whole.put_nowait(None)
+                kept = await keeping
+            finally:
+                keeping.cancel()
+        finally:
+            del self._under_way[number]
+        return BlobReceipt(len(kept), wire_bytes, sum(forms.form(name).size for name in kept))
+
+    async def _take_pieces(
+        self,
+        offer: PiecesOffer,
+        forms: Forms,
+        offered: list[_Part],
+        parts: AsyncIterator[bytes],
+        whole: asyncio.Queue[Digest | None],
+    ) -> int:
+        """How many bytes they were."""
+        for name in offer.forms:
+            if not any(part.form == name for part in offered):  # all of it came before
+                whole.put_nowait(name)
+        wire_bytes = 0
+        held = bytearray()
+        for part in offered:
+            for index in range(part.first, part.end):
+                size = part.manifest.length(index)
+                while len(held) < size:
+                    more = await anext(parts, b"")
+                    if not more:
+                        raise Refused(Reason.BAD_REQUEST, "the stream of pieces ended before its last one")
+                    held += more
+                await asyncio.to_thread(self._write, forms, part.form, index, bytes(held[:size]))
+                del held[:size]
+                wire_bytes += size
+                self._tell()
+            if part.is_last:
+                whole.put_nowait(part.form)
+        rest = await anext(parts, b"")
+        if held or rest:
+            raise Refused(Reason.BAD_REQUEST, "the stream of pieces goes on after its last one")
+        return wire_bytes
+
+    def _write(self, forms: Forms, name: Digest, index: int, data: bytes) -> None:
+        try:
+            sound = self._spool.write(name, index, data)
+        except BlobMissing:
+            if self._store.missing([forms.blob(name)]):
+                raise
+            return  # the blob has come from a neighbour meanwhile
+        if not sound:
+            raise Refused(Reason.BAD_BLOB, f"piece {index} of {name} is not what the inventory says")
+
+    async def _keep_all(self, forms: Forms, whole: asyncio.Queue[Digest | None]) -> list[Digest]:
+        """Make blobs of these forms, in this order, so that a patch may follow its base. Those of which the blob is
+        here now."""
+        kept: list[Digest] = []
+        while (name := await whole.get()) is not None:
+            if await asyncio.to_thread(self._keep, forms, name):
+                kept.append(name)
+                self._tell()
+        return kept
+
+    def _keep(self, forms: Forms, name: Digest) -> bool:
+        if not self._store.missing([forms.blob(name)]):
+            self._spool.drop(name)
+        elif forms.is_whole(name):
+            forms.keep(name)
+        else:
+            return False
+        return True
+
+
+def _offered(offer: PiecesOffer, forms: Forms) -> list[_Part]:
+    """What is to come, in order; every form is begun, so that there is room for all of them. Raises Refused,
+    StoreFull."""
+    manifests = [forms.begin(name) for name in offer.forms]
+    last = {part.form: place for place, part in enumerate(offer.parts)}
+    ends = dict.fromkeys(last, 0)
+    found: list[_Part] = []
+    for place, part in enumerate(offer.parts):
+        if part.form >= len(offer.forms):
+            raise Refused(Reason.BAD_REQUEST, "a part of a form that the offer does not name")
+        name, manifest, end = offer.forms[part.form], manifests[part.form], part.first + part.count
+        if part.first < ends[part.form] or end > len(manifest.pieces):
+            raise Refused(Reason.BAD_REQUEST, f"the parts of {name} are not in order, or more than it has")
+        ends[part.form] = end
+        found.append(_Part(name, manifest, part.first, end, last[part.form] == place))
+    return found
