@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from agent.api import Event, HostFacts, VolumeStatus
+from agent.build import PACKAGE, version_of
 from agent.daemon import host as host_facts
 from agent.daemon.builder import GuestBuilder
 from agent.daemon.capacity import Limits
@@ -133,7 +133,8 @@ class Agent:
             room = msgspec.structs.replace(room, cores_milli=SHARED_CORES_MILLI)
         peering = Peering(host, state_dir, store, credentials or state_dir / "credentials", limits=peer_limits)
         agent = cls(host, state_dir, store, journal, room, pin, runtime or (lambda: connect(state_dir)), peering)
-        detail = "; ".join(part for part in (f"lowcloud {version() or 'of a checkout'}", journal.repaired) if part)
+        what = f"{PACKAGE} {version_of(PACKAGE) or 'of a checkout'}"
+        detail = "; ".join(part for part in (what, journal.repaired) if part)
         await asyncio.to_thread(journal.append, Event.AGENT_STARTED, detail=detail)
         await agent.processes.open()
         await asyncio.to_thread(agent._builder.sweep, agent.processes.guests_held())
@@ -168,7 +169,7 @@ class Agent:
             volumes=tuple(self._volume(name, size) for name, size in sorted(self._volumes.sizes.items())),
             store_blobs=usage.blobs,
             store_bytes=usage.stored_bytes,
-            version=version(),
+            version=version_of(PACKAGE),
             sealing_key=self._sealing_key(),
         )
 
@@ -206,11 +207,3 @@ class Agent:
         if guests:
             self._end_guests_for = by
         self.ended.set()
-
-
-def version() -> str:
-    """Of the installed package; "" where it runs without being installed."""
-    try:
-        return importlib.metadata.version("lowcloud")
-    except importlib.metadata.PackageNotFoundError:
-        return ""

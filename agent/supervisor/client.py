@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import select
+import signal
+import socket
+import struct
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +24,7 @@ import msgspec
 
 import agent
 from agent.api import Ready
+from agent.build import build
 from agent.runtime import (
     EndpointTaken,
     GuestExited,
@@ -56,10 +62,16 @@ START_DEADLINE_S: Final = 30.0
 HELLO_DEADLINE_S: Final = 10.0
 CONNECT_ATTEMPTS: Final = 3
 SHUT_DOWN_DEADLINE_S: Final = 15.0
+END_DEADLINE_S: Final = 10.0
+_CREDENTIALS: Final = struct.Struct("=iII")
+"""`struct ucred` of unix(7): process, user, group."""
+
+_log = logging.getLogger(__name__)
 
 
 async def connect(state_dir: Path) -> SupervisorClient:
-    """Reach the supervisor of a state directory; start it first where none runs. Raises RuntimeUnavailable."""
+    """Reach the supervisor of a state directory; start it first where none runs. One of another build, from before
+    an upgrade, is ended, and its successor takes its guests over. Raises RuntimeUnavailable."""
     problem = ""
     for _ in range(CONNECT_ATTEMPTS):
         try:
@@ -67,7 +79,12 @@ async def connect(state_dir: Path) -> SupervisorClient:
         except OSError:
             problem = await _start(state_dir)
             continue
-        return await _greet(reader, writer)
+        hello = await _greet(reader, writer)
+        if (hello.version, hello.build) == (WIRE_VERSION, build()):
+            return SupervisorClient(reader, writer, hello.pid)
+        problem = f"supervisor {hello.pid} is of another build (wire {hello.version}, {hello.build or 'unknown'})"
+        _log.warning("%s: one of this agent's succeeds it and takes its guests over", problem)
+        await _end(writer, hello)
     raise RuntimeUnavailable(f"no supervisor can be started in {state_dir}: {problem or 'it does not listen'}")
 
 
@@ -111,20 +128,35 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(here), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> SupervisorClient:
+async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Hello:
     try:
         hello = await asyncio.wait_for(_read(reader), HELLO_DEADLINE_S)
+        if isinstance(hello, Hello):
+            return hello
+        raise ValueError("it does not begin with a greeting")
     except (TimeoutError, OSError, EOFError, ValueError, msgspec.DecodeError) as error:
         writer.close()
         raise RuntimeUnavailable(f"the supervisor does not answer: {error!r}") from error
-    if not isinstance(hello, Hello) or hello.version != WIRE_VERSION:
+
+
+async def _end(writer: asyncio.StreamWriter, hello: Hello) -> None:
+    """End a supervisor, and nothing else. Returns when it has ended."""
+    peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, _, _ = _CREDENTIALS.unpack(peer)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    finally:
         writer.close()
-        version = hello.version if isinstance(hello, Hello) else "unknown"
-        raise RuntimeUnavailable(
-            f"the running supervisor speaks version {version}, this agent {WIRE_VERSION}: "
-            "stop the guests once (`lowcloud down`) so that a new supervisor can start"
-        )
-    return SupervisorClient(reader, writer, hello.pid)
+    try:
+        if pid != hello.pid:
+            raise RuntimeUnavailable(f"the supervisor says that it is process {hello.pid}, but it is {pid}")
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if not (await asyncio.to_thread(select.select, [pidfd], [], [], END_DEADLINE_S))[0]:
+            raise RuntimeUnavailable(f"the supervisor (process {pid}) does not end")
+    finally:
+        os.close(pidfd)
 
 
 async def _read(reader: asyncio.StreamReader) -> ToAgent:

@@ -24,6 +24,19 @@ END_DEADLINE_S: Final = 5.0
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
+class _NamedGuest(msgspec.Struct, frozen=True):
+    guest: str
+    pid: int
+    start_ticks: int
+
+
+class _Named(msgspec.Struct, frozen=True):
+    """What the file of any version has."""
+
+    boot: str
+    living: tuple[_NamedGuest, ...]
+
+
 def save(path: Path, living: Iterable[LivingGuest]) -> None:
     """Remember these guests, in one step."""
     state = SavedState(VERSION, _boot(), tuple(living))
@@ -33,12 +46,20 @@ def save(path: Path, living: Iterable[LivingGuest]) -> None:
 
 
 def load(path: Path) -> tuple[LivingGuest, ...]:
-    """The guests in the file, of which some may have ended. A file that cannot be read names none."""
+    """The guests in the file, of which some may have ended. A file that cannot be read names none; of one that another
+    version has written in its own way, the processes are known, so that they can be ended."""
     try:
-        state = msgspec.msgpack.decode(path.read_bytes(), type=SavedState)
+        data = path.read_bytes()
+        state = msgspec.msgpack.decode(data, type=_Named)
+        if state.boot != _boot():
+            return ()
+        with contextlib.suppress(msgspec.DecodeError):
+            whole = msgspec.msgpack.decode(data, type=SavedState)
+            if whole.version == VERSION:
+                return whole.living
     except (OSError, msgspec.DecodeError):
         return ()
-    return state.living if state.version == VERSION and state.boot == _boot() else ()
+    return tuple(LivingGuest(one.guest, one.pid, one.start_ticks) for one in state.living)
 
 
 def end(guest: LivingGuest) -> bool:

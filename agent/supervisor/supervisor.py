@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.api import Ready
+from agent.build import build
 from agent.runtime import EndpointTaken, GuestFailed, GuestId, GuestOrder, GuestState
 from agent.sandbox import linux
 from agent.supervisor import orphans
@@ -83,6 +84,7 @@ class Supervisor:
         self._endpoints = Endpoints()
         self._zygote = ZygoteLink(loop, dict(os.environ), log)
         self._stopping = False
+        self._build = build()
         listener.setblocking(False)
         loop.watch(listener.fileno(), self._accept)
 
@@ -139,7 +141,7 @@ class Supervisor:
                 return
             agent = AgentLink(connection, self._loop, on_request=self._request, on_close=self._agent_gone)
             self._agents.append(agent)
-            agent.send(Hello(WIRE_VERSION, os.getpid()))
+            agent.send(Hello(WIRE_VERSION, os.getpid(), self._build))
             for guest in self._guests.values():
                 if guest.ended:
                     agent.send(Exited(self._state(guest)))

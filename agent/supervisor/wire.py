@@ -91,6 +91,8 @@ class Request(_Message, frozen=True):
 class Hello(_Message, frozen=True, tag="hello"):
     version: int
     pid: int
+    build: str = ""
+    """`agent.build`, as it was when the supervisor started."""
 
 
 class Answer(_Message, frozen=True, tag="answer"):

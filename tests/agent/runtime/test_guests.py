@@ -311,8 +311,8 @@ def test_the_supervisor_killed_is_noticed_and_its_successor_takes_its_guests_ove
             said = len(output_of(tmp_path, "asks-1"))
             await until(lambda: len(output_of(tmp_path, "asks-1")) > said + 100, "what it prints is kept")
             # A new connection is a question that the successor answers; the server's next version gets the listener.
-            await second.kill("kv-1")
             said = len(output_of(tmp_path, "asks-1"))
+            await second.kill("kv-1")
             await second.spawn(order(tmp_path, "kv-2", "kv", listen={"kv": endpoint}, preopens=volume))
             await until(lambda: "connected" in output_of(tmp_path, "asks-1")[said:], "it has connected again")
             os.kill(asking.pid, signal.SIGKILL)
