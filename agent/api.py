@@ -68,13 +68,23 @@ class Endpoint(Struct, frozen=True):
 
 
 class Ready(Struct, frozen=True):
-    """When a new process may take over."""
+    """When a new process may take over: when all that is named here holds."""
 
-    tcp: str
+    tcp: str | None = None
     """Name of the listener that must accept a connection."""
     path: str | None = None
     """If set, an HTTP GET of this path over that connection must also be answered with a status below 400."""
     within_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0
+    run: tuple[Text, ...] | UnsetType = UNSET
+    """If set, the same binary is run with these arguments, again and again, until it ends with exit code 0."""
+
+    def __post_init__(self) -> None:
+        if self.run == ():
+            msgspec.structs.force_setattr(self, "run", UNSET)
+
+    @property
+    def command(self) -> tuple[Text, ...]:
+        return () if self.run is UNSET else self.run
 
 
 class Update(Struct, frozen=True):

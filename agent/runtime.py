@@ -15,11 +15,12 @@ implementation is `agent.supervisor.client`.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncIterator
 from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from agent.api import Endpoint, Ready, Struct
 
@@ -48,6 +49,15 @@ class Mount(Struct, frozen=True):
     """The file that holds an ext4 file system; "" for memory that begins empty."""
 
 
+class Checked(Struct, frozen=True):
+    """The guest that another one, a check, is to judge by its exit code."""
+
+    guest: GuestId
+    listen: dict[str, Endpoint]
+    """Its listeners. The check may connect to each at its `local_address`, and reaches this guest, also while it is
+    dark."""
+
+
 class GuestOrder(Struct, frozen=True):
     """All that is needed to run one guest. Every path is absolute."""
 
@@ -72,6 +82,18 @@ class GuestOrder(Struct, frozen=True):
     """What the guest's process mounts for itself; it goes when the process ends. Needs privileges."""
     cgroups: tuple[str, ...] = ()
     """Control groups that the guest's process joins: one directory for each hierarchy."""
+    checks: Checked | UnsetType = UNSET
+    """Set for a check, which is no version of its process. Not sent where it is none."""
+
+    @property
+    def checked(self) -> Checked | None:
+        return None if self.checks is UNSET else self.checks
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """Everything on the network that the guest has to do with."""
+        checked = self.checked.listen if self.checked else {}
+        return [*self.listen.values(), *self.connect.values(), *checked.values()]
 
 
 class GuestState(Struct, frozen=True):
@@ -89,6 +111,14 @@ class GuestState(Struct, frozen=True):
     """Exit code of the guest's program; 128 + signal where a signal ended it; None while it lives."""
     exit_reason: str = ""
     """For a trap or a failed start: what the engine said."""
+
+
+def local_address(endpoint: Endpoint) -> str:
+    """Where a listener is reached from its own machine."""
+    address = ipaddress.ip_address(endpoint.address)
+    if address.is_unspecified:
+        return "::1" if address.version == 6 else "127.0.0.1"
+    return endpoint.address
 
 
 class GuestExited(msgspec.Struct, frozen=True):
@@ -124,6 +154,11 @@ class Runtime(Protocol):
         """Wait until every listener is open and `ready` holds, shown by a real connection that reaches this guest even
         while it is dark. Without listeners: until the program has begun to run. Raises GuestFailed with the reason (it
         exited, it never listened, it answered 500)."""
+        ...
+
+    async def check(self, order: GuestOrder, *, deadline_s: float) -> GuestState:
+        """Run a check to its end, and tell that. It is ended when the time is over, or with the guest that it checks
+        (exit code 137), and forgotten. Raises GuestFailed where it could not be started."""
         ...
 
     async def flip(self, guest: GuestId) -> None:

@@ -3,6 +3,9 @@
 A guest's own directory `<state>/guests/GUEST/` holds its configuration files and its scratch space, and goes when the
 guest is forgotten; a second one, in memory, holds its secrets. Its environment is what the specification says, and the
 addresses of its connections and listeners: `LOWCLOUD_CONNECT_<NAME>` and `LOWCLOUD_LISTEN_<NAME>`, each `address:port`.
+
+A check of a guest (`agent.daemon.checking`) gets all this too, for itself alone, but for volumes and listeners; where
+the guest listens, it finds an address that it can connect to.
 """
 
 from __future__ import annotations
@@ -13,24 +16,29 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from agent.api import Endpoint, ProcessSpec, Reason
 from agent.daemon import trees
 from agent.daemon.guest_files import SCRATCH_DIRECTORY, plan_files
 from agent.daemon.guests import guest_of
-from agent.daemon.output import OutputFiles
+from agent.daemon.output import OutputFiles, last_bytes
 from agent.daemon.refusal import Refused
 from agent.daemon.sealing import OpenedSecrets
 from agent.daemon.staging import Staging
 from agent.daemon.state import Version
 from agent.daemon.users import Users
 from agent.daemon.volumes import Volumes, make_image
-from agent.runtime import MEMORY_OVERHEAD_BYTES, GuestId, GuestOrder, Mount
+from agent.runtime import MEMORY_OVERHEAD_BYTES, Checked, GuestId, GuestOrder, Mount, local_address
 from agent.sandbox import ownership, privileges
 from agent.sandbox.cgroups import Groups, Limits
 from cas.digest import Digest, digest_of
 
 TAIL_BYTES: Final = 8 << 10
 """Of the output of a guest that did not become ready, so much is part of the answer."""
+
+SAID: Final = "said"
+"""What a check prints goes to this file of its own directory."""
 
 REPLACEMENT: Final = "replacement"
 """Where a new configuration file is written before it takes its place; the guest does not see it there."""
@@ -69,6 +77,23 @@ class GuestBuilder:
     async def order(self, version: Version) -> GuestOrder:
         """Raises Refused where something that the guest needs is not on this host."""
         spec, guest = version.spec, guest_of(version)
+        order = await self._order(spec, guest)
+        await asyncio.to_thread(self._output.prune, spec.name)
+        return msgspec.structs.replace(order, output_path=str(self._output.path(spec.name, guest)))
+
+    async def check_order(self, version: Version, check: GuestId) -> GuestOrder:
+        """How to run the command that says whether the version's guest is ready. Raises Refused."""
+        spec = version.spec
+        command = spec.ready.command if spec.ready else ()
+        alone = msgspec.structs.replace(spec, args=command, volume={}, listen={})
+        reached = {n: Endpoint(local_address(e), e.port, e.protocol) for n, e in spec.listen.items()}
+        return msgspec.structs.replace(
+            await self._order(alone, check),
+            env=environment(msgspec.structs.replace(spec, listen=reached)),
+            checks=Checked(guest_of(version), dict(spec.listen)),
+        )
+
+    async def _order(self, spec: ProcessSpec, guest: GuestId) -> GuestOrder:
         plan = plan_files(spec)
         absent = sorted(set(spec.volume.values()) - set(self._volumes.sizes))
         if absent:
@@ -92,7 +117,6 @@ class GuestBuilder:
         except BaseException:
             await self.clear(guest)
             raise
-        await asyncio.to_thread(self._output.prune, spec.name)
         return GuestOrder(
             guest=guest,
             process=spec.name,
@@ -105,7 +129,7 @@ class GuestBuilder:
             connect=dict(spec.connect),
             memory_bytes=spec.memory_bytes,
             cpus=self._cpus(spec.name),
-            output_path=str(self._output.path(spec.name, guest)),
+            output_path=str(own / SAID),
             uid=uid,
             mounts=mounts,
             cgroups=groups,
@@ -162,6 +186,10 @@ class GuestBuilder:
 
     async def output_tail(self, version: Version) -> str:
         data = await asyncio.to_thread(self._output.tail, version.spec.name, TAIL_BYTES, guest=version.guest)
+        return data.decode(errors="replace")
+
+    async def said_by_check(self, check: GuestId) -> str:
+        data = await asyncio.to_thread(last_bytes, self._directory / check / SAID, TAIL_BYTES)
         return data.decode(errors="replace")
 
     def sweep(self, known: Collection[GuestId]) -> None:

@@ -11,13 +11,18 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol, TypeVar, Unpack
 
+import msgspec
+from msgspec import UNSET
+
 from agent.api import Event, JournalEntry
+from agent.daemon.checking import CheckBuilder, Checking
 from agent.daemon.journal import Facts, Journal, JournalUnwritable
 from agent.daemon.state import Version
-from agent.runtime import GuestId, GuestOrder, GuestState, Runtime, RuntimeUnavailable
+from agent.runtime import GuestFailed, GuestId, GuestOrder, GuestState, Runtime, RuntimeUnavailable
 
 READY_WITHIN_S: Final = 30.0
 """How long a process without a readiness rule may take until its listeners are open."""
@@ -29,7 +34,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Builder(Protocol):
+class Builder(CheckBuilder, Protocol):
     """Makes what a guest needs on disk."""
 
     async def order(self, version: Version) -> GuestOrder:
@@ -73,6 +78,7 @@ class Guests:
         self.monotonic = monotonic
         self.runtime: Runtime | None = None
         self._journal = journal
+        self._checking = Checking(builder, self._check, self._discard_check, clock=monotonic)
 
     # --- acts --------------------------------------------------------------------------------------------------------
 
@@ -85,10 +91,14 @@ class Guests:
 
     async def wait_ready(self, version: Version) -> None:
         """Raises GuestFailed with the reason, RuntimeUnavailable."""
-        ready = version.spec.ready
+        ready, guest = version.spec.ready, guest_of(version)
         deadline_s = ready.within_s if ready else READY_WITHIN_S
-        wait = self._runtime.wait_ready(guest_of(version), ready, deadline_s=deadline_s)
+        until = self.monotonic() + deadline_s
+        probe = msgspec.structs.replace(ready, run=UNSET) if ready and ready.tcp else None
+        wait = self._runtime.wait_ready(guest, probe, deadline_s=deadline_s)
         await self._bounded(wait, deadline_s + WAIT_SLACK_S)
+        if ready is not None and ready.command:
+            await self._checking.wait_until_passed(version, until=until)
 
     async def flip(self, version: Version) -> None:
         """Make it serve. Raises GuestFailed, RuntimeUnavailable."""
@@ -137,6 +147,15 @@ class Guests:
 
     async def set_cpus(self, guest: GuestId, cpus: tuple[int, ...]) -> None:
         await self._bounded(self._runtime.set_cpus(guest, cpus), SUPERVISOR_ANSWERS_S)
+
+    async def _check(self, order: GuestOrder, within_s: float) -> GuestState:
+        return await self._bounded(self._runtime.check(order, deadline_s=within_s), within_s + SUPERVISOR_ANSWERS_S)
+
+    async def _discard_check(self, check: GuestId) -> None:
+        """End a check, should it still run, and remove its files. What cannot be reached now is swept up later."""
+        with suppress(GuestFailed, RuntimeUnavailable):
+            await self.kill(check)
+        await self.builder.clear(check)
 
     # --- facts -------------------------------------------------------------------------------------------------------
 

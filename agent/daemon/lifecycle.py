@@ -33,6 +33,7 @@ import msgspec
 from agent.api import Event, Outcome, ProcessSpec, ProcessState, ProcessStatus, Reason
 from agent.daemon.backoff import starts_again
 from agent.daemon.capacity import in_its_own_way
+from agent.daemon.checking import CheckFailed
 from agent.daemon.guests import Guests, new_guest_id
 from agent.daemon.probation import ended_well, hands_over, probation_of
 from agent.daemon.recovery import recover, taken_over
@@ -280,6 +281,8 @@ class Lifecycle:
         """Put everything back after a version that did not become ready; the refusal to raise."""
         process = self.record.process
         tail = await self._guests.builder.output_tail(version)
+        if isinstance(error, CheckFailed) and error.output:
+            tail += f"[lowcloud] its check printed:\n{error.output}"
         await self._guests.discard(version)
         await self.standing.save(lambda record: msgspec.structs.replace(record, pending=None))
         stays = "; the version from before still runs" if self.standing.running else ""

@@ -46,7 +46,7 @@ class OutputFiles:
         for path in reversed(self._pieces(process, guest)):
             if left <= 0:
                 break
-            data = _last_bytes(path, left)
+            data = last_bytes(path, left)
             found.append(data)
             left -= len(data)
         return b"".join(reversed(found))
@@ -131,7 +131,8 @@ class _Follower:
         self._file.close()
 
 
-def _last_bytes(path: Path, limit: int) -> bytes:
+def last_bytes(path: Path, limit: int) -> bytes:
+    """The end of a file; empty where there is none."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -28,12 +28,13 @@ def _problem(spec: ProcessSpec) -> str:
     for name in spec.env:
         if not _VARIABLE.fullmatch(name):
             return f"{name!r} is no name for a variable"
-    texts = [*spec.args, *spec.env.values()]
+    command = spec.ready.command if spec.ready else ()
+    texts = [*spec.args, *spec.env.values(), *command]
     if any("\0" in text for text in texts):
         return "an argument or a variable has a zero byte in it"
     size = sum(len(text.encode()) for text in [*texts, *spec.env])
     if size > MAX_ARGUMENT_BYTES:
-        return f"arguments and environment take {size} bytes; at most {MAX_ARGUMENT_BYTES} are possible"
+        return f"its arguments and environment take {size} bytes; at most {MAX_ARGUMENT_BYTES} are possible"
     if len(spec.listen) > MAX_LISTENERS:
         return f"it has {len(spec.listen)} listeners; at most {MAX_LISTENERS} are possible"
     address = unusable_address([*spec.listen.values(), *spec.connect.values()])
@@ -48,6 +49,10 @@ def _problem(spec: ProcessSpec) -> str:
 def _ready_problem(spec: ProcessSpec) -> str:
     if spec.ready is None:
         return ""
+    if spec.ready.tcp is None:
+        if spec.ready.path is not None:
+            return "its readiness has a path for an HTTP request, and names no listener (`tcp`)"
+        return "" if spec.ready.command else "its readiness names neither a listener (`tcp`) nor a command (`run`)"
     listener = spec.listen.get(spec.ready.tcp)
     if listener is None:
         return f"it is ready by its listener {spec.ready.tcp!r}, which it does not have"

@@ -56,14 +56,13 @@ def program_of(order: GuestOrder) -> Program:
     for direction, endpoints_by_name in (("LISTEN", order.listen), ("CONNECT", order.connect)):
         for name, endpoint in endpoints_by_name.items():
             environment.setdefault(variable_of(direction, name), address_text(endpoint))
-    endpoints = [*order.listen.values(), *order.connect.values()]
     return Program(
         args=(order.process, *order.args),
         env=environment,
         directories=tuple(Directory(p.host_path, p.guest_path, p.writable) for p in order.preopens),
         memory_bytes=order.memory_bytes,
-        tcp=bool(endpoints),
-        udp=any(e.protocol == "udp" for e in endpoints),
+        tcp=bool(order.endpoints),
+        udp=any(e.protocol == "udp" for e in order.endpoints),
     )
 
 
@@ -162,10 +161,8 @@ def close_sandbox(order: GuestOrder, control: socket.socket, rules: int | None) 
 
 def network_of(order: GuestOrder) -> seccomp.NetworkRights:
     """What the filter is told of an order."""
-    listens_udp = any(e.protocol == "udp" for e in order.listen.values())
-    connects_udp = any(e.protocol == "udp" for e in order.connect.values())
     return seccomp.NetworkRights(
-        tcp=bool(order.listen or order.connect),
-        udp=listens_udp or connects_udp,
-        send_to_anyone=listens_udp,
+        tcp=bool(order.endpoints),
+        udp=any(e.protocol == "udp" for e in order.endpoints),
+        send_to_anyone=any(e.protocol == "udp" for e in order.listen.values()),
     )

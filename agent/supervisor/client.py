@@ -41,6 +41,7 @@ from agent.supervisor.wire import (
     WIRE_VERSION,
     Action,
     Answer,
+    Check,
     Drain,
     Exited,
     Failure,
@@ -187,6 +188,9 @@ class SupervisorClient:
 
     async def wait_ready(self, guest: GuestId, ready: Ready | None, *, deadline_s: float) -> None:
         await self._call(WaitReady(guest, ready, deadline_s))
+
+    async def check(self, order: GuestOrder, *, deadline_s: float) -> GuestState:
+        return self._state_in(await self._call(Check(order, deadline_s)))
 
     async def flip(self, guest: GuestId) -> None:
         await self._call(Flip(guest))

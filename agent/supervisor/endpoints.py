@@ -31,6 +31,8 @@ from agent.supervisor.selector import Order, Steer, attach, selector_program
 MIN_BACKLOG: Final = 1024
 MAX_BACKLOG: Final = 4096
 TURNED_AWAY_PER_TURN: Final = 64
+MAX_STEERED: Final = 32
+"""Sources at once: a longer program would be asked for every connection of the endpoint."""
 
 
 def family_of(endpoint: Endpoint) -> socket.AddressFamily:
@@ -82,7 +84,8 @@ class Group:
         self._opening: list[Listener] = []
         """Given to a guest that does not listen yet."""
         self._reserved: socket.socket | None = None
-        self._steer: tuple[str, int, Listener] | None = None
+        self._steered: dict[tuple[str, int], Listener] = {}
+        """By source address and port, who gets what comes from there."""
         self._turning_away: tuple[Loop, Listener] | None = None
         self._clock = clock
 
@@ -191,16 +194,16 @@ class Group:
     @contextlib.contextmanager
     def steered(self, source: tuple[str, int], guest: str) -> Iterator[None]:
         """While this lasts, connections from this address and port reach the guest's listener, also while it is
-        dark."""
+        dark. Raises OSError."""
         listener = self.listener_of(guest)
-        if listener is None or self._steer is not None:
-            raise OSError(errno.EBUSY, "another probe is under way")
-        self._steer = (*source, listener)
+        if listener is None or len(self._steered) >= MAX_STEERED:
+            raise OSError(errno.EBUSY, "too many probes are under way")
+        self._steered[source] = listener
         try:
             self._attach()
             yield
         finally:
-            self._steer = None
+            del self._steered[source]
             if self._order.members:
                 self._attach()
 
@@ -265,11 +268,8 @@ class Group:
         serving = self.serving
         if serving is None:
             return
-        steer = None
-        if self._steer is not None and self._steer[2] in self._order:
-            address, port, listener = self._steer
-            steer = Steer(address, port, self._order.index(listener))
-        attach(serving.sock, selector_program(self.family, self._order.index(serving), steer))
+        steers = [Steer(*source, self._order.index(to)) for source, to in self._steered.items() if to in self._order]
+        attach(serving.sock, selector_program(self.family, self._order.index(serving), steers))
 
     def _sweep(self) -> None:
         """Close what nobody needs, as far as no index changes meaning by it."""

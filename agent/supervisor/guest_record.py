@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from agent.runtime import GuestOrder, GuestState
+from agent.runtime import GuestId, GuestOrder, GuestState
 from agent.sandbox import cgroups, linux
 from agent.supervisor.event_loop import Loop, Signal
 from agent.supervisor.output_pipe import OutputFile, OutputPipe
@@ -84,6 +84,11 @@ class Guest:
     @property
     def name(self) -> str:
         return self.order.guest
+
+    @property
+    def checks(self) -> GuestId | None:
+        """The guest that it checks; None where it is no check."""
+        return self.order.checked.guest if self.order.checked else None
 
     @property
     def ended(self) -> bool:

@@ -7,7 +7,8 @@ the guest's socket or one of ours: another thread of the guest may change the me
 - `bind` of a stream to a loopback address, port 0: done, and the port remembered (an emulated socket pair).
 - `bind` of datagrams to a declared port: done on its socket, which is one of ours since `socket`.
 - `listen`: done, where one of the above was bound.
-- `connect`: done on its socket, to declared connections and to its own emulated pairs only.
+- `connect`: done on its socket, to declared connections and to its own emulated pairs only; by a check also to the
+  listeners of the guest that it checks (`agent.supervisor.checking`).
 - `socket` for datagrams: one of ours, because the engine watches a descriptor from the start, so it cannot be exchanged
   at `bind`.
 - Anything else: EACCES.
@@ -32,6 +33,7 @@ from typing import Final, NamedTuple
 from agent.api import Endpoint
 from agent.runtime import GuestFailed
 from agent.sandbox import linux, seccomp
+from agent.supervisor.checking import Reaching
 from agent.supervisor.endpoints import Endpoints, Listener, family_of
 from agent.supervisor.guest_record import Guest
 
@@ -117,12 +119,20 @@ def is_declared_connection(order: dict[str, Endpoint], wanted: SocketAddress, pr
 
 
 class Notifications:
-    """One guest's questions. `on_listening` is called when it has opened a listener."""
+    """One guest's questions. `on_listening` is called when it has opened a listener. `reaching`: how a check connects
+    to the guest that it checks."""
 
     def __init__(
-        self, guest: Guest, descriptor: int, endpoints: Endpoints, *, on_listening: Callable[[], None]
+        self,
+        guest: Guest,
+        descriptor: int,
+        endpoints: Endpoints,
+        *,
+        on_listening: Callable[[], None],
+        reaching: Reaching | None = None,
     ) -> None:
         self.descriptor = descriptor
+        self._reaching = reaching
         self._guest = guest
         self._endpoints = endpoints
         self._on_listening = on_listening
@@ -175,6 +185,8 @@ class Notifications:
 
     def close(self) -> None:
         os.close(self.descriptor)
+        if self._reaching is not None:
+            self._reaching.close()
         for mine in self._datagrams.values():
             mine.close()
         self._datagrams.clear()
@@ -205,7 +217,8 @@ class Notifications:
             self._bound[inode] = (endpoint, self._endpoints.group(endpoint).listener_for(self._guest.name, own))
             self._on_listening()
             return 0
-        may_connect = any(e.protocol == "udp" for e in self._guest.order.connect.values())
+        listens = [*self._guest.order.listen.values()]
+        may_connect = any(e.protocol == "udp" and e not in listens for e in self._guest.order.endpoints)
         if address.port == 0 and may_connect:
             mine.bind((address.address, 0))
             return 0
@@ -241,12 +254,15 @@ class Notifications:
         if datagram is not None and address.family == socket.AF_UNSPEC:
             return self._disconnect(datagram)
         own = datagram is None and address.port in self._loopback_ports and _is_loopback(address)
-        if not own and not is_declared_connection(self._guest.order.connect, address, protocol):
+        checked = self._reaching.listener_at(address.address, address.port, protocol) if self._reaching else None
+        if not own and not checked and not is_declared_connection(self._guest.order.connect, address, protocol):
             raise Refused(_REFUSED, f"it may not connect to {address}/{protocol}, which its definition does not name")
-        if datagram is not None:
-            datagram.connect((address.address, address.port))
-            return 0
-        with self._guests_socket(question) as theirs:
+        with datagram.dup() if datagram is not None else self._guests_socket(question) as theirs:
+            if self._reaching is not None and checked is not None:
+                self._reaching.steer(theirs, checked)
+            if datagram is not None:
+                theirs.connect((address.address, address.port))
+                return 0
             return _connect_without_waiting(theirs, address)
 
     def _disconnect(self, mine: socket.socket) -> int:
@@ -280,8 +296,7 @@ class Notifications:
     # --- the guest's process ----------------------------------------------------------------------------------------
 
     def _may_use_datagrams(self) -> bool:
-        order = self._guest.order
-        return any(e.protocol == "udp" for e in [*order.listen.values(), *order.connect.values()])
+        return any(e.protocol == "udp" for e in self._guest.order.endpoints)
 
     def _address(self, question: Question, pointer: int, length: int) -> SocketAddress:
         """What the call's address argument says now."""

@@ -11,14 +11,13 @@ guest must have accepted it, which the kernel tells (the connection belongs to a
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 from collections.abc import Generator
 from typing import Final
 
 from agent.api import Endpoint, Ready
-from agent.runtime import GuestFailed
+from agent.runtime import GuestFailed, local_address
 from agent.supervisor import sockdiag
 from agent.supervisor.endpoints import Group
 from agent.supervisor.event_loop import POLLIN, POLLOUT, Loop, Wait
@@ -61,7 +60,7 @@ def wait_until_proven(loop: Loop, guest: Guest, group: Group, ready: Ready, dead
 
 def probe(loop: Loop, guest: Guest, group: Group, path: str | None, deadline: float) -> Step:
     """One connection to the guest's listener."""
-    address = probe_address(group.endpoint)
+    address = local_address(group.endpoint)  # the probe comes from where it goes
     with socket.socket(group.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as connection:
         try:
             connection.bind((address, 0))
@@ -72,7 +71,7 @@ def probe(loop: Loop, guest: Guest, group: Group, path: str | None, deadline: fl
 
 
 def _talk(loop: Loop, guest: Guest, group: Group, connection: socket.socket, path: str | None, deadline: float) -> Step:
-    target = (probe_address(group.endpoint), group.endpoint.port)
+    target = (local_address(group.endpoint), group.endpoint.port)
     failure = connection.connect_ex(target)
     if failure == errno.EINPROGRESS:
         if not (yield Wait(deadline, connection.fileno(), POLLOUT)):
@@ -128,11 +127,3 @@ def request_for(endpoint: Endpoint, path: str) -> bytes:
     host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
     lines = [f"GET {path} HTTP/1.1", f"Host: {host}:{endpoint.port}", "User-Agent: lowcloud", "Connection: close"]
     return "\r\n".join([*lines, "", ""]).encode()
-
-
-def probe_address(endpoint: Endpoint) -> str:
-    """Where a listener is reached from this machine; the probe comes from the same address."""
-    address = ipaddress.ip_address(endpoint.address)
-    if address.is_unspecified:
-        return "::1" if address.version == 6 else "127.0.0.1"
-    return endpoint.address

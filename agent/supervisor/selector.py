@@ -16,6 +16,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+from collections.abc import Iterable
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from agent.sandbox import bpf
@@ -37,19 +38,25 @@ class Steer(NamedTuple):
     """Index of that socket."""
 
 
-def selector_program(family: int, serving: int, steer: Steer | None = None) -> list[Op]:
-    """Answers `serving`, or `steer.to` for packets from there. The port is found behind a header without IP options,
+def selector_program(family: int, serving: int, steers: Iterable[Steer] = ()) -> list[Op]:
+    """Answers `serving`, or a `Steer.to` for packets from there. The port is found behind a header without IP options,
     which is what a connection within the machine has."""
-    if steer is None:
-        return [give(serving)]
     source, length = (12, 20) if family == socket.AF_INET else (8, 40)
-    raw = ipaddress.ip_address(steer.address).packed
-    ops = []
-    for offset in range(0, len(raw), 4):
-        (word,) = struct.unpack_from("!I", raw, offset)
-        ops += [load(_NETWORK_HEADER + source + offset), if_equal(word, None, "serving")]
-    ops += [load(_NETWORK_HEADER + length, code=bpf.LOAD_HALF), if_equal(steer.port, None, "serving")]
-    return [*ops, give(steer.to), give(serving, label="serving")]
+    ops: list[Op] = []
+    label: str | None = None
+    for number, steer in enumerate(steers):
+        after = f"after {number}"
+        tests = [(_NETWORK_HEADER + length, bpf.LOAD_HALF, steer.port)]
+        raw = ipaddress.ip_address(steer.address).packed
+        for offset in range(0, len(raw), 4):
+            (word,) = struct.unpack_from("!I", raw, offset)
+            tests.append((_NETWORK_HEADER + source + offset, bpf.LOAD_WORD, word))
+        for place, code, value in tests:
+            ops += [load(place, code=code, label=label), if_equal(value, None, after)]
+            label = None
+        ops.append(give(steer.to))
+        label = after
+    return [*ops, give(serving, label=label)]
 
 
 def attach(member: socket.socket, ops: list[Op]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from agent.runtime import EndpointTaken, GuestFailed, GuestId, GuestOrder, Guest
 from agent.sandbox import linux
 from agent.supervisor import orphans
 from agent.supervisor.agent_link import AgentLink
+from agent.supervisor.checking import Reaching
 from agent.supervisor.draining import drained
 from agent.supervisor.endpoints import Endpoints, Group
 from agent.supervisor.event_loop import Loop, Task, Wait
@@ -42,6 +44,7 @@ from agent.supervisor.wire import (
     WIRE_VERSION,
     Action,
     Answer,
+    Check,
     Drain,
     Exited,
     Failure,
@@ -189,6 +192,8 @@ class Supervisor:
                 return self._spawn(number, action.order)
             case WaitReady():
                 return self._wait_ready(number, action)
+            case Check():
+                return self._check(number, action.order, action.deadline_s)
             case Drain():
                 return self._drain(number, action)
             case Kill():
@@ -199,6 +204,34 @@ class Supervisor:
     # --- guests -----------------------------------------------------------------------------------------------------
 
     def _spawn(self, number: int, order: GuestOrder) -> Task[Answer]:
+        self._see_that_it_may_start(order)
+        self._endpoints.acquire(order.guest, order.process, order.listen.values())
+        guest = yield from self._start(order, self._loop.clock() + SPAWN_DEADLINE_S)
+        if not guest.sandboxed:
+            reason = guest.exit_reason or f"it did not start within {SPAWN_DEADLINE_S:g} s"
+            self._drop(guest)
+            raise GuestFailed(f"{order.process} could not be started: {reason}", state=self._state(guest))
+        return Answer(number, state=self._state(guest))
+
+    def _check(self, number: int, order: GuestOrder, deadline_s: float) -> Task[Answer]:
+        """Run a check to its end. It goes with the guest that it checks, too (`_guest_ended`)."""
+        self._see_that_it_may_start(order)
+        checked = self._living(order.checked.guest if order.checked else "")
+        deadline = self._loop.clock() + deadline_s
+        guest = yield from self._start(order, deadline)
+        while not guest.ended and self._loop.clock() < deadline:
+            yield Wait(deadline, signal=guest.changed)
+        if guest.pid:
+            yield from self._end(guest)
+        guest.note_exit(128 + signal.SIGKILL)
+        self._drop(guest)
+        if checked.ended:
+            raise GuestFailed(how_it_ended(checked), state=self._state(checked))
+        if guest.exit_reason and not guest.sandboxed:
+            raise GuestFailed(guest.exit_reason, state=self._state(guest))
+        return Answer(number, state=self._state(guest))
+
+    def _see_that_it_may_start(self, order: GuestOrder) -> None:
         if order.guest in self._guests:
             raise GuestFailed(f"there is a guest {order.guest} already", state=self._state(self._guests[order.guest]))
         if len(self._guests) >= MAX_GUESTS:
@@ -208,14 +241,6 @@ class Supervisor:
                 f"{order.process} is a core module, and those have no sockets: make it a component (WASI 0.2), or take "
                 "its listeners and connections out of the definition"
             )
-        self._endpoints.acquire(order.guest, order.process, order.listen.values())
-        deadline = self._loop.clock() + SPAWN_DEADLINE_S
-        guest = yield from self._start(order, deadline)
-        if not guest.sandboxed:
-            reason = guest.exit_reason or f"it did not start within {SPAWN_DEADLINE_S:g} s"
-            self._drop(guest)
-            raise GuestFailed(f"{order.process} could not be started: {reason}", state=self._state(guest))
-        return Answer(number, state=self._state(guest))
 
     def _start(self, order: GuestOrder, deadline: float) -> Task[Guest]:
         """Have the guest forked, and wait until its sandbox is closed or it has failed. A zygote that dies on the way
@@ -244,7 +269,14 @@ class Supervisor:
         self._save()
 
     def _ask(self, guest: Guest, questions: int) -> Notifications:
-        answers = Notifications(guest, questions, self._endpoints, on_listening=lambda: self._listening(guest))
+        checked = guest.order.checked
+        answers = Notifications(
+            guest,
+            questions,
+            self._endpoints,
+            on_listening=lambda: self._listening(guest),
+            reaching=Reaching(self._loop, self._endpoints, checked) if checked else None,
+        )
         self._notifications[guest.name] = answers
         self._loop.watch(questions, lambda: self._answer(guest))
         return answers
@@ -270,8 +302,10 @@ class Supervisor:
     def _guest_ended(self, guest: Guest) -> None:
         self._close_notifications(guest)
         self._endpoints.retire(guest.name)
+        for check in [one for one in self._guests.values() if one.checks == guest.name]:
+            check.kill()
         self._save()
-        if guest.sandboxed and not guest.killed:
+        if guest.sandboxed and not guest.killed and not guest.checks:
             for agent in list(self._agents):
                 agent.send(Exited(self._state(guest)))
 
@@ -321,6 +355,15 @@ class Supervisor:
         if name in self._killed and name not in self._guests:
             return Answer(number, state=self._killed[name])
         guest = self._known(name)
+        yield from self._end(guest)
+        self._killed[name] = self._state(guest)
+        if len(self._killed) > MAX_KILLED_REMEMBERED:
+            self._killed.popitem(last=False)
+        self._forget_what_was_killed()
+        return Answer(number, state=self._killed[name])
+
+    def _end(self, guest: Guest) -> Task[None]:
+        """Returns when it has ended. Raises GuestFailed."""
         guest.killed = True
         guest.kill()
         deadline = self._loop.clock() + KILL_DEADLINE_S
@@ -328,11 +371,6 @@ class Supervisor:
             if self._loop.clock() >= deadline:
                 raise GuestFailed(f"{guest.order.process} does not end (process {guest.pid})", state=self._state(guest))
             yield Wait(deadline, signal=guest.changed)
-        self._killed[name] = self._state(guest)
-        if len(self._killed) > MAX_KILLED_REMEMBERED:
-            self._killed.popitem(last=False)
-        self._forget_what_was_killed()
-        return Answer(number, state=self._killed[name])
 
     def _forget_what_was_killed(self) -> None:
         """Guests that were ended on request, but for those whose listener still holds what the next one will get."""
@@ -371,7 +409,8 @@ class Supervisor:
     def _state(self, guest: Guest) -> GuestState:
         groups = self._groups(guest).values()
         listening = not guest.ended and all(group.is_open(guest.name) for group in groups)
-        serving = listening and all(g.serving is not None and g.serving.guest == guest.name for g in groups)
+        serves = all(g.serving is not None and g.serving.guest == guest.name for g in groups)
+        serving = listening and serves and not guest.checks
         return guest.state(listening=listening, serving=serving)
 
     def _groups(self, guest: Guest) -> dict[str, Group]:

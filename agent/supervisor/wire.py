@@ -19,7 +19,7 @@ import msgspec
 from agent.api import Ready
 from agent.runtime import GuestId, GuestOrder, GuestState
 
-WIRE_VERSION: Final = 2
+WIRE_VERSION: Final = 3
 MAX_MESSAGE_BYTES: Final = 16 << 20
 LENGTH_BYTES: Final = 4
 MAX_GUEST_MESSAGE_BYTES: Final = 8192
@@ -44,6 +44,11 @@ class Spawn(_Message, frozen=True, tag="spawn"):
 class WaitReady(_Message, frozen=True, tag="wait-ready"):
     guest: GuestId
     ready: Ready | None
+    deadline_s: float
+
+
+class Check(_Message, frozen=True, tag="check"):
+    order: GuestOrder
     deadline_s: float
 
 
@@ -77,7 +82,7 @@ class ShutDown(_Message, frozen=True, tag="shut-down"):
     pass
 
 
-Action = Spawn | WaitReady | Flip | Drain | Kill | Forget | SetCpus | ListGuests | ShutDown
+Action = Spawn | WaitReady | Check | Flip | Drain | Kill | Forget | SetCpus | ListGuests | ShutDown
 
 
 class Request(_Message, frozen=True):
@@ -98,7 +103,7 @@ class Hello(_Message, frozen=True, tag="hello"):
 class Answer(_Message, frozen=True, tag="answer"):
     number: int
     state: GuestState | None = None
-    """For `Spawn` and `Kill`."""
+    """For `Spawn`, `Check` and `Kill`."""
     drained: bool = False
     guests: tuple[GuestState, ...] = ()
 

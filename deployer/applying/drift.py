@@ -88,7 +88,7 @@ def _values(spec: ProcessSpec) -> dict[str, str]:
 
 
 def _flatten(field: str, value: Any, into: dict[str, str]) -> None:
-    if value is None:
+    if value is None or value is msgspec.UNSET:
         return
     if isinstance(value, dict):
         for key, item in sorted(value.items()):

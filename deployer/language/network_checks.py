@@ -14,7 +14,7 @@ from deployer.language import endpoints
 from deployer.language.endpoints import OWN_HOST, EndpointError, HostAddress, Listener, ProcessTarget, Target
 from deployer.language.positions import Path
 from deployer.language.reading import Finding, declared
-from deployer.language.schema import Definition
+from deployer.language.schema import Definition, Ready
 from deployer.language.wording import near_hint, quoted
 
 Read = TypeVar("Read")
@@ -223,13 +223,24 @@ def _listening(network: _Network, process: str) -> str:
     return ", ".join(f"{name} at {one}" for name, one in network.listeners[process].items())
 
 
+def _ready_without_listener(process: str, ready: Ready) -> Iterator[Finding]:
+    if ready.path is not None:
+        hint = "add `tcp` with the name of a listener"
+        yield Finding(("process", process, "ready", "path"), "needs a listener to be asked over", hint)
+    elif not ready.run:
+        hint = 'write { tcp = "LISTENER" } or { run = ["ARGUMENT"] }'
+        yield Finding(("process", process, "ready"), "names neither a listener nor a command", hint, of_key=True)
+
+
 def _ready(network: _Network) -> Iterator[Finding]:
     for name, process in network.definition.process.items():
         if process.ready is None or ("process", name) in network.broken:
             continue
         path: Path = ("process", name, "ready", "tcp")
         wanted = process.ready.tcp
-        if wanted not in process.listen:
+        if wanted is None:
+            yield from _ready_without_listener(name, process.ready)
+        elif wanted not in process.listen:
             hint = near_hint(wanted, process.listen, "listeners") or f"give it [process.{name}.listen]"
             yield Finding(path, f"there is no listener {quoted(wanted)}", hint)
         elif wanted in network.listeners[name] and network.listeners[name][wanted].protocol != "tcp":

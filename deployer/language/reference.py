@@ -134,7 +134,7 @@ _RULES: Final = """\
 - Configuration files, secrets, volumes and scratch space of a process do not lie in one another, a directory that holds
   a secret holds nothing else, and guest paths have no `.`, `..`, `//` or `/` at the end.
 - A `gpu` is refused when a plan is made, because no host offers one yet.
-- `ready.tcp` names a TCP listener of the process.
+- `ready` names a TCP listener of the process (`tcp`, without which there is no `path`), a command (`run`), or both.
 - Environment variables do not begin with `LOWCLOUD_`.
 
 What a binary imports is compared with what its process is given. These are warnings, because an interpreter imports
@@ -330,4 +330,4 @@ def _text_schema(meta: msgspec.Meta) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "docs")
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2] / "docs")

@@ -120,15 +120,27 @@ class Host(Table, frozen=True):
 
 
 class Ready(Table, frozen=True):
-    """When a new process may take over."""
+    """When a new process may take over: when everything that is named here holds."""
 
-    tcp: Annotated[Name, field(Change.HOT, "the listener that must accept a connection", example='"http"')]
+    tcp: Annotated[Name | None, field(Change.HOT, "the listener that must accept a connection", example='"http"')] = (
+        None
+    )
     path: Annotated[
         HttpPath | None,
         field(
             Change.HOT, "an HTTP GET of this path must also be answered with a status below 400", example='"/healthz"'
         ),
     ] = None
+    run: Annotated[
+        tuple[Text, ...],
+        field(
+            Change.HOT,
+            "arguments: the same binary, run with them beside the new version, must end with exit code 0; it is run "
+            "again and again until then (docs/guests.md)",
+            example='["--check"]',
+            later=True,
+        ),
+    ] = ()
     within: Annotated[Milliseconds, field(Change.HOT, "how long it may take", example='"10s"', ge=1, le=HOUR_MS)] = (
         10_000
     )

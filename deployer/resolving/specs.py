@@ -95,7 +95,7 @@ def _sealed(definition: Definition, where: str, name: str, host: str) -> Digest:
 
 def _ready(process: Process) -> Ready | None:
     ready = process.ready
-    return None if ready is None else Ready(tcp=ready.tcp, path=ready.path, within_s=ready.within / 1000)
+    return None if ready is None else Ready(ready.tcp, ready.path, ready.within / 1000, ready.run)
 
 
 def _update(process: Process) -> Update:

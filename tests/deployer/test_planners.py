@@ -145,6 +145,7 @@ OTHER_VALUES: dict[str, Any] = {
     "ready": None,
     "tcp": "more",
     "path": "/healthz",
+    "run": ("--check",),
     "order": "stop-first",
     "on_failure": "pause",
     "secret": {"/run/secrets/db": "other"},

@@ -315,16 +315,33 @@ static bool mode_connect(void) {
     return true;
 }
 
+/* expect ADDRESS PORT TEXT: as connect, and ends well only where what comes back ends in TEXT. */
+static bool mode_expect(void) {
+    static char text[MAX_REQUEST];
+    struct slice wanted = argument(4);
+    struct address address = address_of(argument(2), number(3, 80));
+    struct stream stream;
+    size_t length = 0, piece;
+    if (!report("connect", tcp_connect(&address, PATIENCE_NS, &stream), net_error_name)) return false;
+    send_all(&stream, SLICE("ping\n"));
+    tcp_finish_sending(&stream);
+    while (receive(&stream, text + length, sizeof text - length, &piece)) length += piece;
+    tcp_close(&stream);
+    say("it answers ", (struct slice){text, length});
+    if (length < wanted.length) return false;
+    return slice_equal((struct slice){text + length - wanted.length, wanted.length}, wanted);
+}
+
 struct udp {
     handle socket, input, output;
 };
 
-/* An unconnected UDP socket. Answers: result<own, error-code> has the handle or the error at 4, result<_, error-code>
+/* A UDP socket, unconnected where there is no `remote`. Answers: result<own, error-code> has the handle or the error at 4, result<_, error-code>
  * the error at 1, result<tuple<own, own>, error-code> handles at 4 and 8. */
-static int udp_open(const struct address *local, struct udp *udp) {
+static int udp_open(const struct address *local, const struct address *remote, struct udp *udp) {
     uint32_t answer[3];
     uint8_t *bytes = (uint8_t *)answer;
-    struct flat_address flat_local = flat(local), none = {0, {0}};
+    struct flat_address flat_local = flat(local), none = {0, {0}}, flat_remote = remote ? flat(remote) : none;
     wasi_create_udp(local->is_ipv6, answer);
     if (bytes[0]) return bytes[4];
     udp->socket = (handle)answer[1];
@@ -338,7 +355,7 @@ static int udp_open(const struct address *local, struct udp *udp) {
         wasi_block(pollable);
         wasi_drop_pollable(pollable);
     }
-    wasi_udp_stream(udp->socket, 0, FLAT(none), answer);
+    wasi_udp_stream(udp->socket, remote != NULL, FLAT(flat_remote), answer);
     if (bytes[0]) return bytes[4];
     udp->input = (handle)answer[1];
     udp->output = (handle)answer[2];
@@ -407,21 +424,33 @@ static bool mode_udp_send(void) {
     struct address local = address_of(remote.is_ipv6 ? SLICE("::") : SLICE("0.0.0.0"), 0);
     struct outgoing datagram = {argument(4).at ? argument(4) : SLICE("ping"), 1, remote.is_ipv6, {0}};
     put_address(&remote, datagram.fields);
-    if (!report("bind", udp_open(&local, &udp), net_error_name)) return false;
+    if (!report("bind", udp_open(&local, NULL, &udp), net_error_name)) return false;
     if (!report("send", udp_send(&udp, &datagram), net_error_name)) return false;
     if (!report("receive", udp_receive(&udp, 1000 * MS, &answer), net_error_name)) return false;
     say("got ", answer.data);
     return true;
 }
 
-/* udp-echo PORT [ADDRESS]: sends every datagram back, for ever. */
+/* udp-ask ADDRESS PORT: over a connected socket; ends badly where no answer comes. */
+static bool mode_udp_ask(void) {
+    struct udp udp;
+    struct incoming answer;
+    struct address remote = address_of(argument(2), number(3, 53));
+    struct address local = address_of(remote.is_ipv6 ? SLICE("::") : SLICE("0.0.0.0"), 0);
+    struct outgoing datagram = {SLICE("ping"), 0, 0, {0}};
+    if (!report("connect", udp_open(&local, &remote, &udp), net_error_name)) return false;
+    if (!report("send", udp_send(&udp, &datagram), net_error_name)) return false;
+    return report("receive", udp_receive(&udp, 300 * MS, &answer), net_error_name);
+}
+
+/* udp-echo PORT [ADDRESS [mute]]: sends every datagram back, or none, for ever. */
 static bool mode_udp_echo(void) {
     struct udp udp;
     struct address local = address_of(argument(3).at ? argument(3) : SLICE("0.0.0.0"), number(2, 8080));
-    if (!report("bind", udp_open(&local, &udp), net_error_name)) return false;
+    if (!report("bind", udp_open(&local, NULL, &udp), net_error_name)) return false;
     for (;;) {
         struct incoming datagram;
-        if (udp_receive(&udp, FOREVER_NS, &datagram) != NET_OK) continue;
+        if (udp_receive(&udp, FOREVER_NS, &datagram) != NET_OK || argument(4).at) continue;
         struct outgoing answer = {datagram.data, 1, datagram.is_ipv6 & 255, {0}};
         memcpy(answer.fields, datagram.fields, sizeof answer.fields);
         udp_send(&udp, &answer);
@@ -474,8 +503,10 @@ static const struct {
     {"http500", mode_http500},                   /* PORT [ADDRESS] */
     {"slow-response", mode_slow_response},       /* PORT MS */
     {"connect", mode_connect},                   /* ADDRESS PORT */
+    {"expect", mode_expect},                     /* ADDRESS PORT TEXT */
+    {"udp-ask", mode_udp_ask},                   /* ADDRESS PORT */
     {"udp-send", mode_udp_send},                 /* ADDRESS PORT TEXT */
-    {"udp-echo", mode_udp_echo},                 /* PORT [ADDRESS] */
+    {"udp-echo", mode_udp_echo},                 /* PORT [ADDRESS [mute]] */
     {"resolve", mode_resolve},                   /* NAME */
 };
 

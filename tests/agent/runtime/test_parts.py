@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.api import Endpoint
-from agent.runtime import GuestFailed
+from agent.runtime import GuestFailed, local_address
 from agent.sandbox import bpf, seccomp
 from agent.sandbox.guest import address_text, variable_of
 from agent.supervisor.event_loop import Loop, Signal, Task, Wait
 from agent.supervisor.notify import Refused, SocketAddress, declared_listener, is_declared_connection, parse_address
 from agent.supervisor.output_pipe import OutputFile
-from agent.supervisor.readiness import judge_status, probe_address, request_for
+from agent.supervisor.readiness import judge_status, request_for
 from agent.supervisor.wire import MAX_MESSAGE_BYTES, FrameReader, Hello, frame
 
 # --- event loop -----------------------------------------------------------------------------------------------------
@@ -236,6 +236,6 @@ def test_a_path_that_is_no_request_target_is_refused(path: str) -> None:
 
 
 def test_a_wildcard_is_probed_over_loopback() -> None:
-    assert probe_address(Endpoint("0.0.0.0", 1)) == "127.0.0.1"
-    assert probe_address(Endpoint("::", 1)) == "::1"
-    assert probe_address(Endpoint("10.1.2.3", 1)) == "10.1.2.3"
+    assert local_address(Endpoint("0.0.0.0", 1)) == "127.0.0.1"
+    assert local_address(Endpoint("::", 1)) == "::1"
+    assert local_address(Endpoint("10.1.2.3", 1)) == "10.1.2.3"

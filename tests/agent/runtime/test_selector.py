@@ -64,7 +64,7 @@ def test_a_steered_source_reaches_the_other_socket_and_nobody_else_does() -> Non
         holding.bind(("127.0.0.1", 0))
         port = holding.getsockname()[1]
         holding.close()
-        attach(serving, selector_program(socket.AF_INET, 0, Steer("127.0.0.1", port, 1)))
+        attach(serving, selector_program(socket.AF_INET, 0, [Steer("127.0.0.1", port, 1)]))
         members = [serving, dark]
         assert who_gets_a_connection(members, ("127.0.0.1", port)) is dark
         assert who_gets_a_connection(members) is serving

@@ -8,6 +8,8 @@ What a guest does is said in its environment, so that the same specification mea
 | | `silent` | never open the listeners |
 | | `fail` | cannot be started |
 | | anything else | run until it is killed |
+
+A check does what its first argument says: `exit:N`, or anything else: run until its time is over.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ class MemoryRuntime:
         self.orders: dict[GuestId, GuestOrder] = {}
         self.states: dict[GuestId, GuestState] = {}
         self.flips: list[GuestId] = []
+        self.checks: list[GuestOrder] = []
+        self.failing_checks = False
         self.hold: dict[str, asyncio.Event] = {}
         """By act (`spawn`, `ready`, `flip`, `drain`): wait for this event first."""
         self.reached: dict[str, asyncio.Event] = {}
@@ -115,7 +119,7 @@ class MemoryLink:
 
     async def wait_ready(self, guest: GuestId, ready: Ready | None, *, deadline_s: float) -> None:
         await self._enter("ready")
-        if ready is not None and ready.tcp not in self._host.orders[guest].listen:
+        if ready is not None and ready.tcp is not None and ready.tcp not in self._host.orders[guest].listen:
             raise GuestFailed(f"it has no listener {ready.tcp}")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + deadline_s
@@ -130,6 +134,20 @@ class MemoryLink:
                 await asyncio.wait_for(self._host._changed.wait(), max(0.0, deadline - loop.time()))
             except TimeoutError:
                 raise GuestFailed(f"it did not listen within {deadline_s:g} s", state=state) from None
+
+    async def check(self, order: GuestOrder, *, deadline_s: float) -> GuestState:
+        await self._enter("check")
+        assert order.checked is not None
+        checked = self._host.states.get(order.checked.guest)
+        if checked is None or checked.exit_code is not None:
+            raise GuestFailed("it has ended", state=checked)
+        act = "exit:1" if self._host.failing_checks else order.args[0]
+        self._host.checks.append(order)
+        _write(order.output_path, f"check says {act}\n")
+        if not act.startswith("exit:"):
+            await asyncio.sleep(deadline_s)
+        code = int(act.removeprefix("exit:")) if act.startswith("exit:") else 137
+        return GuestState(order.guest, order.process, next(_pids), time.time(), False, False, exit_code=code)
 
     async def flip(self, guest: GuestId) -> None:
         await self._enter("flip")
@@ -147,6 +165,8 @@ class MemoryLink:
 
     async def kill(self, guest: GuestId) -> GuestState:
         await self._enter("kill")
+        if guest not in self._host.states:
+            raise GuestFailed(f"there is no guest {guest}")
         state = self._host.states[guest]
         if state.exit_code is None:
             state = self._host.states[guest] = msgspec.structs.replace(state, exit_code=137, listening=False)

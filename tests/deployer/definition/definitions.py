@@ -62,10 +62,11 @@ def _process(
         volumes[volume] = Volume(size=draw(st.integers(1, 1 << 30)))
         fields["volume"] = {"/data": volume}
     listen = {f"l{n}": f"0.0.0.0:{8000 + 10 * index + n}/tcp" for n in range(draw(st.integers(0, 2)))}
-    is_ready_declared = draw(flags)
-    if listen and is_ready_declared:
-        path = draw(st.sampled_from([None, "/", "/healthz"]))
-        fields["ready"] = Ready(tcp=draw(st.sampled_from(sorted(listen))), path=path, within=draw(st.integers(1, 9999)))
+    if draw(flags):
+        tcp = draw(st.sampled_from(sorted(listen))) if listen else None
+        path = draw(st.sampled_from([None, "/", "/healthz"])) if tcp else None
+        run = draw(st.sampled_from([(), ("--check",)])) if tcp else ("--check", "all")
+        fields["ready"] = Ready(tcp=tcp, path=path, run=run, within=draw(st.integers(1, 9999)))
     targets = [
         f"{other}@{process.hosts[0]}:{text.rpartition(':')[2]}"
         for other, process in others.items()

@@ -213,6 +213,8 @@ def test_a_consistent_definition_has_no_findings(definition: Definition) -> None
             "listener dns is UDP",
             "TCP listener",
         ),
+        (HOSTS + WEB + 'ready.within = "1s"\n', "process.web.ready", "neither a listener nor a command", "run ="),
+        (HOSTS + WEB + 'ready = { run = ["x"], path = "/" }\n', "process.web.ready.path", "needs a listener", "tcp"),
         # connections
         (
             HOSTS + WEB + 'connect.kv = "kv@fra1:1/tcp"\n',

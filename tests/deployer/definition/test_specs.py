@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from agent.api import Endpoint, ProcessSpec, Ready, Update, spec_digest
+from deployer.language import schema
 from deployer.language.definition import parse
 from deployer.language.schema import Definition, Process
 from deployer.resolving.specs import SpecImpossible, specs_of, volumes_of
@@ -47,6 +48,12 @@ def test_every_field_of_a_process_reaches_its_host() -> None:
         ready=Ready(tcp="http", path=None, within_s=10.0),
         update=Update(order="stop-first", drain_s=30.0, on_failure="rollback"),
     )
+
+
+def test_readiness_by_a_command_needs_no_listener() -> None:
+    job = Process(binary=BINARY, hosts=("fra1",), ready=schema.Ready(run=("check", "--deep"), within=1500))
+    spec = specs_of(msgspec.structs.replace(SHOP, process={"job": job}))["fra1"]["job"]
+    assert spec.ready == Ready(run=("check", "--deep"), within_s=1.5)
 
 
 @pytest.mark.parametrize(
