@@ -13,8 +13,9 @@ import itertools
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -65,6 +66,9 @@ MAX_BLOB_BYTES: Final = 1 << 30
 PEER_TIMEOUT_S: Final = 10.0
 """Between hosts, where another may have what one does not give."""
 WRITE_BYTES: Final = 256 << 10
+LARGE_BYTES: Final = 64 << 10
+BATCH_BYTES: Final = 1 << 20
+"""What a sender of blobs makes ready at a time; it holds two of them."""
 READ_AHEAD_BYTES: Final = 1 << 20
 """What may have arrived of an answer beyond what was taken of it."""
 TRIES: Final = 2
@@ -201,7 +205,7 @@ class AgentClient:
 
     async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
         """Send a stream of exchange frames. An ordinary iterable is run in a thread, so it may read a store."""
-        body = chunks if isinstance(chunks, AsyncIterable) else _in_thread(chunks)
+        body: AsyncIterable[bytes | memoryview] = chunks if isinstance(chunks, AsyncIterable) else _in_thread(chunks)
         return await self._ask("POST", Routes.BLOBS, BlobReceipt, stream=body, timeout_s=None)
 
     async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
@@ -265,7 +269,7 @@ class AgentClient:
         kind: type[T],
         *,
         body: bytes | None = None,
-        stream: AsyncIterable[bytes] | None = None,
+        stream: AsyncIterable[bytes | memoryview] | None = None,
         query: dict[str, str] | None = None,
         timeout_s: float | None = READ_TIMEOUT_S,
     ) -> T:
@@ -289,7 +293,7 @@ class AgentClient:
         method: str,
         path: str,
         *,
-        body: bytes | AsyncIterable[bytes] | None = None,
+        body: bytes | AsyncIterable[bytes | memoryview] | None = None,
         query: dict[str, str] | None = None,
         timeout_s: float | None,
         stalled_s: float | None = None,
@@ -358,34 +362,55 @@ def refused_because(error: BaseException, *reasons: Reason) -> bool:
     return isinstance(error, CallRefused) and error.refusal.reason in reasons
 
 
-def _gathered(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
-    """The same bytes in chunks of at least `WRITE_BYTES`, the last excepted: each costs a change of threads."""
+def _batches(chunks: Iterable[bytes]) -> Generator[list[bytes], None, None]:
+    """The same chunks, `BATCH_BYTES` of them or a little more at a time: each batch costs a change of threads."""
     iterator = iter(chunks)
-    held: list[bytes] = []
+    batch: list[bytes] = []
     size = 0
     try:
         for chunk in iterator:
-            held.append(chunk)
+            batch.append(chunk)
             size += len(chunk)
-            if size >= WRITE_BYTES:
-                yield b"".join(held)
-                held.clear()
-                size = 0
-        if held:
-            yield b"".join(held)
+            if size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
     finally:
         close = getattr(iterator, "close", None)
         if close is not None:
             close()
 
 
-async def _in_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    iterator = _gathered(chunks)
+def _written(batch: list[bytes]) -> Iterator[memoryview]:
+    """The bytes of a batch as they are written: small chunks joined, none copied that is large."""
+    for large, run in groupby(batch, key=lambda chunk: len(chunk) >= LARGE_BYTES):
+        for chunk in run if large else [b"".join(run)]:
+            view = memoryview(chunk)
+            for start in range(0, len(view), WRITE_BYTES):
+                yield view[start : start + WRITE_BYTES]
+
+
+async def _in_thread(chunks: Iterable[bytes]) -> AsyncIterator[memoryview]:
+    """While one batch is sent, the next one is made."""
+    iterator = _batches(chunks)
+
+    def make() -> asyncio.Future[list[bytes] | None]:
+        return asyncio.ensure_future(asyncio.to_thread(next, iterator, None))
+
+    coming = make()
     try:
-        while (chunk := await asyncio.to_thread(next, iterator, None)) is not None:
-            for start in range(0, len(chunk), WRITE_BYTES):
-                yield chunk[start : start + WRITE_BYTES]
+        while True:
+            await asyncio.wait([coming])  # Not itself: a thread cannot be cancelled.
+            batch = coming.result()
+            if batch is None:
+                return
+            coming = make()
+            for part in _written(batch):
+                yield part
     finally:
+        await asyncio.wait([coming])
+        coming.exception()  # Where it is not the one that is being raised, nobody is left to hear of it.
         await asyncio.to_thread(iterator.close)
 
 

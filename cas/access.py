@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cas.batch import Batch
 from cas.environment import Environment
@@ -42,13 +42,14 @@ class Access:
         that a full store can still be collected. Raises StoreFull, StoreBusy and what the change raises."""
         return self.submit(change, size_bytes).wait()
 
-    def submit(self, change: Callable[[Batch], Result], size_bytes: int = 0) -> Job[Result]:
+    def submit(
+        self, change: Callable[[Batch], Result], size_bytes: int = 0, *, after: Job[Any] | None = None
+    ) -> Job[Result]:
+        """As `write`, without waiting; fails where the job that it comes `after` has failed. Raises StoreFull."""
         if size_bytes:
             self.ensure_room(size_bytes)
-        return writer_of(self.env).submit(change, timeout_s=self.write_timeout_s, size_bytes=size_bytes)
-
-    def write_nothing_back(self, change: Callable[[Batch], None], size_bytes: int) -> None:
-        self.write(change, size_bytes)
+        writer = writer_of(self.env)
+        return writer.submit(change, timeout_s=self.write_timeout_s, size_bytes=size_bytes, after=after)
 
     def ensure_room(self, size_bytes: int) -> None:
         """Raises StoreFull where so many more bytes would break the quota or leave too little of the disk."""

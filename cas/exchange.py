@@ -217,7 +217,7 @@ class Receiver:
         part = view[: self._left]
         self._left -= len(part)
         if self._incoming is not None:
-            self._incoming.write(bytes(part))
+            self._incoming.write(part)
         else:
             self._held += part
         if self._left == 0:

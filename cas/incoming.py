@@ -1,99 +1,131 @@
 """A large blob on its way in: written into records as it arrives, in bounded memory, and indexed only when complete.
 
-Until then its body is noted in the `pending` table with a time after which it may be thrown away, so that a process
-that dies in the middle leaves nothing for ever. A flush is a job like any other, so what is written is durable.
+While some records are being written the next ones arrive: a stream waits for the disk only once `AHEAD_FLUSHES` are
+under way, and at its end. Until then its body is noted in the `pending` table with a time after which it may be thrown
+away, so that a process that dies in the middle leaves nothing for ever. A flush is a job like any other, so what is
+written is durable.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
 import lmdb
 from blake3 import blake3
 
+from cas.access import Access
 from cas.batch import Batch
 from cas.bodies import RECORD_BYTES, delete_records, record_key
 from cas.entries import CHECK_BYTES, NOT_PACKED, PLAIN, BadEntry, Entry, seal, unseal
 from cas.environment import Environment
+from cas.errors import CasError, StoreBusy
+from cas.writer import Job
 
-FLUSH_RECORDS = 32
-"""8 MiB: what a stream holds in memory, and what one flush writes."""
+FLUSH_RECORDS = 16
+"""4 MiB: what one flush writes."""
+AHEAD_FLUSHES = 2
+"""How many flushes may be under way while the next one gathers: a stream holds 12 MiB, and LMDB a copy of 8."""
 PENDING_TTL_S = 3600.0
 
 _BODY = struct.Struct(">Q")
 _EXPIRY = struct.Struct("<d")
 
 Result = TypeVar("Result")
-Submit = Callable[[Callable[[Batch], None], int], None]
-"""Runs a job of so many bytes and returns once it is durable."""
 
 
 class IncomingBody:
     """Encoded bytes that become a body. Not thread-safe; one per stream."""
 
-    def __init__(self, submit: Submit, clock: Callable[[], float], *, checked: bool = True) -> None:
+    def __init__(self, access: Access, *, checked: bool = True) -> None:
         """`checked` is False for plain bytes: their digest is their check, and they are hashed elsewhere."""
-        self._submit = submit
-        self._clock = clock
+        self._access = access
         self._held = bytearray()
-        self._records = 0
+        self._full: list[bytearray | memoryview] = []
+        self._written = 0
+        self._under_way: deque[Job[int]] = deque()
+        self._first: Job[int] | None = None
+        self._last: Job[int] | None = None
         self._hasher = blake3() if checked else None
-        self.body: int | None = None
+        self._body = 0
+        """Known to the jobs, and to nobody else before the first of them is done."""
         self.stored = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        """Raises StoreFull, StoreBusy."""
+        """Keeps parts of `data` as they are, which must not change. Raises StoreFull, StoreBusy; also for what was
+        written before."""
         if self._hasher is not None:
             self._hasher.update(data)
-        self._held += data
-        self.stored += len(data)
-        while len(self._held) >= FLUSH_RECORDS * RECORD_BYTES:
-            self._flush(FLUSH_RECORDS)
+        view = memoryview(data)
+        self.stored += len(view)
+        while view:
+            if not self._held and len(view) >= RECORD_BYTES:
+                self._full.append(view[:RECORD_BYTES])
+                view = view[RECORD_BYTES:]
+            else:
+                part = view[: RECORD_BYTES - len(self._held)]
+                view = view[len(part) :]
+                self._held += part
+                if len(self._held) == RECORD_BYTES:
+                    self._full.append(self._held)
+                    self._held = bytearray()
+            if len(self._full) == FLUSH_RECORDS:
+                self._flush()
 
-    def end(self) -> None:
-        """Write what is left."""
-        if self._held or self.body is None:
-            self._flush(-(-len(self._held) // RECORD_BYTES))
-
-    def entry(self, raw: bytes, encoding: int, size: int) -> Entry:
-        """The index entry of a body that has ended."""
-        if self.body is None:
-            raise ValueError("a body has an entry only once it has ended")
+    def index(self, raw: bytes, encoding: int, size: int, change: Callable[[Batch, Entry], Result]) -> Result:
+        """Nothing more comes: write what is left, and run a job on the index entry. Everything is durable when this
+        returns. Raises StoreFull, StoreBusy."""
+        if self._held:
+            self._full.append(self._held)
+            self._held = bytearray()
+        if self._full or self._first is None:
+            self._flush()
         if encoding == PLAIN:
             check = raw[:CHECK_BYTES]
         elif self._hasher is not None:
             check = self._hasher.digest(length=CHECK_BYTES)
         else:
             raise ValueError("an encoded body needs a check of its own")
-        return Entry(encoding, size, self.stored, self.body, NOT_PACKED, check, None, 0, self.stored)
+
+        def with_entry(batch: Batch) -> Result:
+            entry = Entry(encoding, size, self.stored, self._body, NOT_PACKED, check, None, 0, self.stored)
+            return change(batch, entry)
+
+        return self._access.submit(with_entry, after=self._last).wait()
 
     def abandon(self) -> None:
         """Delete what was written. Without effect once the body is indexed."""
-        if self.body is not None:
-            body = self.body
-            self._submit(lambda batch: discard(batch, body), 0)
+        if self._first is None:
+            return
+        try:
+            body = self._first.wait()
+        except CasError:
+            return  # Nothing was: the others have failed with it.
+        self._access.write(lambda batch: discard(batch, body))
 
-    def _flush(self, records: int) -> None:
-        end = min(records * RECORD_BYTES, len(self._held))
-        data = memoryview(bytes(memoryview(self._held)[:end]))
-        first = self._records
-        known = self.body
-        given: list[int] = []
+    def _flush(self) -> None:
+        records, self._full = self._full, []
+        first, self._written = self._written, self._written + len(records)
 
-        def change(batch: Batch) -> None:
-            body = batch.new_body() if known is None else known
-            _note_pending(batch, body, self._clock() + PENDING_TTL_S)
-            for index, start in enumerate(range(0, len(data), RECORD_BYTES)):
-                key = record_key(body, first + index)
-                batch.txn.put(key, data[start : start + RECORD_BYTES], db=batch.env.records)
-            given[:] = [body]
+        def change(batch: Batch) -> int:
+            if not first:
+                self._body = batch.new_body()
+            elif not is_pending(batch, self._body):
+                raise StoreBusy("a stream paused for so long that its first part was thrown away", hint="send it again")
+            _note_pending(batch, self._body, self._access.clock() + PENDING_TTL_S)
+            for index, record in enumerate(records, first):
+                batch.txn.put(record_key(self._body, index), record, db=batch.env.records)
+            return self._body
 
-        self._submit(change, len(data))
-        self.body = given[0]
-        self._records += records
-        del self._held[:end]
+        while self._under_way and (len(self._under_way) == AHEAD_FLUSHES or self._under_way[0].is_done):
+            self._under_way.popleft().wait()
+        size = sum(map(len, records))
+        self._access.ensure_room(size + sum(job.size_bytes for job in self._under_way))
+        self._last = self._access.submit(change, size, after=self._last)
+        self._first = self._first or self._last
+        self._under_way.append(self._last)
 
 
 def settle(batch: Batch, body: int) -> None:

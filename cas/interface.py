@@ -196,8 +196,9 @@ class RefStore(Protocol):
 class IncomingBlob(Protocol):
     """A blob that arrives encoded and in pieces, into bounded memory."""
 
-    def write(self, chunk: bytes) -> None:
-        """Raises ExchangeError as soon as it is clear that this is not what was announced; StoreFull, StoreBusy."""
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Keeps parts of `chunk` as they are, which must not change. Raises ExchangeError as soon as it is clear that
+        this is not what was announced; StoreFull and StoreBusy also for what was written before."""
         ...
 
     def commit(self) -> Stored:

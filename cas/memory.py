@@ -294,7 +294,7 @@ class _Incoming:
         self._size = size
         self._held = bytearray()
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         self._held += chunk
         if self._encoding == "plain" and len(self._held) > self._size:
             raise ExchangeError(f"more bytes than the {self._size} announced for {self._digest}")

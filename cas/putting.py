@@ -259,7 +259,7 @@ def _put_long_stream(
     from cas import compression
 
     kind = compression.smallest(sample, level=compression.STREAM_LEVEL)[0]
-    body = IncomingBody(access.write_nothing_back, access.clock)
+    body = IncomingBody(access)
     hasher = blake3()
     size = 0
     deflater = compression.Deflater() if kind == ZSTD else None
@@ -272,7 +272,6 @@ def _put_long_stream(
         for piece in () if deflater is None else deflater.end():
             body.write(piece)
         _demand(expect, hasher.digest())
-        body.end()
     except BaseException:
         _abandon(body)
         raise
@@ -287,9 +286,12 @@ def index_body(
         body.abandon()
         acknowledge(access, raw, name)
         return Stored(from_raw(raw), size, new=False, stored_bytes=0)
-    entry = body.entry(raw, kind, size)
     damaged_body = body_in_index(access, raw)
-    return access.write(lambda batch: _index(batch, raw, entry, damaged_body, name))
+    try:
+        return body.index(raw, kind, size, lambda batch, entry: _index(batch, raw, entry, damaged_body, name))
+    except BaseException:
+        _abandon(body)
+        raise
 
 
 def _index(batch: Batch, raw: bytes, entry: Entry, damaged_body: int | None, name: str | None) -> Stored:

@@ -31,10 +31,10 @@ class ReceivedBlob:
         self._size = size
         self._hasher = blake3()
         self._seen = 0
-        self._body: IncomingBody | None = IncomingBody(access.write_nothing_back, access.clock, checked=kind != PLAIN)
+        self._body: IncomingBody | None = IncomingBody(access, checked=kind != PLAIN)
         self._inflate = self._take if kind == PLAIN else self._inflater()
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         from cas.compression import BadFrame
 
         if self._body is None:
@@ -53,7 +53,6 @@ class ReceivedBlob:
         if actual != self._raw or self._seen != self._size:
             body.abandon()
             raise DigestMismatch(from_raw(self._raw), from_raw(actual))
-        body.end()
         return index_body(self._access, body, self._raw, self._kind, self._size)
 
     def abort(self) -> None:
@@ -61,12 +60,12 @@ class ReceivedBlob:
         if body is not None:
             body.abandon()
 
-    def _inflater(self) -> Callable[[bytes], None]:
+    def _inflater(self) -> Callable[[bytes | memoryview], None]:
         from cas.compression import Inflater
 
         return Inflater(self._take).feed
 
-    def _take(self, piece: bytes) -> None:
+    def _take(self, piece: bytes | memoryview) -> None:
         self._seen += len(piece)
         if self._seen > self._size:
             raise ExchangeError(f"more bytes than the {self._size} announced for {from_raw(self._raw)}")

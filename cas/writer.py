@@ -4,7 +4,8 @@ A *job* is a function of a `Batch`. Whoever has one hands it to the writer and w
 wait, runs them in one transaction, commits, and only then wakes their callers: what is acknowledged is durable. While
 it commits, the next group gathers. A job may run more than once before it is committed, so it must not change anything
 but the batch. If a job raises, the transaction is abandoned and the jobs run again, each in one of its own, so that
-only the one at fault fails.
+only the one at fault fails, and the jobs that were to come *after* it: nobody has to wait for one before handing in the
+next.
 
 A crash loses the jobs that were not acknowledged and nothing else.
 """
@@ -33,22 +34,38 @@ Result = TypeVar("Result")
 class Job(Generic[Result]):
     """A change that waits to be made, and then its result."""
 
-    __slots__ = ("_done", "_error", "_result", "change", "size_bytes")
+    __slots__ = ("_after", "_change", "_done", "_error", "_result", "size_bytes")
 
-    def __init__(self, change: Callable[[Batch], Result], size_bytes: int) -> None:
-        self.change = change
+    def __init__(self, change: Callable[[Batch], Result], size_bytes: int, after: Job[Any] | None) -> None:
+        self._change: Callable[[Batch], Result] | None = change
+        self._after = after
         self.size_bytes = size_bytes
         self._done = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
 
+    def run(self, batch: Batch) -> Result:
+        """Raises what the job it comes after has raised."""
+        if self._after is not None and self._after._error is not None:
+            raise self._after._error
+        assert self._change is not None, "a job does not run again once it is done"
+        return self._change(batch)
+
     def succeed(self, result: Result) -> None:
         self._result = result
-        self._done.set()
+        self._end()
 
     def fail(self, error: BaseException) -> None:
         self._error = error
+        self._end()
+
+    def _end(self) -> None:
+        self._change = self._after = None  # What it wrote, and all jobs before it, need not stay in memory.
         self._done.set()
+
+    @property
+    def is_done(self) -> bool:
+        return self._done.is_set()
 
     def wait(self) -> Result:
         """The result once it is durable. Raises what the job raised, StoreBusy or StoreFull."""
@@ -72,9 +89,17 @@ class Writer:
         self._thread = threading.Thread(target=self._serve, name="lowcloud-store-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, change: Callable[[Batch], Result], *, timeout_s: float, size_bytes: int = 0) -> Job[Result]:
+    def submit(
+        self,
+        change: Callable[[Batch], Result],
+        *,
+        timeout_s: float,
+        size_bytes: int = 0,
+        after: Job[Any] | None = None,
+    ) -> Job[Result]:
+        """`after`: an earlier job; where it fails, this one fails with the same error and changes nothing."""
         self._env.refuse_forked()
-        job = Job(change, size_bytes)
+        job = Job(change, size_bytes, after)
         with self._changed:
             if self._closing:
                 raise StoreUnreadable(f"the store {self._env.path} is closed")
@@ -134,7 +159,7 @@ class Writer:
             txn = self._env.lmdb.begin(write=True)
             try:
                 batch = Batch(self._env, txn)
-                results = [job.change(batch) for job in group]
+                results = [job.run(batch) for job in group]
                 batch.finish()
             except BaseException:
                 txn.abort()

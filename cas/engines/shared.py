@@ -290,7 +290,7 @@ class _Incoming:
         self._store = store
         self._incoming = incoming
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         self._incoming.write(chunk)
 
     def commit(self) -> Stored:

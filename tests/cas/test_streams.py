@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cas.bodies import RECORD_BYTES
+from cas import incoming as incoming_body
+from cas.bodies import RECORD_BYTES, record_key
 from cas.digest import digest_of
-from cas.errors import BlobMissing, DigestMismatch, StoreBusy
+from cas.errors import BlobMissing, DigestMismatch, StoreBusy, StoreFull
 from cas.incoming import FLUSH_RECORDS, PENDING_TTL_S
 from cas.store import Store
 from tests.cas.damage import flip, overwrite, values
@@ -82,6 +83,11 @@ def flushes(count: int) -> list[bytes]:
     return [noise(FLUSH_RECORDS * RECORD_BYTES, seed) for seed in range(count)]
 
 
+def settled(store: Store) -> None:
+    """Once this returns everything is written that was handed to the writer before."""
+    store.access.write(lambda _: None)
+
+
 def test_a_stream_that_fails_leaves_nothing(store: Store) -> None:
     def chunks() -> Iterator[bytes]:
         yield from flushes(3)
@@ -100,6 +106,7 @@ def test_a_stream_whose_process_died_is_thrown_away_later(store: Store, clock: C
     incoming = store.receive("b3:" + "0" * 64, encoding="plain", size=1 << 40)
     for data in flushes(2):
         incoming.write(data)
+    settled(store)
     assert len(values(store, "records")) == 2 * FLUSH_RECORDS
     store.collect([])
     assert len(values(store, "records")) == 2 * FLUSH_RECORDS
@@ -112,12 +119,49 @@ def test_a_stream_that_paused_for_too_long_must_start_again(store: Store, clock:
     data = flushes(1)[0]
     incoming = store.receive(digest_of(data), encoding="plain", size=len(data))
     incoming.write(data)
+    settled(store)
     clock.now += PENDING_TTL_S + 1
     store.collect([])
     with pytest.raises(StoreBusy, match="thrown away"):
         incoming.commit()
     assert store.usage().blobs == 0
     assert values(store, "records") == []
+
+
+def test_a_stream_that_paused_for_too_long_never_becomes_a_blob_without_its_first_part(
+    store: Store, clock: Clock
+) -> None:
+    first, rest = flushes(2)
+    incoming = store.receive(digest_of(first + rest), encoding="plain", size=len(first + rest))
+    incoming.write(first)
+    settled(store)
+    clock.now += PENDING_TTL_S + 1
+    store.collect([])
+    incoming.write(rest)
+    with pytest.raises(StoreBusy, match="thrown away"):
+        incoming.commit()
+    assert store.usage().blobs == 0
+    assert values(store, "records") == []
+    assert values(store, "pending") == []
+
+
+@pytest.mark.parametrize("failing", range(4))
+def test_a_stream_whose_flush_fails_is_never_indexed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Whichever it is, and though the flushes behind it could be written."""
+
+    def key(body: int, index: int) -> bytes:
+        if index == failing * FLUSH_RECORDS:
+            raise StoreFull("no room for this flush")
+        return record_key(body, index)
+
+    monkeypatch.setattr(incoming_body, "record_key", key)
+    with pytest.raises(StoreFull, match="this flush"):
+        store.put_stream(flushes(5))
+    assert store.usage().blobs == 0
+    assert values(store, "records") == []
+    assert values(store, "pending") == []
 
 
 def test_a_reader_of_a_blob_that_is_collected_meanwhile_gets_an_error_not_a_part(store: Store) -> None:

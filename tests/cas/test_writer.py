@@ -12,7 +12,7 @@ from cas.digest import digest_of
 from cas.environment import Environment
 from cas.errors import RefMoved, StoreUnreadable
 from cas.store import Store
-from cas.writer import writer_of
+from cas.writer import Job, writer_of
 
 
 def last_transaction(store: Store) -> int:
@@ -37,6 +37,39 @@ def test_jobs_that_wait_share_one_transaction(store: Store) -> None:
     bodies = [job.wait() for job in jobs]
     assert len(set(bodies)) == 100
     assert last_transaction(store) - before <= 2
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_job_fails_with_the_one_it_comes_after_and_changes_nothing(store: Store, together: bool) -> None:
+    access = store.access
+    started, go = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def slow(_batch: Batch) -> None:
+        started.set()
+        assert go.wait(30)
+
+    def fail(_batch: Batch) -> None:
+        raise RefMoved("r", None, None)
+
+    def chain() -> list[Job[None]]:
+        bad = access.submit(fail)
+        behind = access.submit(lambda _: ran.append("behind"), after=bad)
+        return [bad, behind, access.submit(lambda _: ran.append("last"), after=behind)]
+
+    blocking = access.submit(slow)
+    assert started.wait(30)
+    if not together:
+        go.set()
+        blocking.wait()
+    jobs = chain()
+    other = access.submit(lambda batch: batch.new_body())
+    go.set()
+    for job in jobs:
+        with pytest.raises(RefMoved):
+            job.wait()
+    assert other.wait() > 0
+    assert ran == []
 
 
 def test_only_the_job_at_fault_fails(store: Store) -> None:
