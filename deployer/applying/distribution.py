@@ -30,7 +30,7 @@ from cas.inventory import Inventory
 from cas.swarm.ranking import Swarm
 from deployer.applying.fleet import for_each
 from deployer.applying.outcome import Brought
-from deployer.applying.pieces import ByPieces, is_large
+from deployer.applying.pieces import ByPieces
 from deployer.applying.site import Site
 from deployer.applying.transfer import HOSTS_AT_ONCE, Lack, Meter, Send, Source, send_stream, serve, transfer
 from deployer.errors import TransferFailed
@@ -146,37 +146,45 @@ class _Distribution:
             return
         of_all = Swarm(self._by_region(self._definition.host))
         region = of_all.region_of[hosts[0]]
-        small = await asyncio.to_thread(self._small, lacking)
-        missing = {host: lack.missing for host, lack in lacking.items()}
+        missing = {host: _of(lack, self._blobs[host]).missing for host, lack in lacking.items()}
+        small = await asyncio.to_thread(self._small, missing, lacking)
         held = {blob for host, lacks_it in missing.items() for blob in {*self._blobs[host]} - {*lacks_it}}
         split = shares(missing, of_all, region, small, held)
-        helped = [host for host in lacking if split.fetched[host]]
-        if not helped:
+        if not any(split.fetched.values()):
             await self.directly(lacking)
             return
-        await self._bring_and_help(
-            {host: split.sent[host] for host in lacking if split.sent[host]},
-            {host: split.fetched[host] for host in helped},
-        )
+        await self._bring_and_help(lacking, split, small)
         if any(host in self.failures for host in lacking):
             await self.region([host for host in lacking if host not in self.failures])
 
-    async def _bring_and_help(
-        self, sending: Mapping[str, tuple[Digest, ...]], fetching: Mapping[str, tuple[Digest, ...]]
-    ) -> None:
+    async def _bring_and_help(self, lacking: Mapping[str, Lack], split: Shares, small: Collection[Digest]) -> None:
         """Send blobs to some hosts of a region, and have others fetch them meanwhile; until all have them, or a host
         that brings them in has failed."""
-        bringing = _Bringing({host: Meter(self._site, host) for host in sending})
+        large = {host: tuple(blob for blob in sent if blob not in small) for host, sent in split.sent.items()}
+        bringers = [host for host in lacking if large[host]]
+        bringing = _Bringing({host: Meter(self._site, host) for host in bringers})
         try:
             async with asyncio.TaskGroup() as group:
-                helping = [group.create_task(self._help(host, blobs, bringing)) for host, blobs in fetching.items()]
-                await for_each(
-                    sorted(sending),
-                    lambda host: self._bring(host, sending[host], bringing.meters[host]),
-                    at_once=HOSTS_AT_ONCE,
+                told = {
+                    host: group.create_task(self._tell(host, lack, split, large[host]))
+                    for host, lack in lacking.items()
+                }
+                # Those that bring come first: what they ask then has the connection that is open.
+                brought = group.create_task(
+                    for_each(
+                        bringers,
+                        lambda host: self._bring(host, lacking[host], large[host], bringing, told[host]),
+                        at_once=HOSTS_AT_ONCE,
+                    )
                 )
+                helping = [
+                    group.create_task(self._help(host, split.fetched[host], bringing, told[host]))
+                    for host in lacking
+                    if split.fetched[host]
+                ]
+                await brought
                 bringing.is_over = True
-                if any(host in self.failures for host in sending):
+                if any(host in self.failures for host in bringers):
                     for task in helping:
                         task.cancel()
         except BaseExceptionGroup as failed:
@@ -189,7 +197,8 @@ class _Distribution:
 
         async def one(host: str) -> None:
             try:
-                found[host] = await self._source.lack(await self._site.fleet.client(host), self._blobs[host])
+                wanted = (*self._blobs[host], *self._listing(self._blobs[host]))
+                found[host] = await self._source.lack(await self._site.fleet.client(host), wanted)
                 self.brought.setdefault(host, Brought())
             except (AgentError, CasError) as error:
                 self.failures[host] = str(error)
@@ -197,15 +206,15 @@ class _Distribution:
         await for_each(sorted(hosts), one, at_once=HOSTS_AT_ONCE)
         return dict(sorted(found.items()))
 
-    def _small(self, lacking: Mapping[str, Lack]) -> frozenset[Digest]:
+    def _small(self, missing: Mapping[str, Sequence[Digest]], lacking: Mapping[str, Lack]) -> frozenset[Digest]:
         """What is sent to each host that lacks it: what takes few bytes, and what the inventory does not list."""
         found: set[Digest] = set()
         seen: set[Digest] = set()
-        for lack in lacking.values():
-            for blob in lack.missing:
+        for host, blobs in missing.items():
+            for blob in blobs:
                 if blob not in seen:
                     seen.add(blob)
-                    if blob not in self._items or self._cost(blob, lack.bases) <= SMALL_BYTES:
+                    if blob not in self._items or self._cost(blob, lacking[host].bases) <= SMALL_BYTES:
                         found.add(blob)
         return frozenset(found)
 
@@ -215,19 +224,40 @@ class _Distribution:
         except CasError:
             return 0  # it cannot be sent, which is found out and told where that is tried
 
-    async def _bring(self, host: str, blobs: tuple[Digest, ...], meter: Meter) -> None:
-        """Send blobs to a host that hands them on."""
-        if any(is_large(self._items.get(blob)) for blob in blobs):
-            await self._serve(host, self._listing(blobs))
+    async def _tell(self, host: str, lack: Lack, split: Shares, large: Sequence[Digest]) -> None:
+        """Send a host what is small, and what it needs to check the pieces that it will be sent and will fetch."""
+        small = [blob for blob in split.sent[host] if blob not in large]
+        try:
+            checks = await asyncio.to_thread(self._by_pieces.checks, self._source, _of(lack, large))
+        except CasError as error:
+            self.failures[host] = str(error)
+            return
+        first = dict.fromkeys([*small, *checks, *self._listing(split.fetched[host])])
+        await self._serve(host, tuple(first), lack=lack)
+
+    async def _bring(
+        self, host: str, lack: Lack, blobs: Sequence[Digest], bringing: _Bringing, told: asyncio.Task[None]
+    ) -> None:
+        """Send large blobs to a host that hands them on, once it was told of them."""
+        await told
         if host not in self.failures:
-            await self._serve(host, blobs, self._by_pieces.send, meter)
+            meter = bringing.meters[host]
+            await self._serve(host, blobs, self._by_pieces.send, meter=meter, lack=lack)
 
     async def _serve(
-        self, host: str, blobs: Sequence[Digest], send: Send = send_stream, meter: Meter | None = None
+        self,
+        host: str,
+        blobs: Sequence[Digest],
+        send: Send = send_stream,
+        *,
+        meter: Meter | None = None,
+        lack: Lack | None = None,
     ) -> None:
+        """Send a host what it lacks of these: what `lack` says, or what it says itself."""
+        lack = None if lack is None else _of(lack, blobs)
         async with self._gate:
             try:
-                receipt = await serve(self._site, self._source, host, tuple(blobs), send=send, meter=meter)
+                receipt = await serve(self._site, self._source, host, tuple(blobs), send=send, meter=meter, lack=lack)
             except (AgentError, CasError) as error:
                 self.failures[host] = str(error)
                 return
@@ -236,11 +266,11 @@ class _Distribution:
             so_far, deployer_bytes=so_far.deployer_bytes + receipt.wire_bytes, blobs=so_far.blobs + receipt.blobs
         )
 
-    async def _help(self, host: str, blobs: tuple[Digest, ...], bringing: _Bringing) -> None:
-        """Have a host fetch these, and send it what it does not get."""
+    async def _help(self, host: str, blobs: tuple[Digest, ...], bringing: _Bringing, told: asyncio.Task[None]) -> None:
+        """Have a host fetch these once it was told of them, and send it what it does not get."""
         fetched = Fetched(blobs, under_way=False)
         try:
-            await self._serve(host, self._listing(blobs))
+            await asyncio.wait([told])
             fetched = await self._fetched(host, blobs, bringing)
         except AgentError:
             pass  # what it lacks is sent to it, and that it cannot be reached is found out there
@@ -256,8 +286,10 @@ class _Distribution:
             await self._serve(host, blobs)
 
     def _listing(self, blobs: Iterable[Digest]) -> tuple[Digest, ...]:
-        """What it takes to check the pieces of these blobs."""
+        """What it takes to check the pieces of these blobs; nothing for none."""
         items = [self._items[blob] for blob in blobs if blob in self._items]
+        if not items:
+            return ()
         forms = (form for item in items for form in (item.whole, *item.others))
         return self._inventory, *sorted({form.manifest for form in forms if form.manifest is not None})
 
@@ -311,6 +343,12 @@ def _grouped(hosts: Iterable[str], definition: Definition) -> dict[str, list[str
     for host in sorted(hosts):
         found.setdefault(definition.host[host].region, []).append(host)
     return found
+
+
+def _of(lack: Lack, blobs: Iterable[Digest]) -> Lack:
+    """The same of these blobs only."""
+    wanted = set(blobs)
+    return lack._replace(missing=tuple(blob for blob in lack.missing if blob in wanted))
 
 
 def _direct(wire_bytes: int, blobs: int) -> Brought:

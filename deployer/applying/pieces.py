@@ -55,11 +55,6 @@ def split(steps: Iterable[Step], items: Mapping[Digest, Item]) -> Parcels:
     return Parcels(tuple(before), tuple(forms.items()), tuple(after))
 
 
-def is_large(item: Item | None) -> bool:
-    """May this blob go piece by piece?"""
-    return item is not None and item.whole.size > PIECE_BYTES
-
-
 class ByPieces:
     """A way to send (`transfer.Send`) to hosts that have this inventory."""
 
@@ -67,8 +62,17 @@ class ByPieces:
         self._inventory = inventory
         self._items = items
 
+    def checks(self, source: Source, lack: Lack) -> tuple[Digest, ...]:
+        """What a host must have to check the pieces that `send` would send it: the inventory and manifests, or nothing.
+        Blocks. Raises CasError."""
+        if not lack.missing:
+            return ()
+        source.freshen(lack)
+        forms = split(source.steps(lack), self._items).forms
+        return (self._inventory, *sorted({form.manifest for _, form in forms if form.manifest})) if forms else ()
+
     async def send(self, source: Source, client: AgentClient, lack: Lack, meter: Meter) -> BlobReceipt:
-        """Raises AgentError, CasError."""
+        """To a host that has what `checks` says. Raises AgentError, CasError."""
         parcels = split(await asyncio.to_thread(source.steps, lack), self._items)
         if not parcels.forms:
             return await send_stream(source, client, lack, meter)

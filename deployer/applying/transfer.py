@@ -232,15 +232,18 @@ async def serve(
     *,
     send: Send = send_stream,
     meter: Meter | None = None,
+    lack: Lack | None = None,
 ) -> BlobReceipt:
-    """Send until nothing is missing, from what is missing by then each time. Bytes that were sent in vain count too."""
+    """Send until nothing is missing, from what is missing by then each time. Bytes that were sent in vain count too.
+    `lack`: what the host has said just now of what is wanted, so that it is not asked again before the first try."""
     client = await site.fleet.client(host)
     meter = meter or Meter(site, host)
     vain_bytes = meter.in_vain_bytes
     arrived = BlobReceipt(0, 0, 0)
     for attempt in range(1, TRIES + 1):
         try:
-            lack = await _ask(client, source, wanted)
+            if lack is None:
+                lack = await _ask(client, source, wanted)
             if not lack.missing:
                 break
             await asyncio.to_thread(source.freshen, lack)
@@ -251,6 +254,7 @@ async def serve(
         except HostUnreachable:
             if attempt == TRIES:
                 raise
+            lack = None
             await asyncio.sleep(WAIT_S * 2 ** (attempt - 1))
     return BlobReceipt(arrived.blobs, arrived.wire_bytes + meter.in_vain_bytes - vain_bytes, arrived.raw_bytes)
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from agent.api import BlobReceipt, Meet, PeersStatus, PiecesOffer, Reason, Refusal
+from agent.api import BlobAnswer, BlobQuery, BlobReceipt, Meet, PeersStatus, PiecesOffer, Reason, Refusal
 from agent.client import AgentClient, CallRefused
 from cas.digest import Digest, digest_of
 from cas.swarm.ranking import Swarm
@@ -92,6 +92,16 @@ class Dying(AgentClient):
             yield piece
 
 
+class Counted(AgentClient):
+    """How often each host was asked what it lacks."""
+
+    asked: ClassVar[dict[str, int]]
+
+    async def query(self, query: BlobQuery) -> BlobAnswer:
+        self.asked[self.host_name] = self.asked.get(self.host_name, 0) + 1
+        return await super().query(query)
+
+
 class Old(AgentClient):
     """Its agent knows no pieces."""
 
@@ -151,6 +161,15 @@ def test_a_region_is_sent_each_blob_once(hosts: Ground) -> None:
     assert 6 * MiB <= sum(one.region_bytes for one in of_region) < 6.1 * MiB
     assert sum(one.border_bytes for one in brought.values()) == 0
     assert 3 * MiB < brought["b1"].deployer_bytes < 3.1 * MiB
+
+
+def test_hosts_that_help_each_other_are_asked_once(hosts: Ground) -> None:
+    """Of a host that is far away each question costs what it takes to send a piece."""
+    blobs = [hosts.blob(noise(2 * MiB)), hosts.blob(noise(10_000)), hosts.blob(b"small as well")]
+    Counted.asked = {}
+    bring(hosts, blobs, ("a1", "a2", "a3"), Counted)
+    assert Counted.asked == {"a1": 1, "a2": 1, "a3": 1}
+    assert all_there(hosts, blobs, ("a1", "a2", "a3"))
 
 
 def test_what_hosts_give_each_other_of_a_new_version_is_a_delta_made_for_it(hosts: Ground) -> None:
