@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Collection
 
+    from deployer.applying.fleet import Fleet
     from deployer.applying.outcome import Applied, Brought, CallDone
     from deployer.applying.progress import Phase, Progress
     from deployer.applying.site import Site
@@ -121,10 +122,16 @@ def version_of_file(cloud: Cloud, file: str | None, out: Output, *, locked: bool
 
 @asynccontextmanager
 async def open_site(
-    cloud: Cloud, following: Definition | None = None, progress: Progress | None = None, *, back: bool = False
+    cloud: Cloud,
+    following: Definition | None = None,
+    progress: Progress | None = None,
+    *,
+    back: bool = False,
+    fleet: Fleet | None = None,
 ) -> AsyncIterator[Site]:
     """Everything that an operation on the cloud's hosts needs. `back`: `following` is an earlier definition, so hosts
-    whose address differs in it are still where they are now."""
+    whose address differs in it are still where they are now. `fleet`: connections that outlast this; they end with it
+    otherwise."""
     from deployer.applying.fleet import Fleet
     from deployer.applying.progress import Quiet
     from deployer.applying.site import Site
@@ -132,8 +139,13 @@ async def open_site(
     from deployer.planning.planning import addresses_for
 
     addresses = addresses_for(cloud.store, cloud.ref, following, back=back)
-    async with Fleet(addresses, cloud.credentials) as fleet:
-        yield Site(cloud.store, cloud.ref, fleet, trust.common_name(cloud.credentials), progress or Quiet())
+    by, watching = trust.common_name(cloud.credentials), progress or Quiet()
+    if fleet is not None:
+        fleet.learn(addresses)
+        yield Site(cloud.store, cloud.ref, fleet, by, watching)
+        return
+    async with Fleet(addresses, cloud.credentials) as own:
+        yield Site(cloud.store, cloud.ref, own, by, watching)
 
 
 async def planned(
@@ -143,11 +155,12 @@ async def planned(
     *,
     allow_unreachable: bool = False,
     probation_s: float | None = None,
+    fleet: Fleet | None = None,
 ) -> tuple[Plan, dict[str, int]]:
     """A plan to this version, and the bytes that each host would be sent."""
     from deployer.planning.planning import plan_for
 
-    async with open_site(cloud, following.definition) as site:
+    async with open_site(cloud, following.definition, fleet=fleet) as site:
         name = planner or cloud.config.planner
         plan = await plan_for(site, following, name, allow_unreachable=allow_unreachable, probation_s=probation_s)
         return plan, await bytes_to_send(site, plan)
@@ -170,13 +183,14 @@ async def carried_out(
     signed: Signed | None = None,
     forget: Collection[str] = (),
     catch_up_s: float = 0.0,
+    fleet: Fleet | None = None,
 ) -> Applied:
     """Carry out a plan, telling about each call; then, for so long at most, wait for the hosts that are away."""
     from deployer.applying.apply import apply
     from deployer.applying.catch_up import catch_up
     from deployer.planning.planners import Version
 
-    async with _watched(cloud, plan, out) as site:
+    async with _watched(cloud, plan, out, fleet=fleet) as site:
         applied = await apply(site, plan, message=message, signed=signed, forget=forget)
         if not catch_up_s:
             return applied
@@ -219,21 +233,24 @@ async def planned_rollback(
     *,
     allow_unreachable: bool = False,
     probation_s: float | None = None,
+    fleet: Fleet | None = None,
 ) -> tuple[Plan, dict[str, int]]:
     """A plan back to a release, and the bytes to send."""
     from deployer.planning.rollback import plan_rollback
 
-    async with open_site(cloud, release_definition(cloud, to), back=True) as site:
+    async with open_site(cloud, release_definition(cloud, to), back=True, fleet=fleet) as site:
         name = planner or cloud.config.planner
         plan = await plan_rollback(site, to, name, allow_unreachable=allow_unreachable, probation_s=probation_s)
         return plan, await bytes_to_send(site, plan)
 
 
-async def rolled_back(cloud: Cloud, plan: Plan, to: Link, out: Output, *, message: str = "") -> Applied:
+async def rolled_back(
+    cloud: Cloud, plan: Plan, to: Link, out: Output, *, message: str = "", fleet: Fleet | None = None
+) -> Applied:
     """As `carried_out`, for a rollback."""
     from deployer.planning.rollback import rollback
 
-    async with _watched(cloud, plan, out, back=True) as site:
+    async with _watched(cloud, plan, out, back=True, fleet=fleet) as site:
         return await rollback(site, plan, to, message=message)
 
 
@@ -244,12 +261,14 @@ def release_definition(cloud: Cloud, link: Link) -> Definition:
 
 
 @asynccontextmanager
-async def _watched(cloud: Cloud, plan: Plan, out: Output, *, back: bool = False) -> AsyncIterator[Site]:
+async def _watched(
+    cloud: Cloud, plan: Plan, out: Output, *, back: bool = False, fleet: Fleet | None = None
+) -> AsyncIterator[Site]:
     from deployer.history import release
 
     following = release.read_definition(cloud.store, plan.definition)
     with out.progress("send") as bar:
-        async with open_site(cloud, following, Telling(out, bar), back=back) as site:
+        async with open_site(cloud, following, Telling(out, bar), back=back, fleet=fleet) as site:
             yield site
 
 

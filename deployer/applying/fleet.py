@@ -67,6 +67,13 @@ class Fleet:
         await asyncio.gather(*self._clients.values(), return_exceptions=True)
         await self._stack.__aexit__(kind, error, trace)
 
+    def learn(self, addresses: Mapping[str, str]) -> None:
+        """Where hosts are; those that are known already may have moved."""
+        for host, address in addresses.items():
+            if self.addresses.get(host, address) != address:
+                self._clients.pop(host, None)  # closed with all others
+            self.addresses[host] = address
+
     async def client(self, host: str) -> AgentClient:
         """The client of a host; it connects when it is used. Raises HostUnknown."""
         if host not in self.addresses:

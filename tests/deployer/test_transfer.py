@@ -102,6 +102,7 @@ class CuttingProxy:
         self._cuts_left = cuts
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
+        self.accepted = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -121,6 +122,7 @@ class CuttingProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.accepted += 1
                 server = socket.create_connection(self._target)
                 self._open += [client, server]
                 threading.Thread(target=self._pass_on, args=(client, server, True), daemon=True).start()

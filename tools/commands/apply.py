@@ -11,11 +11,13 @@ from tools.confirm import confirmed
 if TYPE_CHECKING:
     import argparse
 
+    from deployer.applying.fleet import Fleet
     from deployer.applying.outcome import Applied
     from deployer.cloud.cloud import Cloud
     from deployer.history.release import Link
     from deployer.planning.plan import Plan
     from deployer.planning.signing import Signed
+    from tools.connections import Connections
     from tools.output import Output
 
 EXAMPLE = """
@@ -52,14 +54,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    import asyncio
-
+    from tools.connections import Connections
     from tools.deploying import carried_out, exit_code, seconds
 
-    with open_cloud(args) as cloud:
+    with open_cloud(args) as cloud, Connections(cloud) as hosts:
         link = _release(cloud, args)
         _check_forgotten(cloud, args)
-        plan, sizes, signed = _plan(cloud, args, out, link)
+        plan, sizes, signed = _plan(cloud, hosts, args, out, link)
         if not agreed(plan, sizes, out, yes=args.yes):
             out.remark("nothing was changed")
             return errors.FAILED
@@ -71,8 +72,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
             signed=signed,
             forget=args.forget,
             catch_up_s=seconds(args.catch_up, "--catch-up") or 0.0,
+            fleet=hosts.fleet,
         )
-        applied = asyncio.run(work)
+        applied = hosts.run(work)
     finish(applied, out)
     return exit_code(applied)
 
@@ -133,10 +135,8 @@ def _message(link: Link | None) -> str:
 
 
 def _plan(
-    cloud: Cloud, args: argparse.Namespace, out: Output, link: Link | None
+    cloud: Cloud, hosts: Connections, args: argparse.Namespace, out: Output, link: Link | None
 ) -> tuple[Plan, dict[str, int], Signed | None]:
-    import asyncio
-
     from deployer.planning.planners import Version
     from deployer.planning.signing import require
     from tools.deploying import planned, probation_s, release_definition, version_of_file
@@ -158,18 +158,19 @@ def _plan(
             args.planner,
             allow_unreachable=args.allow_unreachable or args.catch_up is not None,
             probation_s=probation_s(args),
+            fleet=hosts.fleet,
         )
-        return *asyncio.run(work), None
+        return *hosts.run(work), None
     if args.planner or args.locked or args.probation:
         raise errors.UsageError("a plan that is made already has its planner, its lock and its probations")
     if signed:
         out.remark(f"signed by {signed.who}")
-    return plan, asyncio.run(_sizes(cloud, plan)), signed
+    return plan, hosts.run(_sizes(cloud, plan, hosts.fleet)), signed
 
 
-async def _sizes(cloud: Cloud, plan: Plan) -> dict[str, int]:
+async def _sizes(cloud: Cloud, plan: Plan, fleet: Fleet) -> dict[str, int]:
     from deployer.history import release
     from tools.deploying import bytes_to_send, open_site
 
-    async with open_site(cloud, release.read_definition(cloud.store, plan.definition)) as site:
+    async with open_site(cloud, release.read_definition(cloud.store, plan.definition), fleet=fleet) as site:
         return await bytes_to_send(site, plan)

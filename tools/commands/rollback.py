@@ -46,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     from tools.commands.apply import agreed, finish
+    from tools.connections import Connections
     from tools.deploying import exit_code, planned_rollback, probation_s, refuse_unsigned, rollback_target, rolled_back
 
     with open_cloud(args) as cloud:
@@ -53,16 +54,22 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if args.check:
             return _check(cloud, to, args, out)
         refuse_unsigned(cloud)
-        work = planned_rollback(
-            cloud, to, args.planner, allow_unreachable=args.allow_unreachable, probation_s=probation_s(args)
-        )
-        plan, sizes = asyncio.run(work)
-        made = f"{local_time(to.release.at_unix_ns)} by {to.release.by}"
-        out.line(f"back to release {shorten(to.digest)}, {made}: {printable(to.release.message) or 'no message'}")
-        if not agreed(plan, sizes, out, yes=args.yes):
-            out.remark("nothing was changed")
-            return errors.FAILED
-        applied = asyncio.run(rolled_back(cloud, plan, to, out, message=args.message))
+        with Connections(cloud) as hosts:
+            work = planned_rollback(
+                cloud,
+                to,
+                args.planner,
+                allow_unreachable=args.allow_unreachable,
+                probation_s=probation_s(args),
+                fleet=hosts.fleet,
+            )
+            plan, sizes = hosts.run(work)
+            made = f"{local_time(to.release.at_unix_ns)} by {to.release.by}"
+            out.line(f"back to release {shorten(to.digest)}, {made}: {printable(to.release.message) or 'no message'}")
+            if not agreed(plan, sizes, out, yes=args.yes):
+                out.remark("nothing was changed")
+                return errors.FAILED
+            applied = hosts.run(rolled_back(cloud, plan, to, out, message=args.message, fleet=hosts.fleet))
     finish(applied, out)
     return exit_code(applied)
 
