@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 from types import TracebackType
 
 import msgspec
@@ -20,14 +21,17 @@ import msgspec
 from cas import wire
 from cas.digest import Digest, digest_of, from_raw, to_raw
 from cas.errors import BlobMissing, BlobTooLarge, DigestMismatch, ExchangeError
-from cas.interface import ExchangeStore, IncomingBlob
-from cas.routes import Step, cheapest, reach
+from cas.interface import BlobStat, ExchangeStore, IncomingBlob
+from cas.routes import Stat, Step, cheapest, reach
 
 WHOLE_LEVEL = 9
 """zstd level for a blob that is stored as a delta and must be sent whole."""
 SMALL_BYTES = 64 << 10
 """Payloads up to this size, of blobs up to `SMALL_BLOB_BYTES`, are stored many in one transaction."""
 SMALL_BLOB_BYTES = 1 << 20
+PACKED_BYTES = 16 << 10
+"""A sender reads blobs up to this size many at a time."""
+LOOKED_UP_BLOBS = 1024
 GATHER_BYTES = 4 << 20
 GATHER_BLOBS = 16_384
 LEASE_S = 3600.0
@@ -51,8 +55,8 @@ def bases_of(store: ExchangeStore, digests: Iterable[Digest]) -> tuple[Digest, .
     """The blobs whose presence at the receiver would save bytes: all that deltas lead to these from, the nearest first.
     Raises BlobMissing."""
     found: dict[Digest, None] = {}
-    for digest in digests:
-        for other in reach(store.stat, digest):
+    for digest, stat in _looked_up(store, digests):
+        for other in reach(stat, digest):
             if other != digest:
                 found.setdefault(other)
     return tuple(found)
@@ -63,21 +67,43 @@ def frames(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Dige
     was cut short by an error is recognised as such by the receiver."""
     sent = 0
     yield wire.preamble()
-    for step in steps(store, digests, bases):
-        sent += 1
-        yield from frame(store, step)
+    for small, run in groupby(steps(store, digests, bases), key=_is_small_and_plain):
+        if small:
+            for digest, data in store.read_many(step.stat.digest for step in run):
+                sent += 1
+                yield wire.header(wire.PLAIN, to_raw(digest), len(data), len(data)) + data
+        else:
+            for step in run:
+                sent += 1
+                yield from frame(store, step)
     yield wire.end(sent)
 
 
 def steps(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest] = ()) -> Iterator[Step]:
     """What `frames` sends, in order: these blobs, and those that a way to them leads over. Raises BlobMissing."""
     held = set(bases)
-    wanted = list(dict.fromkeys(digests))
-    among = set(wanted)
-    for digest in wanted:
-        for step in cheapest(store.stat, digest, held, among):
+    wanted = dict.fromkeys(digests)
+    for digest, stat in _looked_up(store, wanted):
+        for step in cheapest(stat, digest, held, wanted.keys()):
             held.add(step.stat.digest)
             yield step
+
+
+def _looked_up(store: ExchangeStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, Stat]]:
+    """Each of these blobs, and what knows it; many at a time, because most that are sent together are small."""
+    wanted = iter(digests)
+    while group := list(islice(wanted, LOOKED_UP_BLOBS)):
+        stat = _knowing(store, store.stats(group))
+        for digest in group:
+            yield digest, stat
+
+
+def _knowing(store: ExchangeStore, found: dict[Digest, BlobStat]) -> Stat:
+    return lambda digest: found.get(digest) or store.stat(digest)
+
+
+def _is_small_and_plain(step: Step) -> bool:
+    return step.base is None and step.stat.encoding == "plain" and step.stat.size <= PACKED_BYTES
 
 
 def cost(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest] = ()) -> int:

@@ -227,6 +227,14 @@ class ExchangeStore(BlobStore, Protocol):
         returns its bytes. None where that would save too little. Raises BlobMissing, BlobDamaged, StoreFull."""
         ...
 
+    def stats(self, digests: Iterable[Digest]) -> dict[Digest, BlobStat]:
+        """As `stat`, in one look at the index; without those that are not here, or damaged."""
+        ...
+
+    def read_many(self, digests: Iterable[Digest]) -> Iterator[tuple[Digest, bytes]]:
+        """Many small blobs, verified, in the order given: much cheaper than one `read` for each. Raises as `read`."""
+        ...
+
     def ensure_room(self, size_bytes: int) -> None:
         """Asked before a transfer: raises StoreFull where so many more bytes would break the quota or fill the disk."""
         ...

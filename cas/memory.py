@@ -84,6 +84,12 @@ class MemoryStore:
             base, patch = self._patches[digest]
             return BlobStat(digest, size, "delta", len(patch), base, self.stat(base).depth + 1, kept)
 
+    def stats(self, digests: Iterable[Digest]) -> dict[Digest, BlobStat]:
+        return {digest: self.stat(digest) for digest in digests if self.contains(digest)}
+
+    def read_many(self, digests: Iterable[Digest]) -> Iterator[tuple[Digest, bytes]]:
+        return ((digest, self.read(digest)) for digest in digests)
+
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         return [digest for digest in dict.fromkeys(digests) if not self.contains(digest)]
 

@@ -15,9 +15,10 @@ from blake3 import blake3
 from cas import entries
 from cas.bodies import RecordMissing, read_record, read_stored, record_sizes
 from cas.digest import Digest, from_raw
-from cas.entries import CHECK_BYTES, DELTA, PLAIN, ZSTD, BadEntry, Entry
+from cas.entries import CHECK_BYTES, DELTA, ENCODING_NAMES, PLAIN, ZSTD, BadEntry, Entry
 from cas.environment import Environment
 from cas.errors import BlobDamaged, BlobMissing, CasError
+from cas.interface import BlobStat, KeptPatch
 
 MAX_DEPTH = 6
 """At most so many deltas are applied to read a blob."""
@@ -49,6 +50,15 @@ def get_entry(env: Environment, txn: lmdb.Transaction[memoryview], raw: bytes) -
     if entry is None:
         raise BlobMissing(from_raw(raw))
     return entry
+
+
+def stat_of(env: Environment, txn: lmdb.Transaction[memoryview], digest: Digest, raw: bytes, entry: Entry) -> BlobStat:
+    """What is known of a blob that has this entry."""
+    from cas import patches
+
+    kept = tuple([KeptPatch(from_raw(base), size) for base, size in patches.sizes(env, txn, raw)])
+    base = from_raw(entry.base) if entry.base is not None else None
+    return BlobStat(digest, entry.size, ENCODING_NAMES[entry.encoding], entry.stored, base, entry.depth, kept)
 
 
 def read(env: Environment, raw: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Reading many small blobs in one go: two transactions for a group instead of one for each blob.
+"""Many blobs in one go: looked at, or read where they are small, in two transactions for a group, not one for each.
 
 The index is asked in the order of the digests, and a pack is looked up once for all of a group's blobs that lie in it.
 Only plain blobs in packs go this way; everything else, and everything that is not as it should be, is left to
@@ -15,7 +15,9 @@ from blake3 import blake3
 from cas import entries, reading
 from cas.bodies import record_key
 from cas.digest import PREFIX, RAW_BYTES, Digest, to_raw
+from cas.entries import BadEntry
 from cas.environment import Environment
+from cas.interface import BlobStat
 
 GROUP_BLOBS = 1024
 """How many blobs are looked up at a time."""
@@ -38,6 +40,22 @@ def read_many(env: Environment, digests: Iterable[Digest]) -> Iterator[tuple[Dig
             for digest, raw, data in zip(islice(group, start, None), islice(raws, start, None), found, strict=False):
                 yield digest, reading.read(env, raw) if data is None else data
             start += len(found)
+
+
+def stats(env: Environment, digests: list[Digest]) -> dict[Digest, BlobStat]:
+    """What is known of each blob that is here, and whose entry in the index is what it was."""
+    found: dict[Digest, BlobStat] = {}
+    with env.reading() as txn:
+        for raw, digest in sorted(zip(to_raws(digests), digests, strict=True)):
+            sealed = txn.get(raw, None, env.blobs)
+            if sealed is None:
+                continue
+            try:
+                entry = entries.decode(raw, sealed)
+            except BadEntry:
+                continue
+            found[digest] = reading.stat_of(env, txn, digest, raw, entry)
+    return found
 
 
 def to_raws(digests: list[Digest]) -> list[bytes]:

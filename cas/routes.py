@@ -9,7 +9,7 @@ graph, and the cheapest way is its shortest path (Dijkstra 1959), looked for in 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import NamedTuple
 
 from cas.digest import Digest
@@ -66,7 +66,7 @@ def whole_bytes(stats: dict[Digest, BlobStat], digest: Digest) -> int:
     return at.stored_bytes
 
 
-def cheapest(stat: Stat, digest: Digest, held: set[Digest], wanted: set[Digest]) -> list[Step]:
+def cheapest(stat: Stat, digest: Digest, held: set[Digest], wanted: Set[Digest]) -> list[Step]:
     """What to send, in order, so that a receiver that holds `held` can build this blob. Where nothing of that helps,
     one of `wanted`, which it is to get anyway, may begin the chain: what that costs is not this blob's. Raises
     BlobMissing."""
@@ -83,7 +83,7 @@ def cheapest(stat: Stat, digest: Digest, held: set[Digest], wanted: set[Digest])
     return _steps(stats, digest, held, best)
 
 
-def _also_wanted(stats: dict[Digest, BlobStat], digest: Digest, wanted: set[Digest]) -> set[Digest]:
+def _also_wanted(stats: dict[Digest, BlobStat], digest: Digest, wanted: Set[Digest]) -> set[Digest]:
     """Wanted blobs that a chain may begin with: those that the others are built on, whatever the order they come in."""
     depths = {one: stats[one].depth for one in (wanted & stats.keys()) - {digest}}
     lowest = min(depths.values(), default=0)

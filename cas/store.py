@@ -29,7 +29,6 @@ from cas.interface import (
     Checked,
     Collected,
     IncomingBlob,
-    KeptPatch,
     Repacked,
     Stored,
     Usage,
@@ -110,7 +109,6 @@ class Store:
         return reading.read(self._env, to_raw(digest))
 
     def read_many(self, digests: Iterable[Digest]) -> Iterator[tuple[Digest, bytes]]:
-        """Many small blobs, verified, in the order given: much cheaper than one `read` for each. Raises as `read`."""
         from cas.reading_many import read_many
 
         return read_many(self._env, digests)
@@ -119,14 +117,15 @@ class Store:
         return reading.stream(self._env, to_raw(digest))
 
     def stat(self, digest: Digest) -> BlobStat:
-        from cas import patches
-
         raw = to_raw(digest)
         with self._env.reading() as txn:
             entry = reading.get_entry(self._env, txn, raw)
-            kept = tuple(KeptPatch(from_raw(base), size) for base, size in patches.sizes(self._env, txn, raw))
-        base = from_raw(entry.base) if entry.base is not None else None
-        return BlobStat(digest, entry.size, ENCODING_NAMES[entry.encoding], entry.stored, base, entry.depth, kept)
+            return reading.stat_of(self._env, txn, digest, raw, entry)
+
+    def stats(self, digests: Iterable[Digest]) -> dict[Digest, BlobStat]:
+        from cas.reading_many import stats
+
+        return stats(self._env, list(digests))
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         raws = {to_raw(digest): digest for digest in digests}

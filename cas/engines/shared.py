@@ -82,6 +82,10 @@ class SharedStore:
     def stat(self, digest: Digest) -> BlobStat:
         return self._with_blob(lambda: self.local.stat(digest))
 
+    def stats(self, digests: Iterable[Digest]) -> dict[Digest, BlobStat]:
+        """Of what is here."""
+        return self.local.stats(digests)
+
     def encoded(self, digest: Digest) -> tuple[BlobStat, Iterator[bytes]]:
         return self._with_blob(lambda: self.local.encoded(digest))
 

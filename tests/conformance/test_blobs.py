@@ -195,3 +195,14 @@ def test_check_of_a_sound_store_finds_nothing(store: AnyStore) -> None:
     assert (checked.blobs, checked.damaged) == (105, ())
     assert checked.bytes == store.usage().raw_bytes
     assert seen[-1] == (105, 105)
+
+
+def test_what_is_known_of_many_blobs_is_what_is_known_of_each(store: AnyStore) -> None:
+    digests = [store.put(data).digest for data in (b"", noise(100), bytes(5000), noise(300_000))]
+    digests += [store.put(data, name="web").digest for data in versions(3)]
+    absent = digest_of(b"not here")
+    assert store.stats([*digests, absent]) == {digest: store.stat(digest) for digest in digests}
+    assert store.stats([]) == {}
+    assert [data for _, data in store.read_many(digests)] == [store.read(digest) for digest in digests]
+    with pytest.raises(BlobMissing):
+        list(store.read_many([absent]))
