@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import enum
 import functools
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from cas.digest import Digest, digest_of
+from cas.signed import Signature
 
 API_VERSION: Final = 1
 
@@ -473,6 +474,23 @@ class VolumeStatus(Struct, frozen=True):
     held_by: ProcessName | None = None
 
 
+class Waiting(Struct, frozen=True):
+    """A release that a host was away for, and has heard of since: it brings here what it needs for it, and runs nothing
+    of it before an operator's plan says so."""
+
+    ref: str
+    release: Digest
+    at_unix_ns: int
+    by: str
+    """Who signed the word of it."""
+    blobs: int
+    """That the release has for this host."""
+    missing: int
+    """Of these, not here yet."""
+    uncompiled: int = 0
+    """Programs of it that are not compiled yet."""
+
+
 class HostFacts(Struct, frozen=True):
     host: str
     cores: int
@@ -490,6 +508,8 @@ class HostFacts(Struct, frozen=True):
     version: str = ""
     sealing_key: str | UnsetType = UNSET
     """The public key that this host's secrets are sealed to (X25519, 64 hex digits). An older agent has none."""
+    waiting: tuple[Waiting, ...] | UnsetType = UNSET
+    """Not sent where nothing waits."""
 
 
 class Event(enum.StrEnum):
@@ -589,6 +609,10 @@ MAX_PARTIES: Final = 10_000
 MAX_FORMS_ASKED: Final = 2048
 MAX_PARTS_ASKED: Final = 1024
 MAX_HAVE_WAIT_S: Final = 30.0
+MAX_WORDS: Final = 16
+MAX_WORD_BYTES: Final = 2048
+WORD_CONTEXT: Final = b"lowcloud word signature 1\n"
+"""Goes before what is signed, so that no signature can be taken for one of something else."""
 
 Bitmap = Annotated[bytes, Meta(max_length=1 << 20)]
 """A set of pieces: bit i of byte n, from the lowest, stands for piece 8 n + i."""
@@ -610,6 +634,26 @@ class Meet(Struct, frozen=True):
 
     neighbours: Annotated[tuple[Neighbour, ...], Meta(max_length=MAX_NEIGHBOURS)]
     at_unix_ns: Annotated[int, Meta(ge=0)]
+
+
+class Neighbours(Struct, frozen=True):
+    """The hosts of a definition, as a blob: `lowcloud neighbours 1`, newline, msgpack."""
+
+    neighbours: Annotated[tuple[Neighbour, ...], Meta(max_length=MAX_NEIGHBOURS)]
+
+
+class Acquaint(Struct, frozen=True):
+    """As `Meet`, by the name of the blob that is the list (`Neighbours`)."""
+
+    neighbours: Digest
+    at_unix_ns: Annotated[int, Meta(ge=0)]
+    bring: bool = False
+    """The host is to get the list from the neighbours that it knows already, where it has not got it."""
+
+
+class Acquainted(Struct, frozen=True):
+    known: bool
+    """False where the host has not got the list: then it is to be sent, and the question asked again."""
 
 
 class Party(Struct, frozen=True):
@@ -647,6 +691,50 @@ class Fetched(Struct, frozen=True):
     trouble: str = ""
 
 
+class Wishes(Struct, frozen=True):
+    """Who needs what of a release, as a blob: `lowcloud wishes 1`, newline, msgpack."""
+
+    parties: Annotated[tuple[Party, ...], Meta(max_length=MAX_PARTIES)]
+    """Every blob of the inventory, each once, with the hosts of the definition that need it."""
+    programs: Annotated[tuple[Digest, ...], Meta(max_length=100_000)] = ()
+    """Those that are programs, which a host compiles before it is asked to run them."""
+    behind: Annotated[tuple[HostName, ...], Meta(max_length=MAX_NEIGHBOURS)] = ()
+    """Hosts that did not run their part of the release when its apply had ended."""
+
+
+class Word(Struct, frozen=True):
+    """That there is a release, for hosts that were away: an operator signs it, hosts keep the newest of each ref and
+    hand it on. It lets a host fetch and verify what it may be asked to run, and nothing else."""
+
+    ref: Annotated[str, Meta(min_length=1, max_length=256)]
+    release: Digest
+    at_unix_ns: Annotated[int, Meta(ge=0)]
+    """The release's. The greatest counts."""
+    inventory: Digest
+    wishes: Digest
+    neighbours: Digest
+
+
+class SignedWord(Struct, frozen=True):
+    """A word and an operator's signature of it: what hosts keep and hand on."""
+
+    word: Annotated[bytes, Meta(max_length=MAX_WORD_BYTES)]
+    """`lowcloud word 1`, newline, the msgpack of a `Word`."""
+    signature: Signature
+    """Over `WORD_CONTEXT` and these bytes."""
+
+
+class WordsQuery(Struct, frozen=True):
+    """Which words does the host have that are newer than these, and of other refs?"""
+
+    newest: Annotated[dict[str, int], Meta(max_length=MAX_WORDS)] = {}
+    """By ref, `at_unix_ns`."""
+
+
+class WordsAnswer(Struct, frozen=True):
+    words: Annotated[tuple[SignedWord, ...], Meta(max_length=MAX_WORDS)]
+
+
 class PeerStatus(Struct, frozen=True):
     """What a host knows of another one since its agent started."""
 
@@ -668,6 +756,8 @@ class PeersStatus(Struct, frozen=True):
     peers: tuple[PeerStatus, ...]
     deployer_bytes: int = 0
     """Blobs received from operators since the agent started."""
+    waiting: tuple[Waiting, ...] | UnsetType = UNSET
+    """Not sent where nothing waits."""
 
 
 class FormAsked(Struct, frozen=True):
@@ -722,6 +812,30 @@ class PiecesOffer(Struct, frozen=True):
     parts: Annotated[tuple[PartAsked, ...], Meta(max_length=MAX_PARTS_ASKED)]
 
 
+RECORD_KINDS: Final[dict[type[Struct], str]] = {Neighbours: "neighbours", Wishes: "wishes", Word: "word"}
+R = TypeVar("R", bound=Struct)
+
+
+def encode_record(record: Neighbours | Wishes | Word) -> bytes:
+    """A record between hosts as bytes: a line that says what it is, and msgpack, written in one way only."""
+    return _record_line(type(record)) + msgspec.msgpack.encode(record, order="deterministic")
+
+
+def decode_record(data: bytes, kind: type[R]) -> R:
+    """Raises ValueError for anything else, and for another version of it."""
+    line = _record_line(kind)
+    if not data.startswith(line):
+        raise ValueError(f"these bytes are no {RECORD_KINDS[kind]} that this lowcloud can read")
+    try:
+        return msgspec.msgpack.decode(memoryview(data)[len(line) :], type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"these bytes are no {RECORD_KINDS[kind]}: {error}") from error
+
+
+def _record_line(kind: type[Struct]) -> bytes:
+    return f"lowcloud {RECORD_KINDS[kind]} 1\n".encode()
+
+
 class Routes:
     """Paths of the HTTP service. All are under TLS 1.3 with client certificates."""
 
@@ -747,11 +861,17 @@ class Routes:
     """GET: one blob's raw bytes."""
     PEERS = "/v1/peers"
     """POST `Meet`; GET: `PeersStatus`."""
+    ACQUAINT = "/v1/peers/acquaint"
+    """POST `Acquaint`."""
+    WORD = "/v1/word"
+    """POST `SignedWord`: an operator leaves it."""
     FETCH = "/v1/fetch"
     PEER_HAVE = "/v1/peer/have"
     PEER_PIECES = "/v1/peer/pieces"
     PEER_BLOB = "/v1/peer/blob/{digest}"
-    """As BLOB. These three are all that a host may ask of another."""
+    """As BLOB."""
+    PEER_WORDS = "/v1/peer/words"
+    """POST `WordsQuery`. These four are all that a host may ask of another."""
     SHUTDOWN = "/v1/shutdown"
     """POST: the agent ends; with `?guests=1` every guest and the supervisor end with it, and come back with the next
     agent."""

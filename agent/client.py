@@ -26,6 +26,8 @@ import msgspec
 from agent import tls
 from agent.api import (
     MAX_SPECS_PER_STAGE,
+    Acquaint,
+    Acquainted,
     BlobAnswer,
     BlobQuery,
     BlobReceipt,
@@ -50,8 +52,11 @@ from agent.api import (
     Refusal,
     Replace,
     Routes,
+    SignedWord,
     Stage,
     Start,
+    WordsAnswer,
+    WordsQuery,
 )
 from cas.digest import Digest, digest_of
 
@@ -62,6 +67,7 @@ CALL_SLACK_S: Final = 120.0
 """Added to what the specification itself allows: staging, compiling, starting."""
 STAGE_TIMEOUT_S: Final = 1800.0
 MAX_ANSWER_BYTES: Final = 64 << 20
+MAX_WORDS_BYTES: Final = 512 << 10
 MAX_BLOB_BYTES: Final = 1 << 30
 PEER_TIMEOUT_S: Final = 10.0
 """Between hosts, where another may have what one does not give."""
@@ -234,6 +240,24 @@ class AgentClient:
         """What the host has exchanged with others."""
         return await self._ask("GET", Routes.PEERS, PeersStatus)
 
+    async def acquaint(self, acquaint: Acquaint) -> bool:
+        """Tell a host of its neighbours by the name of their list; False where the list must be sent to it first. An
+        agent of before has no such route: CallRefused."""
+        body = msgspec.msgpack.encode(acquaint)
+        return (await self._ask("POST", Routes.ACQUAINT, Acquainted, body=body)).known
+
+    async def leave_word(self, word: SignedWord) -> bool:
+        """Leave word of a release with a host; whether it was new there. An agent of before has no such route:
+        CallRefused."""
+        return await self._ask("POST", Routes.WORD, bool, body=msgspec.msgpack.encode(word))
+
+    async def words(self, query: WordsQuery) -> WordsAnswer:
+        """The words that the host has heard and the asker has not. As a host asks another one."""
+        body = msgspec.msgpack.encode(query)
+        return await self._ask(
+            "POST", Routes.PEER_WORDS, WordsAnswer, body=body, timeout_s=PEER_TIMEOUT_S, max_bytes=MAX_WORDS_BYTES
+        )
+
     async def fetch(self, fetch: Fetch) -> Fetched:
         """Have the host bring blobs from its neighbours."""
         body = msgspec.msgpack.encode(fetch)
@@ -272,14 +296,14 @@ class AgentClient:
         stream: AsyncIterable[bytes | memoryview] | None = None,
         query: dict[str, str] | None = None,
         timeout_s: float | None = READ_TIMEOUT_S,
+        max_bytes: int = MAX_ANSWER_BYTES,
     ) -> T:
         tries = TRIES if stream is None else 1
         for attempt in range(tries):
             try:
                 sent = body if stream is None else stream
                 async with self._request(method, path, body=sent, query=query, timeout_s=timeout_s) as answer:
-                    data = await self._bounded(answer, MAX_ANSWER_BYTES)
-                    return self._decoded(data, kind)
+                    return self._decoded(await self._bounded(answer, max_bytes), kind)
             except HostUnreachable as error:
                 lost_idle = isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
                 refused = isinstance(error.__cause__, aiohttp.ClientConnectorError)

@@ -13,6 +13,7 @@ The state directory (mode 0700; nobody else may write here):
     output/NAME/       what guests printed
     work/              unfinished compilations; emptied at start
     neighbours         the other hosts (`agent.daemon.peering.acquaintance`)
+    words              the releases that others tell of (`agent.daemon.peering.words`)
     errands/           what is being fetched from them (`agent.daemon.peering.errands`)
     arriving/          what has come of it (`cas.partial`)
     supervisor.*       of the supervisor, which outlives the agent

@@ -85,3 +85,7 @@ class RefMoved(CasError):
 
 class ExchangeError(CasError):
     """A peer sent something that is not the exchange format, or not what it said it would be."""
+
+
+class NotVouchedFor(CasError):
+    """A signature that does not count: of a stranger, of somebody in another role, too old, or of something else."""

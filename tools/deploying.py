@@ -142,10 +142,10 @@ async def open_site(
     by, watching = trust.common_name(cloud.credentials), progress or Quiet()
     if fleet is not None:
         fleet.learn(addresses)
-        yield Site(cloud.store, cloud.ref, fleet, by, watching)
+        yield Site(cloud.store, cloud.ref, fleet, by, watching, credentials=cloud.credentials)
         return
     async with Fleet(addresses, cloud.credentials) as own:
-        yield Site(cloud.store, cloud.ref, own, by, watching)
+        yield Site(cloud.store, cloud.ref, own, by, watching, credentials=cloud.credentials)
 
 
 async def planned(
@@ -321,6 +321,7 @@ def applied_as_dict(applied: Applied) -> dict[str, Any]:
         "interrupted": applied.interrupted,
         "superseded": applied.superseded,
         "trouble": applied.trouble,
+        "unheard": applied.unheard,
         "revert": applied_as_dict(applied.revert) if applied.revert else None,
     }
 
@@ -353,6 +354,8 @@ def show_applied(applied: Applied, out: Output) -> None:
     elif applied.interrupted:
         out.line("it was interrupted; apply again to go on, or roll back")
     _show_brought(applied, out)
+    if applied.unheard:
+        out.line(f"hosts that were away do not hear of this release from others: {printable(applied.unheard)}")
     calls = f"{len(applied.calls)} {'call' if len(applied.calls) == 1 else 'calls'}"
     sent = f"{size(applied.bytes_sent)} sent"
     out.line(f"{applied.outcome}: release {shorten(applied.release)}, {calls}, {sent}, {applied.seconds:.2f} s")

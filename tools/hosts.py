@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tools.errors import UsageError
+from tools.output import printable, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from agent.api import Call, Outcome
+    from msgspec import UnsetType
+
+    from agent.api import Call, Outcome, Waiting
     from agent.client import AgentError
     from deployer.applying.fleet import Answers
     from deployer.cloud.cloud import Cloud
@@ -72,3 +75,18 @@ def tell_failures(failures: Mapping[str, AgentError], out: Output) -> bool:
         out.flush()
         errors.report(error, sys.stderr, as_json=out.as_json)
     return bool(failures)
+
+
+def tell_waiting(hosts: Mapping[str, Iterable[Waiting] | UnsetType], out: Output) -> None:
+    """Say which hosts hold a release that they were away for."""
+    for host, waiting in sorted(hosts.items()):
+        for one in waiting or ():
+            out.line(f"{host} holds {waits(one)}; `lowcloud apply` makes it run that")
+
+
+def waits(waiting: Waiting) -> str:
+    """A release that a host was away for, and how much of it is there."""
+    here = f"{waiting.blobs - waiting.missing} of {waiting.blobs} blobs are there"
+    compiled = f", {waiting.uncompiled} to be compiled" if waiting.uncompiled else ""
+    what = f"release {shorten(waiting.release)} of {waiting.ref} by {waiting.by.removeprefix('operator:')}"
+    return f"{printable(what)}, which it was away for: {here}{compiled}"

@@ -24,6 +24,7 @@ from agent.daemon.guests import Guests
 from agent.daemon.handlers import Handlers
 from agent.daemon.journal import Journal
 from agent.daemon.output import OutputFiles
+from agent.daemon.peering.heeding import Programs
 from agent.daemon.peering.limits import PeerLimits
 from agent.daemon.peering.routes import PeerRoutes
 from agent.daemon.peering.service import Peering
@@ -77,6 +78,7 @@ class Agent:
         cache = CodeCache(state_dir / "code", fingerprint())
         self._sealing = SealingKey(state_dir / KEY_NAME)
         work = state_dir / "work"
+        self._programs = Programs(lambda binary: staging.code(binary), cache.holds)
         staging = Staging(store, cache, work, lambda: self._binaries(), self._sealing, peering.restore)
         guest_files = state_dir / "guests"
         self._secrets = OpenedSecrets(state_dir, guest_files)
@@ -138,7 +140,7 @@ class Agent:
         await asyncio.to_thread(journal.append, Event.AGENT_STARTED, detail=detail)
         await agent.processes.open()
         await asyncio.to_thread(agent._builder.sweep, agent.processes.guests_held())
-        await peering.open(agent._needed)
+        await peering.open(agent._needed, agent._programs)
         return agent
 
     async def close(self) -> None:
@@ -171,6 +173,7 @@ class Agent:
             store_bytes=usage.stored_bytes,
             version=version_of(PACKAGE),
             sealing_key=self._sealing_key(),
+            waiting=self._peering.heeding.waiting() or UNSET,
         )
 
     def _cores(self) -> int:

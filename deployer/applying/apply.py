@@ -9,8 +9,9 @@
 4. **Execute** the calls, with the plan's probations (`deployer.applying.execute`).
 5. **Return**, where something failed and the failed process's `update.on_failure` is `rollback`: the hosts that were
    called go back to the definition before, by a plan and a release like any other. `pause` leaves all where it is.
-6. **Report** what the hosts say. Hosts that the plan left alone because they did not answer count as not reached: the
-   release names them, and the next `apply` (or `deployer.applying.catch_up`) finds and finishes them.
+6. **Report** what the hosts say, and leave word of the release with them (`deployer.applying.word`). Hosts that the
+   plan left alone because they did not answer count as not reached: the release names them, and the next `apply` (or
+   `deployer.applying.catch_up`) finds and finishes them.
 
 Killed at any point: up to 3 nothing has happened; after it, the ref says what should run, the hosts run what the calls
 that reached them made of it, and the next `apply` of the same definition finds and finishes the rest.
@@ -31,6 +32,7 @@ from deployer.applying.execute import Execution, swallow_cancellation, undisturb
 from deployer.applying.observe import Observed, assume, observe
 from deployer.applying.outcome import Applied, Brought, HostEnd, Outcome, ends, unwell
 from deployer.applying.site import Site
+from deployer.applying.word import leave_word
 from deployer.errors import ApplyRaced, DeployerError, HostsUnreachable, StagingFailed, WorldMoved
 from deployer.history import release as releases
 from deployer.history.release import MAX_BEHIND, Release
@@ -91,11 +93,16 @@ async def apply(
     site.progress.phase("release", 0)
     deciding = asyncio.ensure_future(asyncio.to_thread(releases.publish, site.store, site.ref, release))
     interrupted = await undisturbed([deciding])
-    execution = Execution(site, plan, plan_name=plan_name, release=deciding.result().digest, interrupted=interrupted)
+    link = deciding.result()
+    execution = Execution(site, plan, plan_name=plan_name, release=link.digest, interrupted=interrupted)
     await execution.run()
     applied = await _report(site, plan, following, execution)
     if _should_return(plan, execution, kind):
         applied = await _return(site, plan, applied)
+    if applied.revert is None and not applied.interrupted and not applied.superseded:
+        leaving_word = asyncio.ensure_future(leave_word(site, following, link, applied))
+        await undisturbed([leaving_word])
+        applied = msgspec.structs.replace(applied, unheard=leaving_word.result())
     sent = sum(one.deployer_bytes for one in brought.values())
     return msgspec.structs.replace(applied, bytes_sent=sent, brought=brought, seconds=round(clock() - began, 3))
 

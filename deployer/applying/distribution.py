@@ -16,19 +16,19 @@ Where no region has two hosts that are to be served, all of it is `deployer.appl
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.api import Fetch, Fetched, Meet, Neighbour, Party
+from agent.api import Fetch, Fetched, Party
 from agent.client import AgentError
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.inventory import Inventory
 from cas.swarm.ranking import Swarm
 from deployer.applying.fleet import for_each
+from deployer.applying.introducing import introduce
 from deployer.applying.outcome import Brought
 from deployer.applying.pieces import ByPieces
 from deployer.applying.site import Site
@@ -60,7 +60,7 @@ async def distribute(
     """Bring to each host what it lacks of these blobs. Raises TransferFailed once every host has been served that
     could be."""
     if len(definition.host) > 1:
-        await _introduce(site, [host for host in blobs if host in definition.host], definition)
+        await introduce(site, [host for host in blobs if host in definition.host], definition)
     regions = _regions(blobs, definition)
     crowded = {region: hosts for region, hosts in regions.items() if len(hosts) > 1}
     if inventory is None or not crowded:
@@ -320,17 +320,6 @@ class _Distribution:
 
     def _by_region(self, hosts: Iterable[str]) -> dict[str, list[str]]:
         return _grouped(hosts, self._definition)
-
-
-async def _introduce(site: Site, hosts: Iterable[str], definition: Definition) -> None:
-    """Tell hosts of their neighbours. One that does not listen can still be sent everything."""
-    addresses = site.fleet.addresses
-    neighbours = tuple(
-        Neighbour(name, host.region, addresses.get(name, host.address))
-        for name, host in sorted(definition.host.items())
-    )
-    meet = Meet(neighbours, time.time_ns())
-    await site.fleet.each(hosts, lambda client: client.meet(meet))
 
 
 def _regions(blobs: Mapping[str, Sequence[Digest]], definition: Definition) -> dict[str, list[str]]:

@@ -99,6 +99,8 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     """How the hosts were brought back, where that was tried; `hosts` tells where they are after it."""
     trouble: str = ""
     """What kept a revert from being tried or finished, or why a process that was changed does not run."""
+    unheard: str = ""
+    """Why hosts that were away cannot learn of the release from others; "" where they can."""
 
     @property
     def failed(self) -> tuple[CallDone, ...]:

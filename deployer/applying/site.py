@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from deployer.applying.fleet import Fleet
@@ -20,3 +21,5 @@ class Site(NamedTuple):
     progress: Progress = Quiet()
     now_ns: Callable[[], int] = time.time_ns
     """Nanoseconds since 1970, for the times of releases."""
+    credentials: Path | None = None
+    """The operator's directory, to sign with; None where nothing is to be signed, as in a simulation."""

@@ -164,7 +164,9 @@ class Ground:
     async def on_site(self, act: Callable[[Site], Awaitable[T]], progress: Progress | None = None) -> T:
         addresses = {name: agent.listen for name, agent in self.agents.items()}
         async with Fleet(addresses, self.cloud.credentials) as fleet:
-            return await act(Site(self.store, self.ref, fleet, self.by, progress or Quiet()))
+            return await act(
+                Site(self.store, self.ref, fleet, self.by, progress or Quiet(), credentials=self.cloud.credentials)
+            )
 
     async def plan(self, definition: Definition, planner: str = "minimal", **options: Any) -> Plan:
         version = keep_definition(self.store, definition)
@@ -188,7 +190,8 @@ class Ground:
     # --- looking ---
 
     def get(self, host: str, port: int, path: str = "/") -> str:
-        with urllib.request.urlopen(f"http://{ADDRESSES[host]}:{port}{path}", timeout=10) as answer:
+        address = self.agents[host].listen.rpartition(":")[0]
+        with urllib.request.urlopen(f"http://{address}:{port}{path}", timeout=10) as answer:
             text: str = answer.read().decode()
             return text
 

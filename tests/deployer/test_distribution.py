@@ -10,13 +10,25 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from agent.api import BlobAnswer, BlobQuery, BlobReceipt, Meet, PeersStatus, PiecesOffer, Reason, Refusal
+from agent.api import (
+    Acquaint,
+    BlobAnswer,
+    BlobQuery,
+    BlobReceipt,
+    Meet,
+    PeersStatus,
+    PiecesOffer,
+    Reason,
+    Refusal,
+    Waiting,
+    spec_digest,
+)
 from agent.client import AgentClient, CallRefused
 from cas.digest import Digest, digest_of
 from cas.swarm.ranking import Swarm
 from deployer.applying.distribution import distribute, shares
 from deployer.applying.fleet import Fleet
-from deployer.applying.outcome import Brought
+from deployer.applying.outcome import Brought, Outcome
 from deployer.applying.site import Site
 from deployer.applying.transfer import lacks
 from deployer.cloud import trust
@@ -26,11 +38,14 @@ from deployer.history import release as releases
 from deployer.history.stocktaking import keep_inventory
 from deployer.language.schema import Definition, Host, Process, Region
 from deployer.resolving import canonical
-from tests.deployer.ground import Ground, LocalAgent
+from deployer.resolving.specs import specs_of
+from tests.agent.service.support import until
+from tests.deployer.ground import Ground, LocalAgent, replaced
 from tests.deployer.test_transfer import text
 
 MiB = 1 << 20
 REGIONS = {"a1": "a", "a2": "a", "a3": "a", "b1": "b"}
+ADDRESSES = {"a1": "127.0.0.1", "a2": "127.0.0.3", "a3": "127.0.0.4", "b1": "127.0.0.5"}
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +56,11 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     with Cloud.create(root / "cloud", operator="ada") as cloud:
         ground = Ground(cloud, agents, "regions")
         try:
-            for host in REGIONS:
+            for host, address in ADDRESSES.items():
                 state = root / host
                 state.mkdir(mode=0o700)
-                trust.issue_host(cloud.authority, host, ["127.0.0.1"], state / "credentials")
-                agents[host] = LocalAgent(host, "127.0.0.1", state)
+                trust.issue_host(cloud.authority, host, [address], state / "credentials")
+                agents[host] = LocalAgent(host, address, state)
                 agents[host].start()
             yield ground
         finally:
@@ -67,6 +82,10 @@ def definition(ground: Ground, *blobs: Digest) -> Definition:
 
 class Misled(AgentClient):
     """Tells a host of neighbours where nobody listens."""
+
+    async def acquaint(self, acquaint: Acquaint) -> bool:
+        del acquaint
+        raise CallRefused(Refusal(Reason.NOT_FOUND, "this host has no such route"))
 
     async def meet(self, meet: Meet) -> PeersStatus:
         lost = tuple(msgspec.structs.replace(one, address="127.0.0.1:1") for one in meet.neighbours)
@@ -235,3 +254,42 @@ def test_each_shared_blob_has_one_bringer_and_the_others_fetch_it() -> None:
     for blob in blobs[:-1]:
         assert sum(blob in split.sent[host] for host in lacking) == 1
     assert all(blobs[-1] in split.sent[host] for host in ("a1", "a2"))
+
+
+def test_hosts_that_were_away_get_a_release_from_the_others_and_run_it_when_they_are_told_to(
+    hosts: Ground, port: int
+) -> None:
+    """In the region of those that have it, and in another one; the deployer has gone by then."""
+
+    def waiting(host: str) -> tuple[Waiting, ...]:
+        return asyncio.run(hosts.with_client(host, lambda client: client.host())).waiting or ()
+
+    def has_all_of_it(host: str) -> bool:
+        return any(
+            (one.release, one.by, one.blobs, one.missing, one.uncompiled) == (applied.release, hosts.by, 3, 0, 0)
+            for one in waiting(host)
+        )
+
+    web = hosts.web(port, hosts=tuple(REGIONS))
+    wanted = msgspec.structs.replace(definition(hosts), process={"web": web})
+    asyncio.run(hosts.apply(wanted))
+    config = {**web.config, "/etc/extra": hosts.blob(noise(2 * MiB))}
+    following = replaced(wanted, "web", binary=hosts.guest("web-2"), config=config)
+    away = ("a3", "b1")
+    for host in away:
+        hosts.agents[host].kill()
+    applied = asyncio.run(hosts.carry_out(asyncio.run(hosts.plan(following, allow_unreachable=True))))
+    assert (applied.outcome, applied.unheard) == (Outcome.PARTIAL, "")
+    for host in away:
+        hosts.agents[host].start()
+    asyncio.run(until(lambda: asyncio.to_thread(lambda: all(map(has_all_of_it, away))), within_s=40))
+    old, new = (
+        {host: {"web": spec_digest(specs["web"])} for host, specs in specs_of(one).items()}
+        for one in (wanted, following)
+    )
+    assert asyncio.run(hosts.observed()).state() == {**new, **{host: old[host] for host in away}}
+    caught_up = asyncio.run(hosts.apply(following))
+    assert caught_up.exit_code == 0
+    assert caught_up.bytes_sent < 20_000
+    assert asyncio.run(hosts.observed()).state() == new
+    assert not any(map(waiting, away))

@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
+
+from agent.api import Waiting
+from cas.digest import digest_of
 from tests.tools.command import lowcloud, succeed
 from tests.tools.shop import Shop
+from tools.hosts import waits
+from tools.output import shorten
 
 
 def test_it_shows_means_and_guarantees_of_every_host(shop: Shop) -> None:
@@ -59,3 +65,12 @@ def test_a_damaged_bundle_is_refused(cloud: Path, tmp_path: Path) -> None:
 def test_names_and_addresses_that_cannot_be_are_bad_input(cloud: Path) -> None:
     assert lowcloud("host", "add", "Not a name", "--listen", "10.0.0.1:1", cwd=cloud).code == 2
     assert lowcloud("host", "add", "ber1", "--listen", "somewhere", cwd=cloud).code == 2
+
+
+def test_a_release_that_waits_is_told_with_how_much_of_it_is_there() -> None:
+    waiting = Waiting(ref="prod", release=digest_of(b"r"), at_unix_ns=1, by="operator:ada", blobs=5, missing=2)
+    name = shorten(digest_of(b"r"))
+    assert waits(waiting) == f"release {name} of prod by ada, which it was away for: 3 of 5 blobs are there"
+    whole = msgspec.structs.replace(waiting, missing=0, uncompiled=1)
+    assert waits(whole).endswith("5 of 5 blobs are there, 1 to be compiled")
+    assert "\x1b" not in waits(msgspec.structs.replace(waiting, ref="\x1b[2J"))

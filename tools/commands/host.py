@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tools import errors
 from tools.cloud import open_cloud, shown_path
-from tools.hosts import known_addresses, tell_failures
+from tools.hosts import known_addresses, tell_failures, waits
 from tools.output import size
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def _show_facts(facts: HostFacts, out: Output) -> None:
     out.line(f"  store      {facts.store_blobs} blobs, {size(facts.store_bytes)}")
     if facts.sealing_key:
         out.line(f"  secrets    are sealed to {facts.sealing_key}")
+    for waiting in facts.waiting or ():
+        out.line(f"  waits      {waits(waiting)}")
     for volume in facts.volumes:
         holder = f", held by {volume.held_by}" if volume.held_by else ""
         out.line(f"  volume     {volume.volume}: {size(volume.used_bytes)} of {size(volume.size_bytes)}{holder}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tools import errors
 from tools.cloud import open_cloud
-from tools.hosts import known_addresses, tell_failures
+from tools.hosts import known_addresses, tell_failures, tell_waiting
 from tools.output import shorten, size
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         out.table(HEAD, [_cells(host, status, peer) for host, status, peer in rows], right=NUMBERS)
         for host, status in answers.results.items():
             out.line(f"{host}: {size(status.deployer_bytes)} from operators")
+        tell_waiting({host: status.waiting for host, status in answers.results.items()}, out)
     return errors.FAILED if tell_failures(answers.failures, out) else errors.DONE
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tools import errors
 from tools.cloud import open_cloud
-from tools.hosts import known_addresses, tell_failures
+from tools.hosts import known_addresses, tell_failures, tell_waiting
 from tools.output import ago, iso_time, shorten, size
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
 async def _once(cloud: Cloud, hosts: list[str] | None, out: Output) -> int:
     async with _fleet(cloud) as fleet:
         answers = await _ask(fleet, hosts)
+        facts = await fleet.each(answers.results, lambda client: client.host())
     _show(answers, _Rates(), out)
+    tell_waiting({host: told.waiting for host, told in facts.results.items()}, out)
     return errors.FAILED if tell_failures(answers.failures, out) else errors.DONE
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tools import errors
 from tools.cloud import open_cloud
+from tools.hosts import tell_waiting
 from tools.output import local_time, printable, shorten
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 "unreachable": observed.unreachable,
                 "processes": running,
                 "drift": found,
+                "waiting": {host: facts.waiting for host, facts in observed.facts.items() if facts.waiting},
             }
         )
     if link:
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             out.line("`lowcloud apply` makes it so")
     elif link:
         out.line("everything runs as it should")
+    tell_waiting({host: facts.waiting for host, facts in observed.facts.items()}, out)
     return errors.FAILED if found else errors.DONE
 
 

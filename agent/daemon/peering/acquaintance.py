@@ -11,9 +11,10 @@ from typing import Final
 
 import msgspec
 
-from agent.api import MAX_NEIGHBOURS, Meet, Neighbour, Reason
+from agent.api import MAX_NEIGHBOURS, Meet, Neighbour, Neighbours, Reason, encode_record
 from agent.daemon.durable import FileDamaged, seal, unseal, write_file
 from agent.daemon.refusal import Refused
+from cas.digest import Digest, digest_of
 
 _MAGIC: Final = b"lcnb"
 _VERSION: Final = 1
@@ -34,7 +35,7 @@ class Acquaintance:
             pass
         except (FileDamaged, msgspec.MsgspecError, OSError) as error:
             _log.error("the neighbours are not known until an operator tells them again: %s", error)
-        self._by_name = self._named()
+        self._by_name, self._listed = self._named()
 
     def meet(self, meet: Meet) -> bool:
         """Remember a list that is newer; whether it was. Blocks. Raises Refused(BAD_REQUEST), OSError."""
@@ -49,8 +50,13 @@ class Acquaintance:
             return False
         write_file(self._path, seal(_MAGIC, _VERSION, msgspec.msgpack.encode(meet)))
         self._meet = meet
-        self._by_name = self._named()
+        self._by_name, self._listed = self._named()
         return True
+
+    @property
+    def listed(self) -> Digest:
+        """The name of the list as a blob."""
+        return self._listed
 
     @property
     def region(self) -> str:
@@ -66,5 +72,6 @@ class Acquaintance:
         """A host of the list, this one too."""
         return self._by_name.get(host)
 
-    def _named(self) -> dict[str, Neighbour]:
-        return {neighbour.host: neighbour for neighbour in self._meet.neighbours[:MAX_NEIGHBOURS]}
+    def _named(self) -> tuple[dict[str, Neighbour], Digest]:
+        neighbours = self._meet.neighbours[:MAX_NEIGHBOURS]
+        return {one.host: one for one in neighbours}, digest_of(encode_record(Neighbours(neighbours)))

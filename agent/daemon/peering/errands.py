@@ -75,6 +75,12 @@ class Errands:
             errand = self._running.get(name) or self._begin(name, path, kept)
         return await errand.join(fetch.wait_s)
 
+    async def forget(self, fetch: Fetch) -> None:
+        """End an errand that nobody wants any more. Idempotent."""
+        name = _name_of(msgspec.structs.replace(fetch, wait_s=0.0))
+        if name in self._running:
+            await self._drop(name)
+
     @property
     def fetches(self) -> tuple[Fetch, ...]:
         return tuple(errand.fetch for errand in self._running.values())

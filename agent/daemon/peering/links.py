@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from agent.api import HaveAnswer, HaveQuery, Neighbour, PiecesQuery
+from agent.api import HaveAnswer, HaveQuery, Neighbour, PiecesQuery, WordsAnswer, WordsQuery
 from agent.client import PEER_TIMEOUT_S, AgentClient, HostUnreachable
 from agent.daemon.peering.limits import PeerLimits, Throttle
 from cas.digest import Digest
@@ -68,6 +68,14 @@ class Links:
         client = await self._client(neighbour)
         try:
             return await client.have(query)
+        finally:
+            self._leave(neighbour)
+
+    async def words(self, neighbour: Neighbour, query: WordsQuery) -> WordsAnswer:
+        """Raises AgentError."""
+        client = await self._client(neighbour)
+        try:
+            return await client.words(query)
         finally:
             self._leave(neighbour)
 

@@ -1,4 +1,4 @@
-"""The HTTP side of the exchange between hosts: three routes for hosts, and four for operators."""
+"""The HTTP side of the exchange between hosts: four routes for hosts, and six for operators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from typing import Final
 from aiohttp import web
 
 from agent import tls
-from agent.api import Fetch, HaveQuery, Meet, PiecesOffer, PiecesQuery, Reason, Routes
+from agent.api import (
+    Acquaint,
+    Acquainted,
+    Fetch,
+    HaveQuery,
+    Meet,
+    PiecesOffer,
+    PiecesQuery,
+    Reason,
+    Routes,
+    SignedWord,
+    WordsQuery,
+)
 from agent.daemon.peering.service import Peering
 from agent.daemon.refusal import Refused
 from agent.daemon.server import MAX_QUERY_BYTES, Route, answer, caller_of, decode, has_left, read_body
@@ -18,6 +30,7 @@ from agent.daemon.uploads import Uploads
 from cas.digest import is_digest
 
 MAX_PEER_QUERY_BYTES: Final = 4 << 20
+MAX_WORDS_QUERY_BYTES: Final = 64 << 10
 _LENGTH_BYTES: Final = 4
 TAKEN_WITHIN_S: Final = 30.0
 """A receiver that takes nothing for so long is left."""
@@ -35,19 +48,34 @@ class PeerRoutes:
         return (
             ("GET", Routes.PEERS, self._peers, (tls.OPERATOR,)),
             ("POST", Routes.PEERS, self._meet, (tls.OPERATOR,)),
+            ("POST", Routes.ACQUAINT, self._acquaint, (tls.OPERATOR,)),
+            ("POST", Routes.WORD, self._word, (tls.OPERATOR,)),
             ("POST", Routes.FETCH, self._fetch, (tls.OPERATOR,)),
             ("POST", Routes.PIECES, self._take_pieces, (tls.OPERATOR,)),
             ("POST", Routes.PEER_HAVE, self._have, both),
             ("POST", Routes.PEER_PIECES, self._pieces, both),
             ("GET", Routes.PEER_BLOB, self._blob, both),
+            ("POST", Routes.PEER_WORDS, self._words, both),
         )
 
     async def _peers(self, _: web.Request) -> web.Response:
-        return answer(self._peering.status())
+        return answer(await self._peering.status())
 
     async def _meet(self, request: web.Request) -> web.Response:
         await self._peering.meet(decode(await read_body(request, MAX_QUERY_BYTES), Meet))
-        return answer(self._peering.status())
+        return answer(await self._peering.status())
+
+    async def _acquaint(self, request: web.Request) -> web.Response:
+        known = await self._peering.acquaint(decode(await read_body(request, MAX_WORDS_QUERY_BYTES), Acquaint))
+        return answer(Acquainted(known))
+
+    async def _word(self, request: web.Request) -> web.Response:
+        word = decode(await read_body(request, MAX_WORDS_QUERY_BYTES), SignedWord)
+        return answer(await self._peering.heeding.hear(word))
+
+    async def _words(self, request: web.Request) -> web.Response:
+        query = decode(await read_body(request, MAX_WORDS_QUERY_BYTES), WordsQuery)
+        return answer(self._peering.heeding.newer(query))
 
     async def _fetch(self, request: web.Request) -> web.Response:
         return answer(await self._peering.fetch(decode(await read_body(request, MAX_QUERY_BYTES), Fetch)))

@@ -10,18 +10,35 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from agent.api import BlobReceipt, Fetch, Fetched, Meet, PeersStatus, PeerStatus, PiecesOffer, Reason
+from msgspec import UNSET
+
+from agent.api import (
+    Acquaint,
+    BlobReceipt,
+    Fetch,
+    Fetched,
+    Meet,
+    Neighbours,
+    PeersStatus,
+    PeerStatus,
+    PiecesOffer,
+    Reason,
+    decode_record,
+)
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.driver import Driver
 from agent.daemon.peering.errands import Errands, Progress
 from agent.daemon.peering.forms import Forms
+from agent.daemon.peering.heeding import MAX_LISTING_BYTES, Heeding, Programs
 from agent.daemon.peering.limits import PeerLimits
 from agent.daemon.peering.links import Counted, Links
 from agent.daemon.peering.repair import Rescue, Waiting
 from agent.daemon.peering.serving import Giving, News
 from agent.daemon.peering.shelf import Shelf
 from agent.daemon.peering.taking import Taking
+from agent.daemon.peering.words import Words
 from agent.daemon.refusal import Refused
+from agent.tls import CA_FILE
 from cas import inventory as inventories
 from cas.digest import Digest
 from cas.errors import BlobMissing, CasError, ExchangeError
@@ -32,6 +49,9 @@ from cas.partial import Spool
 NEIGHBOURS_NAME: Final = "neighbours"
 ERRANDS_NAME: Final = "errands"
 SPOOL_NAME: Final = "arriving"
+WORDS_NAME: Final = "words"
+NEIGHBOURS_LEASE_S: Final = 30 * 86400.0
+"""The list stays so long, for the next one to be sent as a delta of it."""
 LEASE_OWNER: Final = "fetch"
 LEASE_S: Final = 86400.0
 NOTHING: Final = Counted()
@@ -75,16 +95,28 @@ class Peering:
         """Forms in the spool that nothing asks for, and since when."""
         self.giving = Giving(store, Shelf(store, self._spool, state_dir), self._news, limits, now_s)
         self.rescue = Rescue(self._acquaintance, self._links, now_s)
+        self.heeding = Heeding(
+            host,
+            Words(state_dir / WORDS_NAME, credentials / CA_FILE, unix_s),
+            self._acquaintance,
+            self._links,
+            self._errands,
+            store,
+            self.rescue,
+        )
 
-    async def open(self, needed: Callable[[], Iterable[Digest]] = tuple) -> None:
-        """Go on with what was being fetched, and get what is gone of the blobs that this host needs."""
+    async def open(self, needed: Callable[[], Iterable[Digest]] = tuple, programs: Programs | None = None) -> None:
+        """Go on with what was being fetched, get what is gone of the blobs that this host needs, and ask around for
+        releases that it was not told of."""
         await self._errands.open()
+        self.heeding.open(programs)
         self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(needed))
 
     async def close(self) -> None:
         if self._catching_up is not None:
             self._catching_up.cancel()
             await asyncio.gather(self._catching_up, return_exceptions=True)
+        await self.heeding.close()
         await self._errands.close()
         await self._links.close()
 
@@ -93,6 +125,30 @@ class Peering:
     async def meet(self, meet: Meet) -> None:
         """Raises Refused(BAD_REQUEST)."""
         await asyncio.to_thread(self._acquaintance.meet, meet)
+
+    async def acquaint(self, acquaint: Acquaint) -> bool:
+        """Be told of the neighbours by the name of their list. False where that is not here. Raises
+        Refused(BAD_REQUEST)."""
+        known = await asyncio.to_thread(self._acquaint, acquaint)
+        if not known and acquaint.bring:
+            with contextlib.suppress(BlobMissing):
+                data = await self.rescue.fetch(acquaint.neighbours, max_bytes=MAX_LISTING_BYTES)
+                await asyncio.to_thread(self._store.put, data, expect=acquaint.neighbours)
+                known = await asyncio.to_thread(self._acquaint, acquaint)
+        return known
+
+    def _acquaint(self, acquaint: Acquaint) -> bool:
+        if acquaint.neighbours == self._acquaintance.listed:
+            return True
+        self._store.lease([acquaint.neighbours], owner=NEIGHBOURS_NAME, ttl_s=NEIGHBOURS_LEASE_S)
+        try:
+            listed = decode_record(self._store.read(acquaint.neighbours), Neighbours)
+        except BlobMissing:
+            return False
+        except ValueError as error:
+            raise Refused(Reason.BAD_BLOB, str(error), hint="upgrade one side") from error
+        self._acquaintance.meet(Meet(listed.neighbours, acquaint.at_unix_ns))
+        return True
 
     async def fetch(self, fetch: Fetch) -> Fetched:
         """Raises Refused(MISSING_BLOBS) where the inventory or one of its manifests is not here."""
@@ -106,7 +162,7 @@ class Peering:
         self.arrived(receipt.wire_bytes)
         return receipt
 
-    def status(self) -> PeersStatus:
+    async def status(self) -> PeersStatus:
         rows = []
         for neighbour in self._acquaintance.others:
             counted = self._links.counted.get(neighbour.host, NOTHING)
@@ -122,7 +178,8 @@ class Peering:
                     banned=tuple(counted.banned),
                 )
             )
-        return PeersStatus(self._acquaintance.region, tuple(rows), self._deployer_bytes)
+        waiting = await asyncio.to_thread(self.heeding.waiting) or UNSET
+        return PeersStatus(self._acquaintance.region, tuple(rows), self._deployer_bytes, waiting)
 
     def arrived(self, wire_bytes: int) -> None:
         """An operator has brought so many bytes of blobs."""

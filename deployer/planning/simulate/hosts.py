@@ -16,6 +16,7 @@ from typing import Final, Self
 import msgspec
 
 from agent.api import (
+    Acquaint,
     BlobAnswer,
     BlobQuery,
     BlobReceipt,
@@ -257,6 +258,12 @@ class ModelClient(AgentClient):
     async def processes(self) -> tuple[ProcessStatus, ...]:
         await self._arrive()
         return self._host.statuses()
+
+    async def acquaint(self, acquaint: Acquaint) -> bool:
+        """It is told, and makes nothing of it."""
+        del acquaint
+        await self._arrive()
+        return True
 
     async def meet(self, meet: Meet) -> PeersStatus:
         """It knows of no neighbours: what it lacks is sent to it."""

@@ -8,15 +8,24 @@ import msgspec
 import pytest
 
 from agent.api import (
+    WORD_CONTEXT,
     Endpoint,
     Envelope,
     Event,
     JournalEntry,
+    Neighbour,
+    Neighbours,
+    Party,
     ProcessSpec,
     Stop,
+    Struct,
     Update,
+    Wishes,
+    Word,
     call_digest,
     canonical,
+    decode_record,
+    encode_record,
     entry_hash,
     spec_digest,
 )
@@ -32,6 +41,41 @@ SPEC = ProcessSpec(
     config={"/etc/web.toml": digest_of(b"config")},
     listen={"http": Endpoint("0.0.0.0", 8080)},
 )
+
+
+def test_records_between_hosts_are_these_bytes() -> None:
+    listed = Neighbours((Neighbour("fra1", "fra", "10.0.0.1:7400"), Neighbour("ams1", "ams", "[fd00::1]:7400")))
+    wishes = Wishes((Party(("ams1", "fra1"), (digest_of(b"program"),)),), (digest_of(b"program"),), ("ams1",))
+    word = Word(
+        ref="prod",
+        release=digest_of(b"release"),
+        at_unix_ns=1_790_000_000_000_000_000,
+        inventory=digest_of(b"inventory"),
+        wishes=digest_of(encode_record(wishes)),
+        neighbours=digest_of(encode_record(listed)),
+    )
+    assert encode_record(listed) == (
+        b"lowcloud neighbours 1\n\x81\xaaneighbours\x92"
+        b"\x83\xa4host\xa4fra1\xa6region\xa3fra\xa7address\xad10.0.0.1:7400"
+        b"\x83\xa4host\xa4ams1\xa6region\xa3ams\xa7address\xae[fd00::1]:7400"
+    )
+    assert [digest_of(encode_record(record)) for record in (listed, wishes, word)] == [
+        "b3:2d682c45bceb3c31b94afc6160596f9f1c5dcce4dd7821ae27d7f33ce19cdaea",
+        "b3:dcbd7137db0443dc1be53eebc4508148cac56ba4f2f25a7578efc83d51429c3d",
+        "b3:1e9d97f59036fd2c095f0806d9fcc0ed06d248e3a332944ec43905419a487269",
+    ]
+    kinds: tuple[type[Struct], ...] = (Neighbours, Wishes, Word)
+    for record in (listed, wishes, word):
+        data = encode_record(record)
+        for kind in kinds:
+            if isinstance(record, kind):
+                assert decode_record(data, kind) == record
+            else:
+                with pytest.raises(ValueError, match="are no"):
+                    decode_record(data, kind)
+        with pytest.raises(ValueError, match="can read"):
+            decode_record(data.replace(b" 1\n", b" 2\n", 1), type(record))
+    assert WORD_CONTEXT == b"lowcloud word signature 1\n"
 
 
 def test_digests_of_specifications_and_calls_are_these() -> None:

@@ -1,0 +1,140 @@
+"""Leaving word of a release with the hosts, so that those that were away learn of it from their neighbours.
+
+A word is small: it names the release and three blobs, and an operator signs it. Every host of the definition that can
+be reached is left it; a few of each region also the blobs: who the hosts are, who needs what, and the inventory with
+its manifests. The others get these from them. A host that comes back asks its neighbours, and fetches what it needs; it
+runs nothing of it before the next apply. What no other host has does not come that way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from agent.api import (
+    WORD_CONTEXT,
+    Party,
+    Reason,
+    SignedWord,
+    Wishes,
+    Word,
+    encode_record,
+)
+from agent.client import AgentError, refused_because
+from cas.digest import Digest
+from cas.errors import CasError
+from cas.inventory import Inventory
+from cas.swarm.ranking import Swarm
+from deployer.applying.fleet import for_each
+from deployer.applying.introducing import keep_neighbours
+from deployer.applying.outcome import Applied, HostEnd
+from deployer.applying.progress import Quiet
+from deployer.applying.site import Site
+from deployer.applying.transfer import HOSTS_AT_ONCE, Source, serve
+from deployer.errors import TrustError
+from deployer.history.release import Link
+from deployer.history.stocktaking import read_inventory
+from deployer.language.schema import Definition
+from deployer.planning.plan import blobs_of
+from deployer.planning.signing import sign_with
+from deployer.resolving.specs import specs_of
+
+LISTED_IN_EACH_REGION: Final = 2
+"""So many hosts of a region are sent the blobs that a word names."""
+WITHIN_S: Final = 10.0
+"""Whoever cannot be told in this time hears of it from others."""
+
+
+def wishes_of(definition: Definition, listed: Inventory, behind: Iterable[str] = ()) -> Wishes:
+    """Who needs what of the blobs of an inventory. `behind`: hosts that do not run their part."""
+    known = {item.whole.digest for item in listed.items}
+    wanted_by: dict[Digest, dict[str, None]] = {}
+    programs: set[Digest] = set()
+    for host, specs in sorted(specs_of(definition).items()):
+        for spec in specs.values():
+            programs.add(spec.binary)
+            for blob in blobs_of(spec):
+                wanted_by.setdefault(blob, {})[host] = None
+    by_hosts: dict[tuple[str, ...], list[Digest]] = {}
+    for blob in sorted(wanted_by.keys() & known):
+        by_hosts.setdefault(tuple(wanted_by[blob]), []).append(blob)
+    parties = tuple(Party(hosts, tuple(blobs)) for hosts, blobs in sorted(by_hosts.items()))
+    return Wishes(parties, tuple(sorted(programs & known)), tuple(sorted(behind)))
+
+
+async def leave_word(site: Site, definition: Definition, link: Link, applied: Applied) -> str:
+    """Leave word of this release with its hosts, as far as they answered in the end. Returns why nobody could be told,
+    "" where somebody was, or nobody needs to be. Never raises for what hosts answer."""
+    inventory = link.release.inventory
+    if inventory is None or site.credentials is None:
+        return ""
+    try:
+        behind = [host for host in definition.host if applied.hosts.get(host, HostEnd.NEW) is not HostEnd.NEW]
+        listing, word = await asyncio.to_thread(_made, site, site.credentials, definition, link, inventory, behind)
+    except (TrustError, CasError) as error:
+        return str(error)
+    here = sorted(host for host in definition.host if applied.hosts.get(host) is not HostEnd.UNKNOWN)
+    telling = _Telling(site, word, listing)
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await for_each(_first_of_each(definition, here, link.digest), telling.list_to, at_once=HOSTS_AT_ONCE)
+            await for_each(here, telling.tell, at_once=HOSTS_AT_ONCE)
+    except TimeoutError:
+        pass
+    return "" if telling.told or not here else telling.trouble or f"no host could be told within {WITHIN_S:.0f} s"
+
+
+class _Telling:
+    def __init__(self, site: Site, word: SignedWord, listing: tuple[Digest, ...]) -> None:
+        self._site = site._replace(progress=Quiet())  # who watches the transfer is shown what was to be transferred
+        self._word = word
+        self._listing = listing
+        self._source = Source(site.store)
+        self.told = 0
+        self.trouble = ""
+
+    async def list_to(self, host: str) -> None:
+        try:
+            await serve(self._site, self._source, host, self._listing)
+        except (AgentError, CasError) as error:
+            self.trouble = str(error)
+
+    async def tell(self, host: str) -> None:
+        try:
+            await (await self._site.fleet.client(host)).leave_word(self._word)
+            self.told += 1
+        except AgentError as error:
+            if not refused_because(error, Reason.NOT_FOUND):  # an agent of before is none to be told
+                self.trouble = str(error)
+
+
+def _made(
+    site: Site, credentials: Path, definition: Definition, link: Link, inventory: Digest, behind: Iterable[str]
+) -> tuple[tuple[Digest, ...], SignedWord]:
+    """The blobs that a word names, in the store, and the word. Raises TrustError, CasError."""
+    listed = read_inventory(site.store, inventory)
+    neighbours, _ = keep_neighbours(site, definition)
+    wishes = site.store.put(encode_record(wishes_of(definition, listed, behind)), name=f"wishes/{site.ref}").digest
+    data = encode_record(
+        Word(
+            ref=site.ref,
+            release=link.digest,
+            at_unix_ns=link.release.at_unix_ns,
+            inventory=inventory,
+            wishes=wishes,
+            neighbours=neighbours,
+        )
+    )
+    word = SignedWord(data, sign_with(credentials, data, WORD_CONTEXT))
+    return (neighbours, wishes, inventory, *listed.manifests()), word
+
+
+def _first_of_each(definition: Definition, hosts: Iterable[str], release: Digest) -> list[str]:
+    """A few hosts of each region, other ones for each release."""
+    regions: dict[str, list[str]] = {}
+    for host in hosts:
+        regions.setdefault(definition.host[host].region, []).append(host)
+    swarm = Swarm(regions)
+    return [host for region in regions for host in swarm.ranking(region, release)[:LISTED_IN_EACH_REGION]]
