@@ -41,7 +41,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from agent.daemon import networking
 from agent.daemon.capacity import Limits
+from agent.daemon.networking import DEFAULT, Mode
 
 if TYPE_CHECKING:
     from agent.daemon.assembly import Agent
@@ -86,13 +88,14 @@ def run(
     pin: bool = True,
     peer_limits: PeerLimits | None = None,
     store_quota_bytes: int | None = None,
+    network: Mode = DEFAULT,
 ) -> None:
     """Be the agent of `host` until a signal or an operator ends it. Blocks.
 
     `listen`: `address:port` (port 0: any; the ready line says which). `limits`: what processes may be given in all, by
     default what the machine has. `pin`: give processes CPUs of their own; where several agents share a machine, say no:
     then cores are not held against what the machine has. `peer_limits`: of the exchange with other hosts.
-    `store_quota_bytes`: the most that its blobs may take on disk.
+    `store_quota_bytes`: the most that its blobs may take on disk. `network`: which guests get a network namespace.
     Raises AgentCannotStart.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -111,6 +114,7 @@ def run(
                 pin,
                 peer_limits,
                 store_quota_bytes,
+                network,
             )
         )
 
@@ -143,12 +147,19 @@ async def _serve(
     pin: bool,
     peer_limits: PeerLimits | None,
     store_quota_bytes: int | None,
+    network: Mode,
 ) -> None:
     from agent import tls
     from agent.daemon.assembly import Agent
 
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="disk"))
     address, port = parse_listen(listen)
+    problem = networking.why_not() if network == "namespaces" else ""
+    if problem:
+        raise AgentCannotStart(
+            f"guests cannot be given network namespaces here: {problem}",
+            hint="leave --network out: where namespaces cannot be had, guests use listeners on the host",
+        )
     try:
         context = tls.server_context(credentials_dir)
     except tls.CredentialsUnusable as error:
@@ -164,6 +175,7 @@ async def _serve(
         credentials=credentials_dir,
         peer_limits=peer_limits,
         store_quota_bytes=store_quota_bytes,
+        network=network,
     )
     try:
         async with listening(agent, context, address, port) as bound:

@@ -16,19 +16,30 @@ implementation is `agent.supervisor.client`.
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from agent.api import Endpoint, Ready, Struct
+from cas.digest import digest_of
 
 GuestId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,128}\Z")]
 """Chosen by the agent, never used twice in a state directory."""
 
+Network = Literal["listeners", "namespace"]
+
 MEMORY_OVERHEAD_BYTES: Final = 96 << 20
 """What the engine may use beside a program's memory: stacks of its threads, buffers, tables."""
+
+
+def kernel_name(state_dir: Path) -> str:
+    """16 hex digits: what control groups and packet filter rules of the agent of this state directory are named
+    after."""
+    return digest_of(os.fsencode(state_dir.resolve())).removeprefix("b3:")[:16]
 
 
 class Preopen(Struct, frozen=True):
@@ -82,6 +93,10 @@ class GuestOrder(Struct, frozen=True):
     """What the guest's process mounts for itself; it goes when the process ends. Needs privileges."""
     cgroups: tuple[str, ...] = ()
     """Control groups that the guest's process joins: one directory for each hierarchy."""
+    network: Network = "listeners"
+    """`listeners`: in the host's network, with sockets that the supervisor makes there. `namespace`: in a network
+    namespace of its own, to which rules lead what comes for its endpoints; needs privileges. A check is where the
+    guest is that it checks."""
     checks: Checked | UnsetType = UNSET
     """Set for a check, which is no version of its process. Not sent where it is none."""
 

@@ -29,6 +29,7 @@ import msgspec
 from tools.errors import CommandError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from deployer.cloud.cloud import Cloud
@@ -44,6 +45,8 @@ RECORD_NAME: Final = "running.json"
 ERROR_PREFIX: Final = "lowcloud: "
 LOG_NAME: Final = "agent.log"
 CREDENTIALS_NAME: Final = "credentials"
+NETWORKS: Final = ("auto", "listeners", "namespaces")
+"""`agent.daemon.networking.MODES`, said here because commands must start fast; the first is the default."""
 
 
 class AgentNotStarted(CommandError):
@@ -94,7 +97,17 @@ def sealing_key(cloud: Cloud, host: str) -> str:
 # --- starting -------------------------------------------------------------------------------------------------------
 
 
-def start_agents(cloud: Cloud, addresses: Mapping[str, str]) -> list[Started]:
+def add_network_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default=NETWORKS[0],
+        help="which guests get a network namespace: `auto`, those with a UDP listener, where the host can; "
+        "`namespaces`, all that use the network; `listeners`, none",
+    )
+
+
+def start_agents(cloud: Cloud, addresses: Mapping[str, str], network: str = NETWORKS[0]) -> list[Started]:
     """An agent for each host, all ready when it returns; those that run already stay. If one does not start, those that
     this call started are ended. Raises AgentNotStarted."""
     started: list[Started] = []
@@ -108,7 +121,7 @@ def start_agents(cloud: Cloud, addresses: Mapping[str, str]) -> list[Started]:
             if record is not None:
                 started.append(Started(host, record.address, record.pid, new=False))
             else:
-                launched.append((host, address, _launch(cloud, host, address)))
+                launched.append((host, address, _launch(cloud, host, address, network)))
         deadline = time.monotonic() + READY_TIMEOUT_S
         for host, address, process in launched:
             _wait_ready(cloud, host, process, deadline)
@@ -122,11 +135,11 @@ def start_agents(cloud: Cloud, addresses: Mapping[str, str]) -> list[Started]:
     return sorted(started, key=lambda one: list(addresses).index(one.host))
 
 
-def _launch(cloud: Cloud, host: str, address: str) -> subprocess.Popen[bytes]:
+def _launch(cloud: Cloud, host: str, address: str, network: str) -> subprocess.Popen[bytes]:
     directory = cloud.host_directory(host)
     _issue_credentials(cloud, host, address, directory / CREDENTIALS_NAME)
     command = [sys.executable, "-P", "-m", "tools.main", "agent"]
-    command += ["--host", host, "--listen", address, "--state", str(directory), "--shared"]
+    command += ["--host", host, "--listen", address, "--state", str(directory), "--shared", "--network", network]
     with (directory / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True

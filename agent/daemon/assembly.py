@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Self
@@ -23,6 +22,7 @@ from agent.daemon.guarantees import guarantees
 from agent.daemon.guests import Guests
 from agent.daemon.handlers import Handlers
 from agent.daemon.journal import Journal
+from agent.daemon.networking import DEFAULT, Mode, network_of
 from agent.daemon.output import OutputFiles
 from agent.daemon.peering.heeding import Programs
 from agent.daemon.peering.limits import PeerLimits
@@ -36,11 +36,11 @@ from agent.daemon.staging import Staging, blobs_of
 from agent.daemon.state import State
 from agent.daemon.users import Users
 from agent.daemon.volumes import Volumes
-from agent.runtime import Runtime
+from agent.runtime import Runtime, kernel_name
 from agent.sandbox.cgroups import Groups
 from agent.sandbox.engine import fingerprint
 from agent.supervisor.client import connect
-from cas.digest import Digest, digest_of
+from cas.digest import Digest
 from cas.store import Store
 
 _log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Agent:
         pin: bool,
         runtime: Callable[[], Awaitable[Runtime]],
         peering: Peering,
+        network: Mode,
     ) -> None:
         self.ended = asyncio.Event()
         """Set when the agent is to end."""
@@ -70,6 +71,7 @@ class Agent:
         self._store = store
         self._limits = limits
         self._pinned = pin
+        self._network = network
         self._peering = peering
         self._end_guests_for: str | None = None
         self.journal = journal
@@ -82,7 +84,7 @@ class Agent:
         staging = Staging(store, cache, work, lambda: self._binaries(), self._sealing, peering.restore)
         guest_files = state_dir / "guests"
         self._secrets = OpenedSecrets(state_dir, guest_files)
-        self._groups = Groups.open(f"lowcloud-{digest_of(os.fsencode(state_dir.resolve())).removeprefix('b3:')[:16]}")
+        self._groups = Groups.open(f"lowcloud-{kernel_name(state_dir)}")
         self._users = Users(state_dir, lambda: self._who_keeps_a_user())
         self._builder = GuestBuilder(
             guest_files,
@@ -93,6 +95,7 @@ class Agent:
             self._secrets,
             self._users,
             self._groups,
+            lambda spec: network_of(spec, network),
         )
         guests = Guests(self._builder, journal)
         cpus = host_facts.usable_cpus() if pin else ()
@@ -124,17 +127,21 @@ class Agent:
         credentials: Path | None = None,
         peer_limits: PeerLimits | None = None,
         store_quota_bytes: int | None = None,
+        network: Mode = DEFAULT,
     ) -> Self:
         """Open everything in the state directory and begin to bring the host to what its records say. `runtime` makes
         the link to the supervisor; a test may bring its own. `credentials`: what this host shows to other hosts, by
-        default those in the state directory. `store_quota_bytes`: the most that its blobs may take on disk."""
+        default those in the state directory. `store_quota_bytes`: the most that its blobs may take on disk.
+        `network`: which guests get a network namespace."""
         store = await asyncio.to_thread(Store.open, state_dir / "store", quota_bytes=store_quota_bytes)
         journal = await asyncio.to_thread(Journal.open, state_dir / "journal", host)
         room = limits or host_facts.machine_limits(state_dir)
         if limits is None and not pin:
             room = msgspec.structs.replace(room, cores_milli=SHARED_CORES_MILLI)
         peering = Peering(host, state_dir, store, credentials or state_dir / "credentials", limits=peer_limits)
-        agent = cls(host, state_dir, store, journal, room, pin, runtime or (lambda: connect(state_dir)), peering)
+        agent = cls(
+            host, state_dir, store, journal, room, pin, runtime or (lambda: connect(state_dir)), peering, network
+        )
         what = f"{PACKAGE} {version_of(PACKAGE) or 'of a checkout'}"
         detail = "; ".join(part for part in (what, journal.repaired) if part)
         await asyncio.to_thread(journal.append, Event.AGENT_STARTED, detail=detail)
@@ -167,7 +174,7 @@ class Agent:
             addresses=host_facts.addresses(),
             kernel=host_facts.kernel(),
             engine=fingerprint(),
-            guarantees=guarantees(self._groups.controllers, pinned=self._pinned),
+            guarantees=guarantees(self._groups.controllers, pinned=self._pinned, network=self._network),
             volumes=tuple(self._volume(name, size) for name, size in sorted(self._volumes.sizes.items())),
             store_blobs=usage.blobs,
             store_bytes=usage.stored_bytes,

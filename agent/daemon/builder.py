@@ -29,7 +29,7 @@ from agent.daemon.staging import Staging
 from agent.daemon.state import Version
 from agent.daemon.users import Users
 from agent.daemon.volumes import Volumes, make_image
-from agent.runtime import MEMORY_OVERHEAD_BYTES, Checked, GuestId, GuestOrder, Mount, local_address
+from agent.runtime import MEMORY_OVERHEAD_BYTES, Checked, GuestId, GuestOrder, Mount, Network, local_address
 from agent.sandbox import ownership, privileges
 from agent.sandbox.cgroups import Groups, Limits
 from cas.digest import Digest, digest_of
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 class GuestBuilder:
-    """The `Builder` of a host. `cpus` tells where a process may run."""
+    """The `Builder` of a host. `cpus` tells where a process may run, `network` how it is connected."""
 
     def __init__(
         self,
@@ -63,10 +63,12 @@ class GuestBuilder:
         secrets: OpenedSecrets,
         users: Users,
         groups: Groups,
+        network: Callable[[ProcessSpec], Network],
     ) -> None:
         self._directory = directory
         self._users = users
         self._groups = groups
+        self._network = network
         self._secrets = secrets
         self._staging = staging
         self._volumes = volumes
@@ -113,6 +115,7 @@ class GuestBuilder:
                 await self._staging.write_secret(digest, opened / relative)
             mounts = await asyncio.to_thread(self._mounts, spec, own)
             uid = await asyncio.to_thread(self._users.of, spec.name)
+            network = await asyncio.to_thread(self._network, spec)
             groups = await asyncio.to_thread(self._groups.make, guest, limits_of(spec))
         except BaseException:
             await self.clear(guest)
@@ -133,6 +136,7 @@ class GuestBuilder:
             uid=uid,
             mounts=mounts,
             cgroups=groups,
+            network=network,
         )
 
     def _mounts(self, spec: ProcessSpec, own: Path) -> tuple[Mount, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.api import Guarantee
+from agent.daemon.networking import DEFAULT, Mode, why_not
 from agent.daemon.users import FIRST, LAST
 from agent.sandbox import landlock, privileges, seccomp
 from agent.sandbox.cgroups import MAX_THREADS
@@ -24,10 +25,12 @@ _TRUNCATE_ABI: Final = 3
 _NO_GROUP: Final = "the agent may make no control groups here"
 
 
-def guarantees(groups: Mapping[str, int] | None = None, *, pinned: bool = True) -> tuple[Guarantee, ...]:
+def guarantees(
+    groups: Mapping[str, int] | None = None, *, pinned: bool = True, network: Mode = DEFAULT
+) -> tuple[Guarantee, ...]:
     """The table for this host, now. `groups`: by which version of control groups each controller can be had
-    (`agent.sandbox.cgroups`). `pinned`: whole cores are given to one process alone. Reads a few files of `/proc`, and
-    changes nothing."""
+    (`agent.sandbox.cgroups`). `pinned`: whole cores are given to one process alone. `network`: which guests get a
+    network namespace. Reads a few files of `/proc`, and changes nothing. Call it in a thread."""
     groups = groups or {}
     return (
         _memory(groups),
@@ -36,7 +39,7 @@ def guarantees(groups: Mapping[str, int] | None = None, *, pinned: bool = True) 
         _threads(groups),
         _disk(),
         _files(landlock.abi()),
-        *_network(),
+        *_network(network),
         _own_user(),
         Guarantee("no-new-privileges", True, "no_new_privs, every capability dropped"),
         _system_calls(),
@@ -91,19 +94,30 @@ def _files(abi: int) -> Guarantee:
     return Guarantee("files", True, f"its configuration files and volumes only; Landlock ABI {abi}{note}")
 
 
-def _network() -> list[Guarantee]:
+def _network(mode: Mode) -> list[Guarantee]:
     problem = _questions_problem()
     if problem:
-        return [Guarantee(name, False, problem) for name in ("tcp-listeners", "tcp-connections", "udp")]
+        return [Guarantee(name, False, problem) for name in ("tcp-listeners", "tcp-connections", "udp", "udp-egress")]
+    also = ""
+    if mode == "namespaces":
+        also = "; and once more by nftables at the interface of its network namespace"
     return [
         Guarantee("tcp-listeners", True, "the definition's only; the supervisor makes them (seccomp notification)"),
-        Guarantee("tcp-connections", True, "the definition's only, by address and port; the supervisor connects"),
-        Guarantee("udp", True, "no datagram socket unless the definition names one; listeners are the supervisor's"),
         Guarantee(
-            "udp-egress", False, "a process with a UDP listener can send to any address; it needs a network namespace"
+            "tcp-connections", True, f"the definition's only, by address and port; the supervisor connects{also}"
         ),
+        Guarantee("udp", True, "no datagram socket unless the definition names one; listeners are the supervisor's"),
+        _udp_egress(mode),
         Guarantee("names", True, "name resolution is switched off"),
     ]
+
+
+def _udp_egress(mode: Mode) -> Guarantee:
+    problem = "the agent runs with --network listeners" if mode == "listeners" else why_not()
+    if problem:
+        return Guarantee("udp-egress", False, f"a process with a UDP listener can send to any address: {problem}")
+    whose = "guests have" if mode == "namespaces" else "a guest with a UDP listener has"
+    return Guarantee("udp-egress", True, f"{whose} a network namespace: answers and declared peers only (nftables)")
 
 
 def _own_user() -> Guarantee:

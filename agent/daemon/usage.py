@@ -1,7 +1,8 @@
 """What each process takes of its host now: processor time, memory, disk, connections. Read from the kernel when asked.
 
 Nothing here is in a guest's way: everything comes from `/proc`, and the table of connections, which is the costly part,
-is read once for each network namespace however many guests are in it. Call it in a thread.
+is read once for each network namespace however many guests are in it. A guest with a namespace of its own may have
+connections on the host too, where it took the listener of one without over. Call it in a thread.
 """
 
 from __future__ import annotations
@@ -78,15 +79,20 @@ def connections(pid: int, namespaces: dict[str, frozenset[int]]) -> int:
     """Open TCP connections, in both directions, that a process has accepted or made. `namespaces` keeps what was read
     of the network namespaces that were seen before."""
     try:
-        namespace = str((PROC / str(pid) / "ns" / "net").readlink())
-        if namespace not in namespaces:
-            namespaces[namespace] = open_sockets(
-                "".join((PROC / str(pid) / "net" / name).read_text() for name in ("tcp", "tcp6"))
-            )
+        known = _sockets_seen_by(PROC / "self", namespaces) | _sockets_seen_by(PROC / str(pid), namespaces)
         entries = list((PROC / str(pid) / "fd").iterdir())
     except OSError:
         return 0
-    return sum(_inode(entry) in namespaces[namespace] for entry in entries)
+    return sum(_inode(entry) in known for entry in entries)
+
+
+def _sockets_seen_by(process: Path, namespaces: dict[str, frozenset[int]]) -> frozenset[int]:
+    """Inodes of the connections in the namespace of a process; no two sockets of a machine have the same."""
+    namespace = str((process / "ns" / "net").readlink())
+    if namespace not in namespaces:
+        tables = "".join((process / "net" / name).read_text() for name in ("tcp", "tcp6"))
+        namespaces[namespace] = open_sockets(tables)
+    return namespaces[namespace]
 
 
 def _inode(entry: Path) -> int:

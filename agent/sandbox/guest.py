@@ -27,11 +27,16 @@ MAX_PROCESSES: Final = 512
 """Threads of one guest's uid; set only where the guest has a uid of its own, because the limit counts per user."""
 
 
-def run_guest(engine: Engine, order: GuestOrder, control: socket.socket, output: int) -> NoReturn:
-    """Become the guest. Never returns: the process ends with the program's exit code."""
+def run_guest(
+    engine: Engine, order: GuestOrder, control: socket.socket, output: int, network: int | None = None
+) -> NoReturn:
+    """Become the guest. Never returns: the process ends with the program's exit code. `network`: the namespace that it
+    is to be in, if it is not the host's."""
     exit_code = EXIT_NOT_STARTED
     try:
         tell(control, Born(os.getpid()))
+        if network is not None:
+            linux.join_network(network)
         become_separate(order, control.fileno(), output)
         code = engine.load(order.code_path, order.code_kind)
         rules = open_directories(order)

@@ -175,6 +175,8 @@ def disconnect(descriptor: int) -> None:
 
 
 CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWNET: Final = 0x40000000
+SIOCGSKNS: Final = 0x894C
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
@@ -188,6 +190,23 @@ def own_mounts() -> None:
     if _libc.unshare(CLONE_NEWNS) < 0:
         raise OSError(ctypes.get_errno(), "mount namespace")
     mount("nothing", "/", "none", MS_REC | MS_SLAVE)
+
+
+def own_network() -> None:
+    """This process is in a network namespace of its own from here on, an empty one."""
+    if _libc.unshare(CLONE_NEWNET) < 0:
+        raise OSError(ctypes.get_errno(), "network namespace")
+
+
+def join_network(descriptor: int) -> None:
+    """This thread is in that network namespace from here on; sockets that it has stay where they were made."""
+    if _libc.setns(descriptor, CLONE_NEWNET) < 0:
+        raise OSError(ctypes.get_errno(), "join a network namespace")
+
+
+def namespace_of(sock: socket.socket) -> int:
+    """A descriptor of the network namespace that a socket was made in. Raises OSError."""
+    return fcntl.ioctl(sock, SIOCGSKNS)
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:

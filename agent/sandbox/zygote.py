@@ -2,7 +2,8 @@
 
 Started by the supervisor with one packet socket (its descriptor is the argument). It says `ready`, or `unfit: <reason>`
 and ends. Then each message is one order to fork, with three descriptors: the order (msgpack in a memory file), the
-writing end of the output pipe, and the guest's control socket. It holds no state: if it dies, the supervisor starts
+writing end of the output pipe, and the guest's control socket; a fourth is the guest's network namespace. It holds no
+state: if it dies, the supervisor starts
 another one, and no guest notices.
 
 It stays single-threaded (a fork of a threaded process is undefined ground), so it never compiles anything; the engine's
@@ -60,7 +61,7 @@ def main(channel_descriptor: int) -> int:
         message, descriptors = linux.receive_with_fds(channel, MAX_CHANNEL_BYTES)
         if not message:
             return 0
-        if message == FORK and len(descriptors) == 3:
+        if message == FORK and len(descriptors) in (3, 4):
             fork_guest(engine, channel, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -109,14 +110,16 @@ def fork_sibling() -> int:
     return pid
 
 
-def _be_guest(engine: Engine, order_file: int, output: int, control_descriptor: int) -> NoReturn:
+def _be_guest(
+    engine: Engine, order_file: int, output: int, control_descriptor: int, network: int | None = None
+) -> NoReturn:
     control = socket.socket(fileno=control_descriptor)
     size = os.fstat(order_file).st_size
     if size > MAX_MESSAGE_BYTES:
         os._exit(1)
     gc.disable()
     order = _ORDERS.decode(os.pread(order_file, size, 0))
-    run_guest(engine, order, control, output)
+    run_guest(engine, order, control, output, network)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""How a check reaches the guest that it checks, while that guest is dark: by the selector, as a probe does.
+"""How a check reaches the guest that it checks, while that guest is dark: as a probe does, by the selector or from
+inside its network namespace.
 
 A check (`GuestOrder.checks`) is a guest that runs to its end and says by its exit code whether another guest is ready.
-It has no listeners and is never a version of its process. Where it connects to a listener of the guest that it checks,
-its socket is bound first, and the group's selector sends what comes from exactly there to that guest's listener.
+It has no listeners and is never a version of its process. It is in the network that this guest is in; where that is a
+namespace, it connects to the guest's own port there. On the host, where it connects to a listener of the guest that it
+checks, its socket is bound first, and the group's selector sends what comes from exactly there to that guest's
+listener.
 
 Of a TCP connection the selector decides once, with its first packet, so the source is let go once it is established: a
 port that the check has closed may soon be another program's. Datagrams are decided one by one; their socket is kept as
@@ -23,6 +26,8 @@ from agent.api import Endpoint
 from agent.runtime import Checked, local_address
 from agent.supervisor.endpoints import Endpoints
 from agent.supervisor.event_loop import POLLOUT, Loop
+from agent.supervisor.group import Group
+from agent.supervisor.guest_record import Guest
 
 ESTABLISHED_WITHIN_S: Final = 5.0
 
@@ -30,7 +35,8 @@ ESTABLISHED_WITHIN_S: Final = 5.0
 class Reaching:
     """The connections of one check to the guest that it checks."""
 
-    def __init__(self, loop: Loop, endpoints: Endpoints, checked: Checked) -> None:
+    def __init__(self, loop: Loop, endpoints: Endpoints, check: Guest, checked: Checked) -> None:
+        self._check = check
         self._loop = loop
         self._endpoints = endpoints
         self._checked = checked
@@ -47,20 +53,27 @@ class Reaching:
                 return endpoint
         return None
 
-    def steer(self, theirs: socket.socket, endpoint: Endpoint) -> None:
-        """See that what this socket is going to connect to is the guest's own listener. Raises OSError."""
+    def lead(self, theirs: socket.socket, endpoint: Endpoint) -> tuple[str, int]:
+        """Where this socket is to connect to, so that it reaches the guest's own listener. Raises OSError."""
         group = self._endpoints.get(endpoint)
-        if group is None or group.listener_of(self._checked.guest) is None:
+        listener = group.listener_of(self._checked.guest) if group is not None else None
+        if group is None or listener is None:
             raise OSError(errno.ECONNREFUSED, f"the guest does not listen on {endpoint}")
+        if listener.namespace is not self._check.namespace:
+            # The guest has taken it over from one that died, so it serves, and is reached like by anybody.
+            return self._check.outside(local_address(endpoint)), endpoint.port
+        if listener.namespace is None:
+            self._steer(theirs, endpoint, group)
+        return listener.near_address(endpoint), listener.port
+
+    def _steer(self, theirs: socket.socket, endpoint: Endpoint, group: Group) -> None:
         if not theirs.getsockname()[1]:
             theirs.bind((local_address(endpoint), 0))
-        address, port = theirs.getsockname()[:2]
-        if ipaddress.ip_address(address).is_unspecified:
-            address = local_address(endpoint)
+        port = theirs.getsockname()[1]
         if (endpoint, port) in self._steered:
             return
         hold = contextlib.ExitStack()
-        hold.enter_context(group.steered((address, port), self._checked.guest))
+        hold.enter_context(group.steered(theirs, self._checked.guest))
         self._steered.add((endpoint, port))
         hold.callback(self._steered.discard, (endpoint, port))
         descriptor = os.dup(theirs.fileno())  # `socket.dup` would make the guest's socket a blocking one

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Final
 
 from agent.supervisor import sockdiag
-from agent.supervisor.endpoints import Group
 from agent.supervisor.event_loop import Loop, Task, Wait
+from agent.supervisor.group import Group, Listener
 from agent.supervisor.guest_record import Guest
 from agent.supervisor.notify import sockets_of
 
@@ -35,7 +35,7 @@ def drained(loop: Loop, guest: Guest, groups: list[Group], deadline: float) -> T
 
 def is_finished(guest: Guest, groups: list[Group], now: float) -> bool:
     """Can the guest end without anybody losing a connection?"""
-    streams = set()
+    streams: list[Listener] = []
     for group in groups:
         listener = group.listener_of(guest.name)
         if listener is None:
@@ -43,11 +43,11 @@ def is_finished(guest: Guest, groups: list[Group], now: float) -> bool:
         if listener.flipped_at is not None and now - listener.flipped_at < GRACE_S:
             return False
         if group.is_stream:
-            streams.add((group.family, group.endpoint.port))
-            still_open = listener.half_open and sockdiag.half_open_peers(group.family, group.endpoint.port)
+            streams.append(listener)
+            still_open = listener.half_open and listener.half_open_peers()
             if still_open and not listener.half_open.isdisjoint(still_open):
                 return False
         if listener.waiting():
             return False
     held = sockets_of(guest.pid) if streams else set()
-    return not any(sockdiag.connections_of(held, family, port) for family, port in streams)
+    return not any(sockdiag.connections_of(held, one.sock.family, one.port, one.place) for one in streams)

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -21,7 +21,11 @@ from agent.runtime import GuestId, GuestOrder, GuestState
 from agent.sandbox import cgroups, linux
 from agent.supervisor.event_loop import Loop, Signal
 from agent.supervisor.output_pipe import OutputFile, OutputPipe
+from agent.supervisor.place import HOST, Place
 from agent.supervisor.wire import MAX_GUEST_MESSAGE_BYTES, Born, Failed, FromGuest, Running, Sandboxed
+
+if TYPE_CHECKING:
+    from agent.supervisor.network.namespace import Namespace
 
 MAX_KEPT_REFUSALS: Final = 8
 MAX_TOLD_REFUSALS: Final = 100
@@ -40,8 +44,11 @@ class Guest:
         *,
         on_sandboxed: Callable[[Guest, int | None], None],
         on_ended: Callable[[Guest], None],
+        namespace: Namespace | None = None,
     ) -> None:
         self.order = order
+        self.namespace = namespace
+        """Its own; None where it is in the host's network. Held until it has ended."""
         self.pid = 0
         self.pidfd: int | None = None
         self.started_unix = time.time()
@@ -65,6 +72,8 @@ class Guest:
         self._control.setblocking(False)
         reading, self._far_output = os.pipe()
         self._output = OutputPipe(reading, output)
+        if namespace is not None:
+            namespace.hold()
         loop.watch(self._control.fileno(), self.read_messages)
         loop.watch(reading, self._read_output)
 
@@ -80,6 +89,15 @@ class Guest:
         self.sandboxed = self.running = True
         self._adopted = True
         self._loop.watch(pidfd, lambda: self.note_exit(EXIT_UNKNOWN, "how is not known, its supervisor was replaced"))
+
+    @property
+    def place(self) -> Place:
+        """Where its sockets are made."""
+        return self.namespace or HOST
+
+    def outside(self, address: str) -> str:
+        """What reaches an address that its definition names from where its sockets are."""
+        return address if self.namespace is None else self.namespace.outside(address)
 
     @property
     def name(self) -> str:
@@ -103,8 +121,9 @@ class Guest:
         self.refusals.append(text)
 
     def far_descriptors(self) -> list[int]:
-        """Output pipe and control socket, as the guest gets them."""
-        return [self._far_output, self._far_control.fileno()]
+        """Output pipe, control socket, and its network namespace if it has one, as the guest gets them."""
+        network = [self.namespace.descriptor] if self.namespace is not None else []
+        return [self._far_output, self._far_control.fileno(), *network]
 
     def close_far_descriptors(self) -> None:
         """The zygote has them now: once it is gone as well, the guest's end is the end of both."""
@@ -160,6 +179,8 @@ class Guest:
         self.exit_reason = self.exit_reason or reason
         self.changed.notify()
         self._on_ended(self)
+        if self.namespace is not None:
+            self.namespace.let_go()
 
     def _read_output(self) -> None:
         if not self._output.pump():

@@ -13,6 +13,10 @@ the guest's socket or one of ours: another thread of the guest may change the me
   at `bind`.
 - Anything else: EACCES.
 
+A guest with a network namespace of its own gets its sockets there, and a connection that is declared to this machine's
+loopback is made to what stands for it (`agent.supervisor.network.addressing`). The rules of its interface check all of
+it once more.
+
 The supervisor must never wait for a guest: before it connects a guest's socket it bounds the time that would take, in
 case the guest makes it a blocking one in that moment.
 """
@@ -34,7 +38,8 @@ from agent.api import Endpoint
 from agent.runtime import GuestFailed
 from agent.sandbox import linux, seccomp
 from agent.supervisor.checking import Reaching
-from agent.supervisor.endpoints import Endpoints, Listener, family_of
+from agent.supervisor.endpoints import Endpoints
+from agent.supervisor.group import Listener, family_of
 from agent.supervisor.guest_record import Guest
 
 _RECEIVE: Final = 0xC0502100
@@ -201,7 +206,7 @@ class Notifications:
             return self._bind_datagram(datagram, inode, address)
         endpoint = declared_listener(self._guest.order.listen, address, "tcp")
         if endpoint is not None:
-            listener = self._endpoints.group(endpoint).listener_for(self._guest.name)
+            listener = self._endpoints.group(endpoint).listener_for(self._guest.name, namespace=self._guest.namespace)
             self._put(question, listener.sock, question.arguments[0])
             self._bound[listener.inode] = (endpoint, listener)
             return 0
@@ -214,7 +219,9 @@ class Notifications:
         if endpoint is not None:
             # The group keeps the socket from here on, also when the guest is gone.
             own = mine.dup()
-            self._bound[inode] = (endpoint, self._endpoints.group(endpoint).listener_for(self._guest.name, own))
+            group = self._endpoints.group(endpoint)
+            listener = group.listener_for(self._guest.name, own, namespace=self._guest.namespace)
+            self._bound[inode] = (endpoint, listener)
             self._on_listening()
             return 0
         listens = [*self._guest.order.listen.values()]
@@ -257,13 +264,14 @@ class Notifications:
         checked = self._reaching.listener_at(address.address, address.port, protocol) if self._reaching else None
         if not own and not checked and not is_declared_connection(self._guest.order.connect, address, protocol):
             raise Refused(_REFUSED, f"it may not connect to {address}/{protocol}, which its definition does not name")
+        target = (address.address if own else self._guest.outside(address.address), address.port)
         with datagram.dup() if datagram is not None else self._guests_socket(question) as theirs:
             if self._reaching is not None and checked is not None:
-                self._reaching.steer(theirs, checked)
+                target = self._reaching.lead(theirs, checked)
             if datagram is not None:
-                theirs.connect((address.address, address.port))
+                theirs.connect(target)
                 return 0
-            return _connect_without_waiting(theirs, address)
+            return _connect_without_waiting(theirs, target)
 
     def _disconnect(self, mine: socket.socket) -> int:
         linux.disconnect(mine.fileno())
@@ -279,7 +287,7 @@ class Notifications:
                 raise Refused(_REFUSED, "it may not open datagram sockets: its definition names no UDP")
             if len(self._datagrams) >= MAX_DATAGRAM_SOCKETS:
                 raise Refused(errno.EMFILE)
-            fresh = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            fresh = self._guest.place.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             self._datagrams[os.fstat(fresh.fileno()).st_ino] = fresh
             added = _ADDED_FD.pack(question.id, _ADD_FD_AND_ANSWER, fresh.fileno(), 0, os.O_CLOEXEC)
             linux.ioctl(self.descriptor, _ADD_FD, added)
@@ -350,12 +358,12 @@ class Notifications:
             self._datagrams.pop(inode).close()
 
 
-def _connect_without_waiting(theirs: socket.socket, address: SocketAddress) -> int:
+def _connect_without_waiting(theirs: socket.socket, target: tuple[str, int]) -> int:
     """Start to connect a guest's socket; what comes of it the guest learns from its socket."""
     if not fcntl.fcntl(theirs, fcntl.F_GETFL) & os.O_NONBLOCK:
         raise Refused(errno.EOPNOTSUPP, "it may connect non-blocking sockets only")
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("qq", 0, _CONNECT_AT_MOST_US))
-    failure = theirs.connect_ex((address.address, address.port))
+    failure = theirs.connect_ex(target)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("qq", 0, 0))
     if failure:
         raise Refused(failure)

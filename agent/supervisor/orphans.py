@@ -35,31 +35,34 @@ class _Named(msgspec.Struct, frozen=True):
 
     boot: str
     living: tuple[_NamedGuest, ...]
+    block: int | None = None
 
 
-def save(path: Path, living: Iterable[LivingGuest]) -> None:
-    """Remember these guests, in one step."""
-    state = SavedState(VERSION, _boot(), tuple(living))
+def save(path: Path, living: Iterable[LivingGuest], block: int | None) -> None:
+    """Remember these guests, and the block of addresses of those in namespaces, in one step."""
+    state = SavedState(VERSION, _boot(), tuple(living), block)
     fresh = path.with_name(path.name + ".new")
     fresh.write_bytes(msgspec.msgpack.encode(state))
     fresh.replace(path)
 
 
-def load(path: Path) -> tuple[LivingGuest, ...]:
+def load(path: Path) -> SavedState:
     """The guests in the file, of which some may have ended. A file that cannot be read names none; of one that another
     version has written in its own way, the processes are known, so that they can be ended."""
+    nothing = SavedState(VERSION, _boot(), ())
     try:
         data = path.read_bytes()
         state = msgspec.msgpack.decode(data, type=_Named)
-        if state.boot != _boot():
-            return ()
+        if state.boot != nothing.boot:
+            return nothing
         with contextlib.suppress(msgspec.DecodeError):
             whole = msgspec.msgpack.decode(data, type=SavedState)
             if whole.version == VERSION:
-                return whole.living
+                return whole
     except (OSError, msgspec.DecodeError):
-        return ()
-    return tuple(LivingGuest(one.guest, one.pid, one.start_ticks) for one in state.living)
+        return nothing
+    living = tuple(LivingGuest(one.guest, one.pid, one.start_ticks) for one in state.living)
+    return SavedState(VERSION, state.boot, living, state.block)
 
 
 def end(guest: LivingGuest) -> bool:

@@ -1,7 +1,8 @@
 """Is a new guest ready to serve? Shown by a real connection that reaches it while it is still dark.
 
-The probe binds a port of this machine first; the group's selector then sends connections from exactly that address and
-port to the dark listener. No address is reserved for it, so it works for every local address, and no client can be
+A listener in a namespace of its own is reached there, from inside. For one on the host the probe binds a port of this
+machine first; the group's selector then sends connections from exactly that address and port to the dark listener. No
+address is reserved for it, so it works for every local address, and no client can be
 mistaken for it: while the probe holds the port nobody else has it.
 
 A connection to a listening socket is established without the program doing anything, so that alone proves nothing: the
@@ -14,13 +15,13 @@ import errno
 import os
 import socket
 from collections.abc import Generator
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.api import Endpoint, Ready
-from agent.runtime import GuestFailed, local_address
+from agent.runtime import GuestFailed
 from agent.supervisor import sockdiag
-from agent.supervisor.endpoints import Group
 from agent.supervisor.event_loop import POLLIN, POLLOUT, Loop, Wait
+from agent.supervisor.group import Group, Listener
 from agent.supervisor.guest_record import Guest
 
 ATTEMPT_S: Final = 5.0
@@ -60,37 +61,49 @@ def wait_until_proven(loop: Loop, guest: Guest, group: Group, ready: Ready, dead
 
 def probe(loop: Loop, guest: Guest, group: Group, path: str | None, deadline: float) -> Step:
     """One connection to the guest's listener."""
-    address = local_address(group.endpoint)  # the probe comes from where it goes
-    with socket.socket(group.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as connection:
-        try:
+    listener = group.listener_of(guest.name)
+    if listener is None:
+        return f"it does not listen on {group.endpoint} any more"
+    address = listener.near_address(group.endpoint)  # the probe comes from where it goes
+    try:
+        with listener.place.socket(group.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
             connection.bind((address, 0))
-            with group.steered(connection.getsockname()[:2], guest.name):
-                return (yield from _talk(loop, guest, group, connection, path, deadline))
-        except OSError as error:
-            return f"a connection to {group.endpoint} failed: {error.strerror or error}"
+            with group.steered(connection, guest.name):
+                to = Probed(group.endpoint, listener, (address, listener.port))
+                return (yield from _talk(loop, guest, to, connection, path, deadline))
+    except OSError as error:
+        return f"a connection to {group.endpoint} failed: {error.strerror or error}"
 
 
-def _talk(loop: Loop, guest: Guest, group: Group, connection: socket.socket, path: str | None, deadline: float) -> Step:
-    target = (local_address(group.endpoint), group.endpoint.port)
-    failure = connection.connect_ex(target)
+class Probed(NamedTuple):
+    """A listener that is tried."""
+
+    endpoint: Endpoint
+    listener: Listener
+    target: tuple[str, int]
+    """Where it is reached."""
+
+
+def _talk(loop: Loop, guest: Guest, to: Probed, connection: socket.socket, path: str | None, deadline: float) -> Step:
+    failure = connection.connect_ex(to.target)
     if failure == errno.EINPROGRESS:
         if not (yield Wait(deadline, connection.fileno(), POLLOUT)):
-            return f"{group.endpoint} did not take a connection"
+            return f"{to.endpoint} did not take a connection"
         failure = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if failure:
         raise OSError(failure, os.strerror(failure))
     if path is None:
-        return (yield from _wait_until_accepted(loop, guest, group, connection, deadline))
-    connection.send(request_for(group.endpoint, path))
+        return (yield from _wait_until_accepted(loop, guest, to, connection, deadline))
+    connection.send(request_for(to.endpoint, path))
     return (yield from _read_status(loop, connection, path, deadline))
 
 
-def _wait_until_accepted(loop: Loop, guest: Guest, group: Group, connection: socket.socket, deadline: float) -> Step:
+def _wait_until_accepted(loop: Loop, guest: Guest, to: Probed, connection: socket.socket, deadline: float) -> Step:
     poll_s = ACCEPT_POLL_S
     port = connection.getsockname()[1]
-    while not sockdiag.is_accepted(group.family, group.endpoint.port, port):
+    while not sockdiag.is_accepted(connection.family, to.listener.port, port, to.listener.place):
         if loop.clock() >= deadline or guest.ended:
-            return f"it listens on {group.endpoint} but does not accept connections"
+            return f"it listens on {to.endpoint} but does not accept connections"
         yield Wait(min(deadline, loop.clock() + poll_s), signal=guest.changed)
         poll_s = min(2 * poll_s, LAST_ACCEPT_POLL_S)
     return ""

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from agent.supervisor.place import HOST, Place
+
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _REQUEST_DUMP: Final = 0x301
@@ -52,7 +54,9 @@ class TcpSocket(NamedTuple):
     """0 where no process holds it: half open, or waiting to be accepted."""
 
 
-def tcp_sockets(family: int, port: int, states: frozenset[int], *, peer_port: int | None = None) -> list[TcpSocket]:
+def tcp_sockets(
+    family: int, port: int, states: frozenset[int], place: Place = HOST, *, peer_port: int | None = None
+) -> list[TcpSocket]:
     """The TCP sockets with this local port. Raises OSError."""
     tests = [(_SOURCE_PORT_AT_LEAST, port), (_SOURCE_PORT_AT_MOST, port)]
     if peer_port is not None:
@@ -62,7 +66,7 @@ def tcp_sockets(family: int, port: int, states: frozenset[int], *, peer_port: in
     body = struct.pack("BBBBI", family, socket.IPPROTO_TCP, 0, 0, mask) + bytes(48)
     body += struct.pack("HH", 4 + len(filter_code), 1) + filter_code
     request = struct.pack("IHHII", _HEADER_BYTES + len(body), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + body
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
+    with place.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.send(request)
         return [found for found in _answers(netlink) if found.local[1] == port]
 
@@ -102,19 +106,19 @@ def _parse(message: bytes) -> TcpSocket:
     return TcpSocket(state, (message[8 : 8 + size], local_port), (message[24 : 24 + size], peer_port), inode)
 
 
-def half_open_peers(family: int, port: int) -> set[tuple[bytes, int]]:
+def half_open_peers(family: int, port: int, place: Place = HOST) -> set[tuple[bytes, int]]:
     """Who is in the middle of a handshake with this port."""
-    return {found.peer for found in tcp_sockets(family, port, HALF_OPEN)}
+    return {found.peer for found in tcp_sockets(family, port, HALF_OPEN, place)}
 
 
-def is_accepted(family: int, port: int, peer_port: int) -> bool:
-    """Has a process accepted the connection that came from this port of this machine?"""
-    return any(found.inode for found in tcp_sockets(family, port, OPEN, peer_port=peer_port))
+def is_accepted(family: int, port: int, peer_port: int, place: Place = HOST) -> bool:
+    """Has a process accepted the connection that came from this port of the same place?"""
+    return any(found.inode for found in tcp_sockets(family, port, OPEN, place, peer_port=peer_port))
 
 
-def connections_of(inodes: set[int], family: int, port: int) -> int:
+def connections_of(inodes: set[int], family: int, port: int, place: Place = HOST) -> int:
     """How many open connections of a port are held by a process with these socket inodes."""
-    return sum(found.inode in inodes for found in tcp_sockets(family, port, OPEN))
+    return sum(found.inode in inodes for found in tcp_sockets(family, port, OPEN, place))
 
 
 def waiting_in(listener: socket.socket) -> int:

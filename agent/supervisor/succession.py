@@ -26,12 +26,16 @@ import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agent.api import Endpoint
 from agent.runtime import GuestOrder
 from agent.sandbox import linux, seccomp
-from agent.supervisor.endpoints import kind_of
+from agent.supervisor.group import family_of, kind_of
+
+if TYPE_CHECKING:
+    from agent.supervisor.network.namespace import Namespace
+    from agent.supervisor.network.networks import Networks
 
 OUTPUT: Final = 1
 QUESTIONS: Final = "anon_inode:seccomp notify"
@@ -50,7 +54,9 @@ class Taken:
         self.questions: int | None = None
         self.output = -1
         """The reading end."""
-        self.listeners: dict[Endpoint, socket.socket] = {}
+        self.namespace: Namespace | None = None
+        self.listeners: dict[Endpoint, tuple[socket.socket, Namespace | None]] = {}
+        """Each with the namespace that it is in, which need not be the guest's: it may have been another guest's."""
         self.datagrams: list[socket.socket] = []
         """Every datagram socket of the guest, also those that are listeners."""
 
@@ -58,16 +64,20 @@ class Taken:
         for descriptor in (self.pidfd, self.questions, self.output):
             if descriptor is not None and descriptor >= 0:
                 os.close(descriptor)
-        for held in (*self.listeners.values(), *self.datagrams):
+        for held in (*(sock for sock, _ in self.listeners.values()), *self.datagrams):
             held.close()
 
 
-def take(order: GuestOrder, pid: int, start_ticks: int) -> Taken:
-    """Copy what a successor needs. Raises NotTaken, OSError."""
+def take(order: GuestOrder, pid: int, start_ticks: int, networks: Networks | None) -> Taken:
+    """Copy what a successor needs. `networks` finds namespaces again. Raises NotTaken, OSError."""
     taken = Taken(os.pidfd_open(pid))
     try:
         if linux.process_start_ticks(pid) != start_ticks:
             raise NotTaken("it has ended")
+        if networks is not None:
+            taken.namespace = networks.adopt(order, os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        if taken.namespace is None and order.network == "namespace":
+            raise NotTaken("its network namespace is not known")
         for descriptor, target in _descriptors(pid):
             if target == QUESTIONS or target.startswith("socket:"):
                 try:
@@ -79,7 +89,7 @@ def take(order: GuestOrder, pid: int, start_ticks: int) -> Taken:
                 if target == QUESTIONS:
                     taken.questions = copy
                 else:
-                    _keep(taken, order, socket.socket(fileno=copy))
+                    _keep(taken, order, socket.socket(fileno=copy), networks)
         absent = [str(endpoint) for endpoint in order.listen.values() if endpoint not in taken.listeners]
         if absent:
             raise NotTaken(f"it does not listen on {', '.join(absent)}")
@@ -104,28 +114,30 @@ def _descriptors(pid: int) -> Iterator[tuple[int, str]]:
             yield int(entry.name), str(entry.readlink())
 
 
-def _keep(taken: Taken, order: GuestOrder, held: socket.socket) -> None:
+def _keep(taken: Taken, order: GuestOrder, held: socket.socket, networks: Networks | None) -> None:
     """Take a socket that is a listener or of datagrams; close any other."""
     if held.family in (socket.AF_INET, socket.AF_INET6):
-        endpoint = next((e for e in order.listen.values() if e not in taken.listeners and _is_on(held, e)), None)
-        if held.type == socket.SOCK_DGRAM:
+        is_datagram = held.type == socket.SOCK_DGRAM
+        if is_datagram:
             taken.datagrams.append(held)
-            if endpoint is not None:
-                taken.listeners[endpoint] = held.dup()
-            return
-        if endpoint is not None and held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            taken.listeners[endpoint] = held
+        if is_datagram or held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            namespace = networks.adopt(order, linux.namespace_of(held)) if networks is not None else None
+            wanted = (e for e in order.listen.values() if e not in taken.listeners and _is_on(held, e, namespace))
+            for endpoint in wanted:
+                taken.listeners[endpoint] = (held.dup() if is_datagram else held, namespace)
+                return
+        if is_datagram:
             return
     held.close()
 
 
-def _is_on(held: socket.socket, endpoint: Endpoint) -> bool:
+def _is_on(held: socket.socket, endpoint: Endpoint, namespace: Namespace | None) -> bool:
     address, port = held.getsockname()[:2]
-    return (
-        held.type == kind_of(endpoint)
-        and port == endpoint.port
-        and ipaddress.ip_address(address) == ipaddress.ip_address(endpoint.address)
-    )
+    if held.type != kind_of(endpoint) or held.family != family_of(endpoint):
+        return False
+    if namespace is not None:
+        return bool(port == namespace.ports.get(endpoint))
+    return port == endpoint.port and ipaddress.ip_address(address) == ipaddress.ip_address(endpoint.address)
 
 
 def _has_half_answered(pid: int, questions: int) -> bool:

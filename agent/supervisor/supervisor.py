@@ -22,18 +22,19 @@ import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agent.api import Ready
 from agent.build import build
-from agent.runtime import EndpointTaken, GuestFailed, GuestId, GuestOrder, GuestState
+from agent.runtime import EndpointTaken, GuestFailed, GuestId, GuestOrder, GuestState, kernel_name
 from agent.sandbox import linux
 from agent.supervisor import orphans
 from agent.supervisor.agent_link import AgentLink
 from agent.supervisor.checking import Reaching
 from agent.supervisor.draining import drained
-from agent.supervisor.endpoints import Endpoints, Group
+from agent.supervisor.endpoints import Endpoints
 from agent.supervisor.event_loop import Loop, Task, Wait
+from agent.supervisor.group import Group, Moves
 from agent.supervisor.guest_record import Guest
 from agent.supervisor.notify import Notifications
 from agent.supervisor.readiness import Step, wait_until_listening, wait_until_proven
@@ -62,9 +63,14 @@ from agent.supervisor.wire import (
 )
 from agent.supervisor.zygote_link import ZygoteAway, ZygoteLink, ZygoteUnusable
 
+if TYPE_CHECKING:
+    from agent.supervisor.network.namespace import Namespace
+    from agent.supervisor.network.networks import Networks
+
 SPAWN_DEADLINE_S: Final = 30.0
 KILL_DEADLINE_S: Final = 10.0
 ZYGOTE_RETRY_S: Final = 0.02
+LINK_POLL_S: Final = 0.001
 MAX_GUESTS: Final = 4096
 MAX_KILLED_REMEMBERED: Final = 256
 MAX_AGENTS: Final = 8
@@ -84,7 +90,11 @@ class Supervisor:
         self._killed: collections.OrderedDict[GuestId, GuestState] = collections.OrderedDict()
         """How the last guests that were killed ended, for whoever asks a second time."""
         self._notifications: dict[GuestId, Notifications] = {}
-        self._endpoints = Endpoints()
+        self._networks: Networks | None = None
+        """Made with the first guest that is to have a network namespace."""
+        self._block: int | None = None
+        """Which block of addresses a supervisor before had."""
+        self._endpoints = Endpoints(self._move)
         self._zygote = ZygoteLink(loop, dict(os.environ), log)
         self._stopping = False
         self._build = build()
@@ -100,13 +110,17 @@ class Supervisor:
 
     def _succeed(self) -> None:
         """Take over the guests that serve, and end the others: what they were to become, the agent begins anew."""
-        left = orphans.load(self._state_dir / STATE_NAME)
+        before = orphans.load(self._state_dir / STATE_NAME)
+        left, self._block = before.living, before.block
         for one in left:
             if not one.serving:
                 orphans.end(one)
-        for one in left:
-            if one.serving and not self._adopt(one):
-                orphans.end(one)
+        with self._network().at_once() if self._block is not None else contextlib.nullcontext():
+            for one in left:
+                if one.serving and not self._adopt(one):
+                    orphans.end(one)
+        if self._networks is not None:
+            self._networks.sweep()
         if left:
             self._log(f"took {len(self._guests)} of {len(left)} guests over from the supervisor before")
 
@@ -114,17 +128,17 @@ class Supervisor:
         if one.order is None:
             return False
         try:
-            taken = take(one.order, one.pid, one.start_ticks)
+            taken = take(one.order, one.pid, one.start_ticks, self._networks)
         except (NotTaken, OSError) as error:
             self._log(f"{one.guest} is not taken over: {error}")
             return False
-        guest = Guest(one.order, self._loop, on_sandboxed=self._sandboxed, on_ended=self._guest_ended)
+        guest = self._new_guest(one.order, taken.namespace)
         self._guests[one.guest] = guest
         guest.adopt(one.pid, taken.pidfd, taken.output, one.started_unix)
         try:
             listeners = {
-                endpoint: self._endpoints.adopt(guest.name, guest.order.process, endpoint, sock)
-                for endpoint, sock in taken.listeners.items()
+                endpoint: self._endpoints.adopt(guest.name, guest.order.process, endpoint, sock, namespace)
+                for endpoint, (sock, namespace) in taken.listeners.items()
             }
             if taken.questions is not None:
                 self._ask(guest, taken.questions).adopt(listeners, taken.datagrams)
@@ -206,7 +220,11 @@ class Supervisor:
     def _spawn(self, number: int, order: GuestOrder) -> Task[Answer]:
         self._see_that_it_may_start(order)
         self._endpoints.acquire(order.guest, order.process, order.listen.values())
-        guest = yield from self._start(order, self._loop.clock() + SPAWN_DEADLINE_S)
+        try:
+            guest = yield from self._start(order, self._loop.clock() + SPAWN_DEADLINE_S)
+        except GuestFailed:
+            self._endpoints.release(order.guest)
+            raise
         if not guest.sandboxed:
             reason = guest.exit_reason or f"it did not start within {SPAWN_DEADLINE_S:g} s"
             self._drop(guest)
@@ -246,7 +264,7 @@ class Supervisor:
         """Have the guest forked, and wait until its sandbox is closed or it has failed. A zygote that dies on the way
         is no reason to fail."""
         while True:
-            guest = Guest(order, self._loop, on_sandboxed=self._sandboxed, on_ended=self._guest_ended)
+            guest = self._new_guest(order, self._namespace_for(order))
             self._guests[order.guest] = guest
             try:
                 self._zygote.fork(order, guest.far_descriptors())
@@ -258,10 +276,15 @@ class Supervisor:
             guest.close_far_descriptors()
             while not (guest.sandboxed or guest.ended) and self._loop.clock() < deadline:
                 yield Wait(deadline, signal=guest.changed)
+            while guest.namespace is not None and not guest.namespace.is_up() and self._loop.clock() < deadline:
+                yield Wait(self._loop.clock() + LINK_POLL_S)
             zygote_died = guest.ended and not guest.pid
             if not zygote_died or self._loop.clock() >= deadline:
                 return guest
             yield Wait(self._loop.clock() + ZYGOTE_RETRY_S)
+
+    def _new_guest(self, order: GuestOrder, namespace: Namespace | None) -> Guest:
+        return Guest(order, self._loop, on_sandboxed=self._sandboxed, on_ended=self._guest_ended, namespace=namespace)
 
     def _sandboxed(self, guest: Guest, notifications: int | None) -> None:
         if notifications is not None:
@@ -275,7 +298,7 @@ class Supervisor:
             questions,
             self._endpoints,
             on_listening=lambda: self._listening(guest),
-            reaching=Reaching(self._loop, self._endpoints, checked) if checked else None,
+            reaching=Reaching(self._loop, self._endpoints, guest, checked) if checked else None,
         )
         self._notifications[guest.name] = answers
         self._loop.watch(questions, lambda: self._answer(guest))
@@ -347,8 +370,7 @@ class Supervisor:
         if not all(group.is_open(name) for group in groups.values()):
             raise GuestFailed(f"{guest.order.process} does not listen yet", state=self._state(guest))
         self._save(flipping=guest)
-        for group in groups.values():
-            group.flip(name)
+        self._endpoints.flip(groups.values(), name)
         self._forget_what_was_killed()
 
     def _kill(self, number: int, name: GuestId) -> Task[Answer]:
@@ -418,6 +440,26 @@ class Supervisor:
         found = {name: self._endpoints.get(endpoint) for name, endpoint in guest.order.listen.items()}
         return {name: group for name, group in found.items() if group is not None}
 
+    # --- network namespaces -----------------------------------------------------------------------------------------
+
+    def _namespace_for(self, order: GuestOrder) -> Namespace | None:
+        """A new one; for a check that of the guest that it checks. Raises GuestFailed."""
+        if order.checked is not None:
+            return self._living(order.checked.guest).namespace
+        return self._network().make(order) if order.network == "namespace" else None
+
+    def _network(self) -> Networks:
+        """Loaded only where a guest is to have a namespace: other hosts pay nothing for it."""
+        if self._networks is None:
+            from agent.supervisor.network.networks import Networks
+
+            self._networks = Networks(kernel_name(self._state_dir), self._loop, self._log, self._block)
+        return self._networks
+
+    def _move(self, changes: Moves) -> None:
+        if self._networks is not None:
+            self._networks.move(changes)
+
     # --- processes that end -----------------------------------------------------------------------------------------
 
     def reap(self) -> None:
@@ -466,6 +508,8 @@ class Supervisor:
             self._loop.after(0.005, lambda: self._finish_when_empty(deadline))
             return
         self._endpoints.close()
+        if self._networks is not None:
+            self._networks.close()
         for name in (SOCKET_NAME, STATE_NAME):
             (self._state_dir / name).unlink(missing_ok=True)
         self._loop.stop()
@@ -475,7 +519,8 @@ class Supervisor:
         is written before it is done: that guest has been proven, and the one before may be ended."""
         living = [self._saved(guest, flipping) for guest in self._guests.values() if guest.pid and not guest.ended]
         try:
-            orphans.save(self._state_dir / STATE_NAME, [one for one in living if one.start_ticks])
+            block = self._networks.block if self._networks is not None else None
+            orphans.save(self._state_dir / STATE_NAME, [one for one in living if one.start_ticks], block)
         except OSError as error:
             self._log(f"{STATE_NAME} is out of date: {error}")
 

@@ -167,6 +167,8 @@ class SavedState(_Message, frozen=True):
     version: int
     boot: str
     living: tuple[LivingGuest, ...]
+    block: int | None = None
+    """Which block of addresses its guests in network namespaces have (`agent.supervisor.network.networks`)."""
 
 
 def frame(message: msgspec.Struct) -> bytes:

@@ -211,22 +211,26 @@ static bool receive(const struct stream *stream, char *place, size_t room, size_
     return ready && tcp_read(stream, place, room, length) == NET_OK;
 }
 
-/* Answers one connection after the other: the whole response for each, `delay_ns` after something has arrived. */
-static bool serve_each(handle listener, struct slice response, uint64_t delay_ns) {
+/* Takes a connection, if one waits, and sends the whole response `delay_ns` after something has arrived. */
+static void answer_one(handle listener, struct slice response, uint64_t delay_ns) {
     static char request[MAX_REQUEST];
+    struct stream stream;
+    size_t length = 0;
+    if (tcp_accept(listener, &stream) != NET_OK) return;
+    if (receive(&stream, request, sizeof request, &length) && length) {
+        if (delay_ns) pause_ns(delay_ns);
+        send_all(&stream, response);
+    }
+    tcp_finish_sending(&stream);
+    while (receive(&stream, request, sizeof request, &length)) {}
+    tcp_close(&stream);
+}
+
+static bool serve_each(handle listener, struct slice response, uint64_t delay_ns) {
     handle waiting = wasi_subscribe_tcp(listener);
     for (;;) {
-        struct stream stream;
-        size_t length = 0;
         wasi_block(waiting);
-        if (tcp_accept(listener, &stream) != NET_OK) continue;
-        if (receive(&stream, request, sizeof request, &length) && length) {
-            if (delay_ns) pause_ns(delay_ns);
-            send_all(&stream, response);
-        }
-        tcp_finish_sending(&stream);
-        while (receive(&stream, request, sizeof request, &length)) {}
-        tcp_close(&stream);
+        answer_one(listener, response, delay_ns);
     }
 }
 
@@ -234,6 +238,19 @@ static bool serve_each(handle listener, struct slice response, uint64_t delay_ns
 
 static bool mode_listen(void) {
     return serve_each(listener_at(2), SLICE(RESPONSE("200 OK")), 0);
+}
+
+/* listen-both PORT ADDRESS PORT ADDRESS */
+static bool mode_listen_both(void) {
+    handle listeners[2] = {listener_at(2), listener_at(4)};
+    handle waiting[2] = {wasi_subscribe_tcp(listeners[0]), wasi_subscribe_tcp(listeners[1])};
+    for (;;) {
+        uint32_t ready[2], answer[2];
+        land_in(ready, sizeof ready);
+        wasi_poll(waiting, 2, answer);
+        land_anywhere();
+        for (uint32_t i = 0; i < answer[1]; i++) answer_one(listeners[ready[i]], SLICE(RESPONSE("200 OK")), 0);
+    }
 }
 
 static bool mode_http500(void) {
@@ -496,6 +513,7 @@ static const struct {
     {"fill", mode_fill},                         /* PATH MIB */
     {"list", mode_list},                         /* PATH */
     {"listen", mode_listen},                     /* PORT [ADDRESS] */
+    {"listen-both", mode_listen_both},           /* PORT ADDRESS PORT ADDRESS */
     {"listen-late", mode_listen_late},           /* PORT MS */
     {"listen-then-exit", mode_listen_then_exit}, /* PORT MS */
     {"never-listen", mode_never_listen},

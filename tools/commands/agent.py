@@ -26,6 +26,8 @@ MIN_RATE_BYTES_S = 64 << 10
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    from tools.local_cloud import add_network_argument
+
     parser.add_argument("--state", required=True, metavar="DIR", type=Path, help="where this host keeps everything")
     parser.add_argument("--host", metavar="NAME", help="its name (default: from the enrolled bundle)")
     parser.add_argument("--listen", metavar="ADDR:PORT", help="where it listens (default: from the enrolled bundle)")
@@ -37,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--peer-rate", metavar="SIZE", help="bytes a second that this host gives to others, and takes from them, in all"
     )
     parser.add_argument("--link-rate", metavar="SIZE", help="the same for each other host")
+    add_network_argument(parser)
     parser.add_argument("--store-quota", metavar="SIZE", help="the most that its blobs may take on disk")
 
 
@@ -59,6 +62,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         pin=not args.shared,
         peer_limits=limits,
         store_quota_bytes=_bytes("--store-quota", args.store_quota),
+        network=args.network,
     )
     return errors.DONE
 

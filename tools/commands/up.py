@@ -32,9 +32,11 @@ LOOK_EVERY_S = 2.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     from tools.deploying import add_definition_arguments
+    from tools.local_cloud import add_network_argument
 
     parser.add_argument("file", nargs="?", metavar="FILE", help="the definition (default: as lowcloud.toml says)")
     parser.add_argument("-d", "--detach", action="store_true", help="return when all runs; `lowcloud down` ends it")
+    add_network_argument(parser)
     add_definition_arguments(parser)
 
 
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             raise errors.UsageError(
                 "no host of the definition has a loopback address", hint='give one an address such as "127.0.1.1:7400"'
             )
-        started = start_agents(cloud, addresses)
+        started = start_agents(cloud, addresses, args.network)
         for one in started:
             out.line(f"{one.host} {'runs' if one.new else 'ran already'} at {one.address}, pid {one.pid}")
         ours = [one for one in started if one.new]

@@ -1,7 +1,7 @@
 """A guest's process in which native code runs instead of a WebAssembly program: what a program that had broken out of
 the engine could do. Started by the tests as `python -m tests.agent.runtime.hostile ORDER OUTPUT CONTROL` (descriptors);
 it closes the same sandbox around itself as every guest, then tries each attempt that its arguments name, and prints
-`<attempt> <what came of it>` for each: `ok`, or the error's name.
+`<attempt> <what came of it>` for each: `ok`, or the error's name. A fourth descriptor is its network namespace.
 """
 
 from __future__ import annotations
@@ -113,6 +113,15 @@ def udp_connected(address: str, port: str) -> str:
         return client.recv(100).decode()
 
 
+def udp_from_listener(own_port: str, *targets: str) -> None:
+    """Send from a declared listener, in this order, whatever becomes of it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("0.0.0.0", int(own_port)))
+        for target in targets:
+            address, _, port = target.partition("/")
+            server.sendto(b"out", (address, int(port)))
+
+
 def udp_to_anyone(address: str, port: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"x", (address, int(port)))
@@ -174,6 +183,7 @@ ATTEMPTS: dict[str, Callable[..., str | None]] = {
     "take-over": take_over_the_group,
     "udp-echo": udp_echo_once,
     "udp-connected": udp_connected,
+    "udp-from-listener": udp_from_listener,
     "udp-to-anyone": udp_to_anyone,
     "read": read,
     "write": write,
@@ -206,11 +216,13 @@ ATTEMPTS: dict[str, Callable[..., str | None]] = {
 }
 
 
-def main(order_file: int, output: int, control_descriptor: int) -> None:
+def main(order_file: int, output: int, control_descriptor: int, network: int | None = None) -> None:
     body = os.pread(order_file, os.fstat(order_file).st_size, 0)
     order = msgspec.msgpack.decode(body, type=GuestOrder)
     control = socket.socket(fileno=control_descriptor)
     guest.tell(control, Born(os.getpid()))
+    if network is not None:
+        linux.join_network(network)
     guest.become_separate(order, control.fileno(), output)
     rules = guest.open_directories(order)
     guest.take_user(order.uid)

@@ -3,6 +3,7 @@ behind."""
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import functools
@@ -16,17 +17,41 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import Endpoint
-from agent.runtime import GuestOrder, Preopen
+from agent.api import Endpoint, Ready
+from agent.daemon import networking
+from agent.runtime import GuestOrder, Network, Preopen
 from agent.sandbox import engine
 from agent.supervisor.client import SupervisorClient, connect
+from benchmarks import swap
 from tests import guests as test_guests
+from tests.ports import free_port
 from tools import guests
 
 DEADLINE_S = 20.0
 IS_ROOT = os.geteuid() == 0
 OTHER_UID = 54321
 
+
+class Networks:
+    """How guests are connected whose order does not say it."""
+
+    default: Network = "listeners"
+
+
+networks = Networks()
+
+
+@pytest.fixture(params=["listeners", "namespace"])
+def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Network:
+    """Runs a test with guests in the host's network, and once more with each in a namespace of its own."""
+    if request.param == "namespace" and networking.why_not():
+        pytest.skip(f"network namespaces: {networking.why_not()}")
+    monkeypatch.setattr(networks, "default", request.param)
+    found: Network = request.param
+    return found
+
+
+needs_namespaces = pytest.mark.skipif(bool(networking.why_not()), reason=f"network namespaces: {networking.why_not()}")
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root: gives a guest a uid of its own")
 
 
@@ -59,6 +84,7 @@ def order(
     memory_bytes: int = 64 << 20,
     cpus: tuple[int, ...] = (),
     uid: int | None = None,
+    network: Network | None = None,
 ) -> GuestOrder:
     """`guest` is `<process>-<number>`; its output goes to `<guest>.log` in the directory."""
     path, kind = code_of(program)
@@ -76,6 +102,7 @@ def order(
         cpus=cpus,
         output_path=str(output_path(directory, guest)),
         uid=uid,
+        network=network or networks.default,
     )
 
 
@@ -119,8 +146,6 @@ def is_alive(pid: int) -> bool:
 
 async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str) -> None:
     """Wait for something to become true, looking again every few milliseconds."""
-    import asyncio
-
     deadline = time.monotonic() + DEADLINE_S
     while True:
         result = condition()
@@ -137,3 +162,29 @@ def http_get(endpoint: Endpoint, path: str = "/", *, source: str | None = None) 
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     return answer.partition(b"\r\n\r\n")[2].decode()
+
+
+def swap_under_load(directory: Path, network_of: Callable[[int], Network | None]) -> None:
+    """Twelve swaps of a web server, of which no client may notice anything. `network_of` says how each version is
+    connected."""
+    endpoint = Endpoint("127.0.0.1", free_port())
+    swaps, gap_s, rate = 12, 0.15, 200.0
+
+    def version(number: int) -> GuestOrder:
+        program, listen = f"web-{1 + number % 2}", {"http": endpoint}
+        return order(directory, f"web-{number}", program, listen=listen, network=network_of(number))
+
+    async def scenario() -> None:
+        async with supervisor(directory) as client:
+            await client.spawn(version(0))
+            await client.wait_ready("web-0", Ready("http", "/"), deadline_s=DEADLINE_S)
+            load = await swap.start_load(endpoint.address, endpoint.port, rate, swaps * 0.25 + 1)
+            took = await swap.swap_often(client, version, swaps, gap_s)
+            seen = await swap.end_load(load)
+            assert seen.errors == {}
+            assert seen.failed == 0
+            assert seen.served > 500
+            assert len(seen.versions) == 2
+            assert took.not_drained == 0
+
+    asyncio.run(scenario())

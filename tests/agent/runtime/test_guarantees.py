@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from agent.api import Guarantee, Promise
+from agent.daemon import networking
 from agent.daemon.guarantees import guarantees, kernel_version
 from agent.daemon.users import FIRST, LAST
 from agent.sandbox import privileges
@@ -25,6 +26,7 @@ BROKEN_BY = {
     "tcp-listeners": "test_sandbox: only declared listeners",
     "tcp-connections": "test_sandbox: only declared connections",
     "udp": "test_sandbox: `udp-socket`; a declared UDP connection reaches its peer and nobody else",
+    "udp-egress": "test_sandbox: from its namespace a UDP listener sends to declared peers only; test_network",
     "names": "test_sandbox: `unix-socket`, `udp-socket`; below: probe's resolve",
     "no-new-privileges": "test_guests: a guest runs without capabilities; test_sandbox: `become-root`",
     "system-calls": "test_sandbox: no system call outside the list",
@@ -47,11 +49,13 @@ def test_every_promise_has_one_row_that_says_how_or_what_is_missing() -> None:
 
 def test_what_is_not_enforced_is_not_given() -> None:
     rows = {row.name: row.strength for row in guarantees(pinned=False)}
-    assert (rows["cpu-share"], rows["cores"], rows["udp-egress"]) == ("soft", "soft", "no")
+    assert (rows["cpu-share"], rows["cores"]) == ("soft", "soft")
     given = {row.name: row.given for row in guarantees(GROUPS)}
     assert given["cpu-share"]
     assert given["disk"] == (not privileges.no_images())
     assert given["own-user"] == (not privileges.no_users(FIRST, LAST))
+    assert given["udp-egress"] == (not networking.why_not())
+    assert {row.name: row.given for row in guarantees(network="listeners")}["udp-egress"] is False
 
 
 @needs_root

@@ -28,6 +28,7 @@ from tests.agent.runtime.support import (
     http_get,
     is_alive,
     needs_root,
+    network,
     order,
     output_of,
     supervisor,
@@ -216,6 +217,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.usefixtures(network.__name__)
 def test_the_agent_killed_finds_its_guests_their_output_and_their_ends(tmp_path: Path) -> None:
     endpoint = Endpoint("127.0.0.1", free_port())
     orders = [
@@ -246,6 +248,7 @@ def http_or_nothing(endpoint: Endpoint) -> str:
         return ""
 
 
+@pytest.mark.usefixtures(network.__name__)
 def test_the_zygote_killed_is_replaced_and_guests_do_not_notice(tmp_path: Path) -> None:
     endpoint = Endpoint("127.0.0.1", free_port())
 
@@ -287,6 +290,7 @@ async def killed(client: SupervisorClient) -> None:
     await client.close()
 
 
+@pytest.mark.usefixtures(network.__name__)
 def test_the_supervisor_killed_is_noticed_and_its_successor_takes_its_guests_over(tmp_path: Path) -> None:
     endpoint = Endpoint("127.0.0.1", free_port())
 
@@ -321,6 +325,7 @@ def test_the_supervisor_killed_is_noticed_and_its_successor_takes_its_guests_ove
     asyncio.run(scenario())
 
 
+@pytest.mark.usefixtures(network.__name__)
 def test_a_successor_ends_the_guests_that_did_not_serve_yet(tmp_path: Path) -> None:
     endpoint = Endpoint("127.0.0.1", free_port())
 
@@ -406,6 +411,7 @@ def test_what_is_not_the_protocol_is_cut_off_and_harms_nobody(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+@pytest.mark.usefixtures(network.__name__)
 def test_many_starts_and_stops_leave_nothing_behind(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with supervisor(tmp_path) as client:
@@ -418,7 +424,7 @@ def test_many_starts_and_stops_leave_nothing_behind(tmp_path: Path) -> None:
                 await client.wait_ready(f"web-{number}", None, deadline_s=10)
                 await client.kill(f"web-{number}")
                 await client.forget(f"web-{number}")
-            assert open_descriptors(client.supervisor_pid) == before
+            await until(lambda: open_descriptors(client.supervisor_pid) == before, "nothing is held open any more")
             assert await client.guests() == {}
             assert len(descendants(client.supervisor_pid)) == 1
             assert time.monotonic() - begun < 30

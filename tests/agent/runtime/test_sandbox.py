@@ -18,18 +18,24 @@ import msgspec
 import pytest
 
 from agent.api import Endpoint
-from agent.runtime import GuestOrder, Preopen
+from agent.daemon import host
+from agent.runtime import GuestOrder, Preopen, kernel_name
 from agent.sandbox import landlock, linux
 from agent.supervisor.endpoints import Endpoints
 from agent.supervisor.event_loop import Loop
 from agent.supervisor.guest_record import Guest
+from agent.supervisor.network.networks import Networks
 from agent.supervisor.notify import Notifications
-from tests.agent.runtime.support import DEADLINE_S, OTHER_UID, needs_root
+from tests.agent.runtime import support
+from tests.agent.runtime.support import DEADLINE_S, OTHER_UID, needs_namespaces, needs_root, network
 from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
 pytestmark = pytest.mark.skipif(linux.machine() != "x86_64", reason="the attempts' raw calls are those of x86-64")
+
+
+both_networks = pytest.mark.usefixtures(network.__name__)
 
 
 def attempt(
@@ -47,9 +53,11 @@ def attempt(
     order = GuestOrder(
         guest="hostile-1", process="hostile", code_path="", code_kind="component", args=attempts, env={},
         preopens=preopens, listen=listen or {}, connect=connect_to or {}, memory_bytes=memory_bytes, cpus=cpus,
-        output_path=str(directory / "hostile.log"), uid=uid,
+        output_path=str(directory / "hostile.log"), uid=uid, network=support.networks.default,
     )  # fmt: skip
-    loop, endpoints = Loop(), Endpoints()
+    loop = Loop()
+    networks = Networks(kernel_name(directory), loop, print) if order.network == "namespace" else None
+    endpoints = Endpoints(networks.move) if networks is not None else Endpoints()
     answers: list[Notifications] = []
 
     def sandboxed(guest: Guest, notifications: int | None) -> None:
@@ -63,7 +71,8 @@ def attempt(
             loop.unwatch(answering.descriptor)
 
     endpoints.acquire(order.guest, order.process, order.listen.values())
-    guest = Guest(order, loop, on_sandboxed=sandboxed, on_ended=lambda _: None)
+    namespace = networks.make(order) if networks is not None else None
+    guest = Guest(order, loop, on_sandboxed=sandboxed, on_ended=lambda _: None, namespace=namespace)
     order_file = os.memfd_create("order")
     os.write(order_file, msgspec.msgpack.encode(order))
     descriptors = [order_file, *guest.far_descriptors()]
@@ -88,6 +97,9 @@ def attempt(
         loop.unwatch(one.descriptor)
         one.close()
     endpoints.close()
+    if networks is not None:
+        networks.close()
+        assert networks.block is None
     output = (directory / "hostile.log").read_text()
     assert guest.sandboxed, guest.exit_reason
     said = dict(line.split(" ", 1) for line in output.splitlines() if " " in line)
@@ -120,6 +132,7 @@ def test_no_system_call_outside_the_list_succeeds(tmp_path: Path) -> None:
     assert {name: said[name] for name in refused} == dict.fromkeys(refused, "EPERM")
 
 
+@both_networks
 def test_with_a_network_only_tcp_over_ip_is_there(tmp_path: Path) -> None:
     endpoint = Endpoint("127.0.0.1", free_port())
     tried = ["tcp-socket", "unix-socket", "netlink-socket", "raw-socket", "multipath-socket", "udp-socket"]
@@ -152,6 +165,7 @@ def test_no_file_outside_its_directories_can_be_read_or_written(tmp_path: Path) 
     assert secret.read_text() == "secret"
 
 
+@both_networks
 def test_only_declared_listeners_can_be_bound(tmp_path: Path) -> None:
     declared, other = Endpoint("127.0.0.1", free_port()), free_port()
     tried = [f"bind,127.0.0.1,{other}", f"bind,0.0.0.0,{other}", "bind,0.0.0.0,0", "listen-unbound"]
@@ -162,12 +176,14 @@ def test_only_declared_listeners_can_be_bound(tmp_path: Path) -> None:
     assert f"127.0.0.1:{other}/tcp, which its definition does not name" in said["refusals"]
 
 
+@both_networks
 def test_a_listener_cannot_change_who_gets_connections(tmp_path: Path) -> None:
     endpoint = Endpoint("127.0.0.1", free_port())
     said = attempt(tmp_path, f"take-over,{endpoint.port}", listen={"http": endpoint})
     assert said[f"take-over,{endpoint.port}"] == "EPERM"
 
 
+@both_networks
 def test_only_declared_connections_can_be_made(tmp_path: Path) -> None:
     (allowed, port), (other, other_port) = listening(), listening()
     with allowed, other:
@@ -185,6 +201,7 @@ def test_only_declared_connections_can_be_made(tmp_path: Path) -> None:
     assert said[f"blocking-connect,127.0.0.1,{port}"] == "ENOTSUP"
 
 
+@both_networks
 def test_a_refused_connection_is_told_to_the_guest(tmp_path: Path) -> None:
     closed = free_port()
     name = f"connect,127.0.0.1,{closed}"
@@ -192,11 +209,13 @@ def test_a_refused_connection_is_told_to_the_guest(tmp_path: Path) -> None:
     assert said[name] == "ECONNREFUSED"
 
 
+@both_networks
 def test_a_socket_pair_can_be_emulated_over_loopback(tmp_path: Path) -> None:
     said = attempt(tmp_path, "pair", connect_to={"kv": Endpoint("127.0.0.1", 1)})
     assert said["pair"] == "through the pair"
 
 
+@both_networks
 def test_a_declared_udp_listener_receives_and_answers(tmp_path: Path) -> None:
     endpoint = Endpoint("127.0.0.1", free_port(), "udp")
     answers: list[bytes] = []
@@ -217,6 +236,7 @@ def test_a_declared_udp_listener_receives_and_answers(tmp_path: Path) -> None:
     assert answers == [b"HELLO"]
 
 
+@both_networks
 def test_a_declared_udp_connection_reaches_its_peer_and_nobody_else(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
@@ -234,6 +254,38 @@ def test_a_declared_udp_connection_reaches_its_peer_and_nobody_else(tmp_path: Pa
     assert said[connected] == "told"
     assert said[elsewhere] == "EACCES"
     assert said[anyone] == "EPERM"
+
+
+@needs_namespaces
+def test_from_its_namespace_a_udp_listener_sends_to_declared_peers_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support.networks, "default", "namespace")
+    own = Endpoint("0.0.0.0", free_port(), "udp")
+    with bound(host_address()) as declared, bound("127.0.0.1") as loopback, bound(host_address()) as other:
+        peer = Endpoint(host_address(), declared.getsockname()[1], "udp")
+        alias = ("241.0.0.1", loopback.getsockname()[1])
+        tried = [loopback.getsockname(), alias, other.getsockname(), declared.getsockname()]
+        name = ",".join(["udp-from-listener", str(own.port), *(f"{address}/{port}" for address, port in tried)])
+        said = attempt(tmp_path, name, listen={"dns": own}, connect_to={"peer": peer})
+        assert said[name] == "ok"  # to the guest all of them are on their way
+        declared.settimeout(DEADLINE_S)
+        assert declared.recvfrom(100)[0] == b"out"
+        for unreached in (loopback, other):
+            unreached.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                unreached.recvfrom(100)
+
+
+def bound(address: str) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, 0))
+    return sock
+
+
+def host_address() -> str:
+    """One of this machine that is not loopback, where there is any."""
+    return next((found for found in host.addresses() if ":" not in found), "127.0.0.1")
 
 
 def test_memory_of_the_whole_process_has_a_ceiling(tmp_path: Path) -> None:

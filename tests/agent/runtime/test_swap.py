@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from agent.api import Endpoint, Ready
-from agent.runtime import EndpointTaken, GuestFailed, GuestOrder
+from agent.runtime import EndpointTaken, GuestFailed
 from agent.supervisor.client import SupervisorClient
-from benchmarks import swap
-from tests.agent.runtime.support import http_get, order, supervisor, until
+from tests.agent.runtime.support import http_get, network, order, supervisor, swap_under_load, until
 from tests.ports import free_port
 
 READY_S = 10.0
+
+pytestmark = pytest.mark.usefixtures(network.__name__)
 
 
 async def has_ended(client: SupervisorClient, guest: str) -> bool:
@@ -282,24 +283,4 @@ def test_a_udp_guest_answers_before_and_after_its_swap(tmp_path: Path) -> None:
 
 
 def test_swaps_under_load_lose_no_connection(tmp_path: Path) -> None:
-    endpoint = Endpoint("127.0.0.1", free_port())
-    swaps, gap_s, rate = 12, 0.15, 200.0
-
-    async def scenario() -> None:
-        async with supervisor(tmp_path) as client:
-
-            def version(number: int) -> GuestOrder:
-                return order(tmp_path, f"web-{number}", f"web-{1 + number % 2}", listen={"http": endpoint})
-
-            await client.spawn(version(0))
-            await client.wait_ready("web-0", Ready("http", "/"), deadline_s=READY_S)
-            load = await swap.start_load(endpoint.address, endpoint.port, rate, swaps * 0.25 + 1)
-            took = await swap.swap_often(client, version, swaps, gap_s)
-            seen = await swap.end_load(load)
-            assert seen.errors == {}
-            assert seen.failed == 0
-            assert seen.served > 500
-            assert len(seen.versions) == 2
-            assert took.not_drained == 0
-
-    asyncio.run(scenario())
+    swap_under_load(tmp_path, lambda _: None)

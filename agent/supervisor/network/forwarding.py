@@ -1,0 +1,117 @@
+"""The one setting of the machine that guests in namespaces need: that it forwards packets.
+
+It belongs to all agents of a machine. Where the machine forwards already, it is left alone. Where not, the first agent
+switches it on, after a rule that lets through guests' packets only, so that the machine forwards nothing else now
+either; the last one switches it off. What was changed is kept in a file under `/run`, which is gone after a restart of
+the machine as the change itself.
+
+IPv6 is switched on only when a guest needs it. The kernel then stops listening to routers on interfaces where
+`accept_ra` is 1, so there it is made 2, which means "also when forwarding".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agent.supervisor.network.nftables import Nftables
+from agent.supervisor.network.ruleset import GUARD, GUARD_TABLE
+
+RUN: Final = Path("/run")
+SETTINGS: Final = Path("/proc/sys/net")
+_SWITCHES: Final = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+_OTHERS: Final = f"{GUARD_TABLE}-"
+
+
+class Changed(msgspec.Struct):
+    """What agents have changed on this machine."""
+
+    versions: list[int] = []
+    hears_routers: list[str] = []
+    """Interfaces whose `accept_ra` was 1."""
+
+
+class Forwarding:
+    """See the module's head. `others`: whether another agent of this machine has guests in namespaces."""
+
+    def __init__(self, filter_: Nftables, *, run: Path = RUN, settings: Path = SETTINGS) -> None:
+        self._filter = filter_
+        self._run = run
+        self._settings = settings
+
+    def switch_on(self, version: int) -> None:
+        """Raises OSError."""
+        if self._forwards(version):
+            return
+        with self._changed() as (changed, save):
+            if self._forwards(version):
+                return
+            if GUARD_TABLE not in self._filter.tables():
+                self._filter.run(GUARD)
+            if version == 6:
+                changed.hears_routers += self._keep_hearing_routers()
+            changed.versions.append(version)
+            save(changed)
+            self._switch(version).write_text("1")
+
+    def switch_off_after_last(self) -> None:
+        """Put back what was changed, unless another agent still needs it. Raises OSError."""
+        if not self._file().exists():
+            return
+        with self._changed() as (changed, save):
+            if any(name.startswith(_OTHERS) for name in self._filter.tables()):
+                return
+            for version in changed.versions:
+                self._switch(version).write_text("0")
+            for name in changed.hears_routers:
+                with contextlib.suppress(OSError):
+                    self._router_setting(name).write_text("1")
+            save(None)
+            if GUARD_TABLE in self._filter.tables():
+                self._filter.run(f"delete table inet {GUARD_TABLE}")
+
+    def _forwards(self, version: int) -> bool:
+        return self._switch(version).read_text().strip() != "0"
+
+    def _switch(self, version: int) -> Path:
+        return self._settings / _SWITCHES[version]
+
+    def _router_setting(self, interface: str) -> Path:
+        return self._settings / "ipv6/conf" / interface / "accept_ra"
+
+    def _keep_hearing_routers(self) -> list[str]:
+        found = []
+        for path in (self._settings / "ipv6/conf").iterdir():
+            setting = self._router_setting(path.name)
+            if path.name not in ("all", "default") and setting.read_text().strip() == "1":
+                setting.write_text("2")
+                found.append(path.name)
+        return found
+
+    def _file(self) -> Path:
+        """One for each network namespace that agents run in: each has settings of its own."""
+        return self._run / f"lowcloud-forwarding-{Path('/proc/self/ns/net').stat().st_ino}"
+
+    @contextlib.contextmanager
+    def _changed(self) -> Iterator[tuple[Changed, Callable[[Changed | None], None]]]:
+        """What was changed, and how to say otherwise, while no other agent does either."""
+        lock = os.open(self._run / "lowcloud-forwarding.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            file = self._file()
+
+            def save(changed: Changed | None) -> None:
+                if changed is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    file.write_bytes(msgspec.json.encode(changed))
+
+            yield (msgspec.json.decode(file.read_bytes(), type=Changed) if file.exists() else Changed()), save
+        finally:
+            os.close(lock)

@@ -1,0 +1,451 @@
+"""Network namespaces of guests, from outside: who reaches whom, what a flip does, and that nothing is left.
+
+Most of it runs in a machine of its own: the test steps into an empty network namespace, which is then the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.api import Endpoint, ProcessSpec, Ready
+from agent.daemon import networking
+from agent.daemon.networking import Mode, network_of
+from agent.runtime import GuestOrder, Network, local_address
+from agent.sandbox import linux
+from agent.supervisor.client import connect
+from agent.supervisor.event_loop import Loop
+from agent.supervisor.network import namespace, ruleset
+from agent.supervisor.network.addressing import Block, alias_of, ports_inside
+from agent.supervisor.network.forwarding import Changed, Forwarding
+from agent.supervisor.network.namespace import Namespace, inside
+from agent.supervisor.network.netlink import LOOPBACK, Netlink
+from agent.supervisor.network.networks import LINGER_S, Networks
+from agent.supervisor.network.nftables import Nftables, RulesRefused
+from benchmarks import swap
+from tests.agent.runtime.support import (
+    DEADLINE_S,
+    http_get,
+    is_alive,
+    needs_namespaces,
+    order,
+    supervisor,
+    swap_under_load,
+    until,
+)
+from tests.ports import free_port
+
+pytestmark = needs_namespaces
+
+LAN = "10.87.9.1"
+CLIENT = "10.87.9.2"
+READY_S = 10.0
+
+
+@contextlib.contextmanager
+def machine() -> Iterator[int]:
+    """A host with an address on a network, and one other machine there; the descriptor of that one's namespace."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    linux.own_network()
+    client = -1
+    try:
+        client = namespace._make_empty()
+        with Netlink.routes() as here:
+            here.switch_on(LOOPBACK)
+            here.make_pair("lan0", mac=bytes.fromhex("026c63000009"), group=0, other_end_in=client)
+            plug_in(here, LAN, CLIENT)
+        with inside(client), Netlink.routes() as there:
+            there.switch_on(socket.if_nametoindex("lan0"))
+            plug_in(there, CLIENT, LAN)
+        yield client
+    finally:
+        linux.join_network(home)
+        os.close(home)
+        if client >= 0:
+            os.close(client)
+
+
+def plug_in(link: Netlink, own: str, other: str) -> None:
+    index = socket.if_nametoindex("lan0")
+    link.add_address(index, ipaddress.ip_address(own))
+    link.add_route(ipaddress.ip_network(other), index)
+
+
+def an_order(**endpoints: dict[str, Endpoint]) -> GuestOrder:
+    return GuestOrder(
+        guest="web-1", process="web", code_path="", code_kind="component", args=(), env={}, preopens=(),
+        listen=endpoints.get("listen", {}), connect=endpoints.get("connect", {}), memory_bytes=1, cpus=(),
+        output_path="", network="namespace",
+    )  # fmt: skip
+
+
+class Agent:
+    """The networks of one agent, without its guests. `pass_time` lets a namespace be buried that nobody holds."""
+
+    def __init__(self, name: str, block: int | None = None) -> None:
+        self.now = 0.0
+        self._loop = Loop(clock=lambda: self.now)
+        self.said: list[str] = []
+        self.networks = Networks(name, self._loop, self.said.append, block)
+
+    def guest(self, **endpoints: dict[str, Endpoint]) -> Namespace:
+        made = self.networks.make(an_order(**endpoints)).hold()
+        deadline = time.monotonic() + DEADLINE_S
+        while not made.is_up():
+            assert time.monotonic() < deadline
+        return made
+
+    def pass_time(self) -> None:
+        self.now += 2 * LINGER_S
+        self._loop.after(0, lambda: None)
+        self._loop.run_once()
+
+
+def listener_in(guest: Namespace, port: int) -> socket.socket:
+    server = guest.socket(socket.AF_INET, socket.SOCK_STREAM)
+    server.settimeout(DEADLINE_S)
+    server.bind(("0.0.0.0", port))
+    server.listen()
+    return server
+
+
+def datagrams_at(address: str, port: int = 0, place: Namespace | None = None) -> socket.socket:
+    sock = (place.socket if place else socket.socket)(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(DEADLINE_S)
+    sock.bind((address, port))
+    return sock
+
+
+def is_empty(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    try:
+        sock.recv(100)
+    except BlockingIOError:
+        return True
+    finally:
+        sock.settimeout(DEADLINE_S)
+    return False
+
+
+def rules_and_links() -> tuple[list[str], list[str]]:
+    filter_ = Nftables()
+    tables = filter_.tables()
+    filter_.close()
+    return tables, [name for _, name in socket.if_nameindex() if name.startswith("lc")]
+
+
+# --- who is reached, and as whom ------------------------------------------------------------------------------------
+
+
+def test_a_client_elsewhere_is_seen_under_its_own_address_and_one_on_loopback_under_the_gateways() -> None:
+    endpoint, local = Endpoint(LAN, 80), Endpoint("127.0.0.1", 81)
+    with machine() as client:
+        agent = Agent("0123456789abcdef")
+        guest = agent.guest(listen={"http": endpoint, "local": local})
+        with listener_in(guest, 80) as server, listener_in(guest, 81) as inner:
+            agent.networks.move({endpoint: (guest, 80), local: (guest, 81)})
+            with inside(client), socket.create_connection((LAN, 80), DEADLINE_S) as far:
+                assert server.accept()[1][0] == CLIENT
+                assert far.getpeername() == (LAN, 80)
+            with socket.create_connection((LAN, 80), DEADLINE_S):
+                assert server.accept()[1][0] == LAN
+            with socket.create_connection(("127.0.0.1", 81), DEADLINE_S):
+                assert server.getsockname()[1] == 80
+                assert inner.accept()[1][0] == str(guest.block.address(1, 4))
+        guest.let_go()
+        agent.networks.close()
+
+
+def test_a_guest_is_reached_by_its_endpoints_only() -> None:
+    endpoint = Endpoint("0.0.0.0", 80)
+    with machine() as client:
+        agent = Agent("0123456789abcdef")
+        guest = agent.guest(listen={"http": endpoint})
+        own = str(guest.block.address(guest.slot, 4))
+        with listener_in(guest, 80):
+            agent.networks.move({endpoint: (guest, 80)})
+            for target in ("127.0.0.1", "127.0.0.7", LAN):
+                socket.create_connection((target, 80), DEADLINE_S).close()
+            with pytest.raises(OSError, match="refused"):  # the dark version must not be met by anybody
+                socket.create_connection((own, 80), DEADLINE_S)
+            with inside(client):
+                with Netlink.routes() as there:
+                    there.add_route(guest.block.v4, socket.if_nametoindex("lan0"))
+                with pytest.raises(TimeoutError):
+                    socket.create_connection((own, 80), 0.2)
+        guest.let_go()
+        agent.networks.close()
+
+
+def test_out_of_a_namespace_leads_only_what_is_declared_under_its_own_address() -> None:
+    with machine() as client, datagrams_at("127.0.0.1") as loopback, datagrams_at(LAN) as here:
+        with inside(client):
+            far, other = datagrams_at(CLIENT), datagrams_at(CLIENT)
+        peers = {
+            "far": Endpoint(CLIENT, far.getsockname()[1], "udp"),
+            "local": Endpoint("127.0.0.1", loopback.getsockname()[1], "udp"),
+        }
+        agent = Agent("0123456789abcdef")
+        guest, neighbour = agent.guest(connect=peers), agent.guest()
+        closed = datagrams_at("0.0.0.0", 53, neighbour)
+        attacker = guest.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        raw = guest.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        with far, other, closed, attacker, raw:
+            unreached = [
+                other.getsockname(), here.getsockname(), loopback.getsockname(),
+                (str(neighbour.block.address(neighbour.slot, 4)), 53), (str(guest.block.address(1, 4)), 53),
+            ]  # fmt: skip
+            for target in unreached:
+                with contextlib.suppress(OSError):
+                    attacker.sendto(b"out", target)
+            for spoofed in ("10.87.9.77", "127.0.0.1", LAN, str(neighbour.block.address(neighbour.slot, 4))):
+                raw.sendto(datagram(spoofed, far.getsockname()), (CLIENT, 0))
+            attacker.sendto(b"declared", far.getsockname())
+            assert far.recvfrom(100)[0] == b"declared"
+            attacker.sendto(b"declared", (guest.outside("127.0.0.1"), loopback.getsockname()[1]))
+            assert loopback.recvfrom(100)[0] == b"declared"
+            assert all(is_empty(sock) for sock in (far, other, here, loopback, closed))
+            raw.sendto(datagram(str(guest.block.address(guest.slot, 4)), far.getsockname()), (CLIENT, 0))
+            assert far.recvfrom(100)[0] == b"spoofed"  # so what was forged would have come, had it been let out
+        guest.let_go()
+        neighbour.let_go()
+        agent.networks.close()
+
+
+def datagram(source: str, target: tuple[str, int]) -> bytes:
+    """A UDP packet with a source address of one's own choice."""
+    payload = b"spoofed"
+    udp = struct.pack("!HHHH", 4000, target[1], 8 + len(payload), 0) + payload
+    addresses = socket.inet_aton(source) + socket.inet_aton(target[0])
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, socket.IPPROTO_UDP, 0) + addresses + udp
+
+
+def test_a_datagram_goes_to_who_serves_now_and_the_one_before_still_answers_what_it_had() -> None:
+    endpoint = Endpoint("0.0.0.0", 53, "udp")
+    with machine() as client:
+        agent = Agent("0123456789abcdef")
+        old, new = agent.guest(listen={"dns": endpoint}), agent.guest(listen={"dns": endpoint})
+        with inside(client):
+            asking = datagrams_at(CLIENT)
+        with datagrams_at("0.0.0.0", 53, old) as first, datagrams_at("0.0.0.0", 53, new) as second, asking:
+            agent.networks.move({endpoint: (old, 53)})
+            asking.sendto(b"one", (LAN, 53))
+            held, peer = first.recvfrom(100)
+            assert (held, peer) == (b"one", asking.getsockname())
+            agent.networks.move({endpoint: (new, 53)})
+            asking.sendto(b"two", (LAN, 53))  # from the same port
+            assert second.recvfrom(100) == (b"two", asking.getsockname())
+            first.sendto(b"late", peer)
+            assert asking.recvfrom(100) == (b"late", (LAN, 53))
+            second.sendto(b"answer", peer)
+            assert asking.recvfrom(100) == (b"answer", (LAN, 53))
+            assert is_empty(first)
+        for guest in (old, new):
+            guest.let_go()
+        agent.networks.close()
+
+
+# --- what is there, and what is left --------------------------------------------------------------------------------
+
+
+def test_agents_of_one_machine_have_blocks_of_their_own_and_the_last_one_leaves_nothing() -> None:
+    switch = Path("/proc/sys/net/ipv4/ip_forward")
+    with machine():
+        before = rules_and_links()
+        one, other = Agent("0123456789abcdef"), Agent("fedcba9876543def")  # of the same first choice
+        first, second = one.guest(), other.guest()
+        assert {one.networks.block, other.networks.block} == {0xDEF, 0xDF0}
+        assert switch.read_text().strip() == "1"
+        first.let_go()
+        one.pass_time()
+        assert one.networks.block is None
+        assert switch.read_text().strip() == "1"
+        assert "lowcloud" in rules_and_links()[0]
+        second.let_go()
+        other.pass_time()
+        assert switch.read_text().strip() == "0"
+        assert rules_and_links() == before
+        assert "244." not in Path("/proc/thread-self/net/fib_trie").read_text()
+        assert one.said == other.said == []
+        assert not list(Path("/run").glob(f"lowcloud-forwarding-{Path('/proc/thread-self/ns/net').stat().st_ino}"))
+
+
+def test_a_machine_that_forwards_already_is_left_alone_and_one_that_did_not_forwards_nothing_else() -> None:
+    switch = Path("/proc/sys/net/ipv4/ip_forward")
+    with machine():
+        switch.write_text("1")
+        agent = Agent("0123456789abcdef")
+        guest = agent.guest()
+        assert ruleset.GUARD_TABLE not in rules_and_links()[0]
+        guest.let_go()
+        agent.pass_time()
+        assert switch.read_text().strip() == "1"
+
+
+def test_where_routers_are_listened_to_that_goes_on_while_ipv6_is_forwarded(tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", tmp_path / "net"
+    values = {"ipv6/conf/all/forwarding": "0", "ipv6/conf/eth0/accept_ra": "1", "ipv6/conf/eth1/accept_ra": "0"}
+    run.mkdir()
+    for name, value in values.items():
+        (settings / name).parent.mkdir(parents=True, exist_ok=True)
+        (settings / name).write_text(value)
+    (settings / "ipv6/conf/all/accept_ra").write_text("1")
+    with machine():
+        filter_ = Nftables()
+        Forwarding(filter_, run=run, settings=settings).switch_on(6)
+        said = {name: (settings / name).read_text() for name in values}
+        assert said == {**values, "ipv6/conf/all/forwarding": "1", "ipv6/conf/eth0/accept_ra": "2"}
+        (kept,) = run.glob("lowcloud-forwarding-*[0-9]")
+        assert msgspec.json.decode(kept.read_bytes(), type=Changed) == Changed([6], ["eth0"])
+        Forwarding(filter_, run=run, settings=settings).switch_off_after_last()
+        assert {name: (settings / name).read_text() for name in values} == values
+        filter_.close()
+
+
+def test_what_a_killed_supervisor_left_is_swept_by_its_successor_and_the_block_is_the_same() -> None:
+    with machine():
+        before = rules_and_links()
+        killed = Agent("0123456789abcdef")
+        killed.guest(connect={"kv": Endpoint("127.0.0.1", 1)})
+        block = killed.networks.block
+        successor = Agent("0123456789abcdef", block)
+        again = successor.guest()
+        assert successor.networks.block == block
+        again.let_go()
+        successor.pass_time()
+        assert rules_and_links() == before
+        third = Agent("0123456789abcdef", block)
+        third.networks.sweep()
+        assert rules_and_links() == before
+        assert third.said == successor.said == []
+
+
+def test_rules_that_the_kernel_does_not_take_change_nothing() -> None:
+    with machine():
+        agent = Agent("0123456789abcdef")
+        guest = agent.guest(listen={"http": Endpoint(LAN, 80)})
+        with pytest.raises(RulesRefused, match="nftables"):
+            agent.networks.move({Endpoint(LAN, 80): (guest, 80), Endpoint("10.0.0.1", 90): (guest, 1 << 20)})
+        agent.networks.move({Endpoint(LAN, 80): (guest, 80)})
+        guest.let_go()
+        agent.networks.close()
+
+
+# --- with guests ----------------------------------------------------------------------------------------------------
+
+
+def test_versions_in_the_hosts_network_and_in_namespaces_take_turns_and_lose_no_connection(tmp_path: Path) -> None:
+    swap_under_load(tmp_path, lambda number: "listeners" if number % 2 else "namespace")
+
+
+@pytest.mark.parametrize("second", [("::1", 0), ("127.0.0.2", 0), ("::", 1)], ids=str)
+def test_a_guest_with_several_listeners_changes_over_at_all_of_them(tmp_path: Path, second: tuple[str, int]) -> None:
+    port = free_port()
+    listen = {"one": Endpoint("127.0.0.1", port), "two": Endpoint(second[0], free_port() if second[1] else port)}
+    args = [word for endpoint in listen.values() for word in (str(endpoint.port), endpoint.address)]
+    near = [Endpoint(local_address(endpoint), endpoint.port) for endpoint in listen.values()]
+
+    async def scenario() -> None:
+        async with supervisor(tmp_path) as client:
+            for number in range(3):
+                await client.spawn(
+                    order(tmp_path, f"both-{number}", "probe", "listen-both", *args, listen=listen, network="namespace")
+                )
+                for name in listen:
+                    await client.wait_ready(f"both-{number}", Ready(name, "/"), deadline_s=READY_S)
+                await client.flip(f"both-{number}")
+                if number:
+                    assert await client.drain(f"both-{number - 1}", deadline_s=5)
+                    await client.kill(f"both-{number - 1}")
+                assert [await asyncio.to_thread(http_get, endpoint) for endpoint in near] == ["probe\n", "probe\n"]
+
+    asyncio.run(scenario())
+
+
+def test_a_supervisor_killed_under_load_costs_no_connection_and_its_successor_goes_on_swapping(tmp_path: Path) -> None:
+    endpoint = Endpoint("127.0.0.1", free_port())
+
+    def version(number: int) -> GuestOrder:
+        program, listen = f"web-{1 + number % 2}", {"http": endpoint}
+        return order(tmp_path, f"web-{number}", program, listen=listen, network="namespace")
+
+    async def scenario() -> None:
+        first = await connect(tmp_path)
+        await first.spawn(version(0))
+        await first.wait_ready("web-0", Ready("http", "/"), deadline_s=READY_S)
+        load = await swap.start_load(endpoint.address, endpoint.port, 200.0, 4.0)
+        await swap.swap_often(first, version, 2, 0.1)
+        os.kill(first.supervisor_pid, signal.SIGKILL)
+        await first.close()
+        await until(lambda: not is_alive(first.supervisor_pid), "the supervisor is dead")
+        async with supervisor(tmp_path) as second:
+            assert set(await second.guests()) == {"web-2"}
+            took = await swap.swap_often(second, lambda number: version(number + 2), 3, 0.1)
+            seen = await swap.end_load(load)
+        assert seen.errors == {}
+        assert seen.served > 300
+        assert took.not_drained == 0
+
+    asyncio.run(scenario())
+
+
+# --- pure -----------------------------------------------------------------------------------------------------------
+
+
+def test_addresses_are_told_apart_by_block_and_slot() -> None:
+    last = Block(0xFFF)
+    assert str(last.address(2, 4)) == "247.255.192.2"
+    assert str(last.address(2, 6)) == "fd6c:6f77:636c:fff::2"
+    assert last.slot_of(last.link_name(77)) == 77
+    assert last.slot_of("lo") is last.slot_of("lcfff-x") is Block(0).slot_of(last.link_name(77)) is None
+    assert len(last.link_name(0x3FFF)) <= 15
+
+
+@pytest.mark.parametrize(
+    ("address", "alias"), [("127.0.1.1", "241.0.1.1"), ("::1", "fd6c:6f77:6c6f::1"), ("10.0.0.1", "10.0.0.1")]
+)
+def test_only_loopback_addresses_have_an_alias(address: str, alias: str) -> None:
+    assert str(alias_of(ipaddress.ip_address(address))) == alias
+
+
+def test_endpoints_that_differ_in_the_address_alone_have_ports_of_their_own_inside() -> None:
+    endpoints = [Endpoint("127.0.0.1", 80), Endpoint("10.0.0.1", 80), Endpoint("::1", 80), Endpoint("10.0.0.1", 79)]
+    found = ports_inside([*endpoints, Endpoint("10.0.0.1", 80, "udp")])
+    assert found[Endpoint("10.0.0.1", 80, "udp")] == found[Endpoint("::1", 80)] == 80
+    assert len({found[endpoint] for endpoint in endpoints if endpoint.address != "::1"}) == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "listen", "connect", "network"),
+    [
+        ("auto", "tcp", "udp", "listeners"),
+        ("auto", "udp", "", "namespace"),
+        ("listeners", "udp", "", "listeners"),
+        ("namespaces", "tcp", "", "namespace"),
+        ("namespaces", "", "tcp", "namespace"),
+        ("namespaces", "", "", "listeners"),
+    ],
+)
+def test_the_mode_and_what_a_process_needs_decide(mode: Mode, listen: str, connect: str, network: Network) -> None:
+    def one(protocol: str) -> dict[str, Endpoint]:
+        return {"x": Endpoint("127.0.0.1", 1, protocol)} if protocol in ("tcp", "udp") else {}  # type: ignore[arg-type]
+
+    spec = ProcessSpec(name="web", binary="b3:" + "0" * 64, listen=one(listen), connect=one(connect))
+    assert network_of(spec, mode) == network
+
+
+def test_where_namespaces_cannot_be_had_a_guest_has_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networking, "why_not", lambda: "not here")
+    spec = ProcessSpec(name="dns", binary="b3:" + "0" * 64, listen={"dns": Endpoint("127.0.0.1", 53, "udp")})
+    assert network_of(spec, "auto") == "listeners"
