@@ -26,6 +26,8 @@ API_VERSION: Final = 1
 MAX_CALL_BYTES = 4 << 20
 """A call's body is refused beyond this size, before it is decoded."""
 MAX_SPECS_PER_STAGE = 4096
+MAX_STARTS: Final = 1_000_000
+"""The largest limit of starts in a row."""
 SPECS_REMEMBERED: Final = 1 << 17
 """Digests that are kept: whoever plans for a large fleet asks for each of them several times."""
 
@@ -142,10 +144,14 @@ class ProcessSpec(Struct, frozen=True):
     secret: dict[GuestPath, Digest] | UnsetType = UNSET
     """Read-only files that only this host can open: guest path to the blob that was sealed to the host's key
     (`cas.sealed`). A directory with a secret in it holds nothing else. Not sent and not hashed where there is none."""
+    restart_limit: Annotated[int, Meta(ge=0, le=MAX_STARTS)] | UnsetType = UNSET
+    """After so many starts in a row without a good run it stays down until a call on it. UNSET, as 0: never."""
 
     def __post_init__(self) -> None:
         if self.secret == {}:
             msgspec.structs.force_setattr(self, "secret", UNSET)
+        if self.restart_limit == 0:
+            msgspec.structs.force_setattr(self, "restart_limit", UNSET)
 
     @property
     def secrets(self) -> dict[GuestPath, Digest]:
@@ -393,7 +399,18 @@ class ProcessState(enum.StrEnum):
     EXITED = "exited"
     """It ended and its restart rule leaves it so."""
     FAILED = "failed"
-    """The host cannot run it (see `reason`), and tries again with growing waits."""
+    """The host cannot run it (see `reason`): it tries again with growing waits, or has given up by `restart_limit`."""
+
+
+class Troubles(Struct, frozen=True):
+    """Starts of a process in a row of which none was a good run."""
+
+    starts: Annotated[int, Meta(ge=1)]
+    last: str
+    """What came of the last one, as a sentence."""
+    at_unix: float
+    exit_code: int | None = None
+    """Of the last one, where its guest ended by itself."""
 
 
 class ProcessStatus(Struct, frozen=True):
@@ -411,6 +428,12 @@ class ProcessStatus(Struct, frozen=True):
     reason: str = ""
     memory_bytes: int = 0
     """Private memory now in use."""
+    troubles: Troubles | UnsetType = UNSET
+    """Not sent where the last start was a good run, or has not ended yet and is the first."""
+    next_start_unix: float | UnsetType = UNSET
+    """When it is started again; not sent where nothing waits for that."""
+    given_up: bool | UnsetType = UNSET
+    """It is not started again: its limit of starts is reached. Not sent where it is not so."""
 
 
 class ProcessUsage(Struct, frozen=True):

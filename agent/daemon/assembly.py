@@ -97,7 +97,7 @@ class Agent:
             self._groups,
             lambda spec: network_of(spec, network),
         )
-        guests = Guests(self._builder, journal)
+        guests = Guests(self._builder, journal, boot=host_facts.boot())
         cpus = host_facts.usable_cpus() if pin else ()
         self.processes = Processes(State(state_dir / "processes"), guests, self._volumes, limits, cpus, runtime)
         handlers = Handlers(self.processes, guests, staging, self._volumes, journal, store, cache, peering.source)

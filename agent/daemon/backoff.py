@@ -6,15 +6,17 @@ from typing import Final, Literal
 
 FIRST_S: Final = 0.1
 MOST_S: Final = 30.0
+DOUBLINGS: Final = 9
+"""From the first wait to the longest."""
 GOOD_RUN_S: Final = 60.0
 """A guest that ran so long before it ended is started again as if it were its first end."""
 
 
 class Backoff:
-    """The waits of one process, in order."""
+    """The waits of one process, in order. `failed`: how many starts in a row came to nothing already."""
 
-    def __init__(self) -> None:
-        self._next_s = FIRST_S
+    def __init__(self, failed: int = 0) -> None:
+        self._next_s = min(FIRST_S * (1 << min(failed, DOUBLINGS)), MOST_S)
 
     def wait_s(self, ran_s: float) -> float:
         """The wait after a guest that ran for `ran_s`."""

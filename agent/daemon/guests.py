@@ -72,8 +72,11 @@ class Guests:
         *,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        boot: str = "",
     ) -> None:
+        """`boot` names this run of the machine."""
         self.builder = builder
+        self.boot = boot
         self.clock = clock
         self.monotonic = monotonic
         self.runtime: Runtime | None = None

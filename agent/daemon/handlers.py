@@ -53,7 +53,7 @@ from cas.interface import BlobSource, BlobStore
 UNCHANGED: Final = Outcome(changed=False, detail="what was asked for is there already")
 STAGED_FOR_S: Final = 3600.0
 """How long what a call brings up is protected from collection before its record protects it."""
-RESIZABLE: Final = ("cores_milli", "restart", "ready", "update")
+RESIZABLE: Final = ("cores_milli", "restart", "restart_limit", "ready", "update")
 
 
 class Wish(NamedTuple):

@@ -15,6 +15,7 @@ from agent.daemon.placement import MILLI
 FIB_TRIE: Final = Path("/proc/net/fib_trie")
 IF_INET6: Final = Path("/proc/net/if_inet6")
 MEMINFO: Final = Path("/proc/meminfo")
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 CGROUP_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _PRIVATE = re.compile(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", re.MULTILINE)
 
@@ -55,6 +56,11 @@ def disk(path: Path) -> Disk:
 def kernel() -> str:
     facts = platform.uname()
     return f"{facts.system} {facts.release} {facts.machine}"
+
+
+def boot() -> str:
+    """Names this run of the machine."""
+    return BOOT_ID.read_text().strip()
 
 
 def addresses() -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from agent.api import Event, Outcome, ProcessSpec, ProcessState, ProcessStatus, 
 from agent.daemon.backoff import starts_again
 from agent.daemon.capacity import in_its_own_way
 from agent.daemon.checking import CheckFailed
+from agent.daemon.crash_loop import since_boot, taken_up, told
 from agent.daemon.guests import Guests, new_guest_id
 from agent.daemon.probation import ended_well, hands_over, probation_of
 from agent.daemon.recovery import recover, taken_over
@@ -226,11 +227,11 @@ class Lifecycle:
             if record.current is None:
                 return record
             finished = record.finished
-            if finished is not None and starts_again(spec.restart, finished.exit_code):
+            if finished and not finished.is_given_up and starts_again(spec.restart, finished.exit_code):
                 finished = None
             was = record.current
             current = msgspec.structs.replace(was, spec=spec, release=release or was.release, plan=plan or was.plan)
-            return msgspec.structs.replace(record, current=current, finished=finished)
+            return taken_up(msgspec.structs.replace(record, current=current, finished=finished))
 
         await self.standing.save(resized)
 
@@ -330,7 +331,7 @@ class Lifecycle:
     async def _settle(self) -> None:
         """Bring record and guests together, as `agent.daemon.recovery` decides. Raises RuntimeUnavailable."""
         known = await self._guests.known()
-        was = self.record
+        was = since_boot(self.record, self._guests.boot)
         decided = recover(was, known, now_unix=self._guests.clock())
         await self.standing.save(lambda _: decided.record)
         if decided.undone is not None and was.pending is not None:
@@ -363,8 +364,11 @@ class Lifecycle:
     async def _found_dead(self, current: Version, state: GuestState | None) -> None:
         """No guest of `current` lives. If it ended by itself, its restart rule decides; if it went with the host or the
         supervisor, it is simply started again."""
-        if self.record.finished is not None:
-            self.standing.show(ProcessState.EXITED, f"it ended with exit code {self.record.finished.exit_code}")
+        finished = self.record.finished
+        if finished is not None and finished.is_given_up:
+            self.standing.show(ProcessState.FAILED, told(self.record), since_unix=finished.at_unix)
+        elif finished is not None:
+            self.standing.show(ProcessState.EXITED, f"it ended with exit code {finished.exit_code}")
         elif state is not None and self.record.watched is not None and not ended_well(current.spec, state):
             if self._guests.has_served(current):
                 await self._guests.note(Event.EXITED, current, pid=state.pid, detail=how_it_ended(state))
@@ -373,6 +377,13 @@ class Lifecycle:
             await self._supervision.finish(state)
         else:
             self.standing.restart_due = state is not None
+            ran_s = self._guests.clock() - state.started_unix if state else 0.0
+            if (
+                state
+                and self._guests.has_served(current)
+                and await self._supervision.count_failure(how_it_ended(state), ran_s=ran_s, exit_code=code_of(state))
+            ):
+                return
             if self._guests.has_served(current):
                 how = how_it_ended(state) if state else "it was gone when the agent looked"
                 await self._guests.note(Event.EXITED, current, detail=how)

@@ -73,6 +73,34 @@ def exposition(facts: HostFacts, statuses: Sequence[ProcessStatus], usages: Iter
             [(_of(one), one.restarts) for one in statuses],
         ),
         _metric(
+            "lowcloud_process_starts_in_a_row",
+            "gauge",
+            "starts without a good run since the last good one",
+            [(_of(one), one.troubles.starts if one.troubles else 0) for one in statuses],
+        ),
+        _metric(
+            "lowcloud_process_last_exit_code",
+            "gauge",
+            "of the last of these starts, where its guest ended by itself",
+            [
+                (_of(one), one.troubles.exit_code)
+                for one in statuses
+                if one.troubles and one.troubles.exit_code is not None
+            ],
+        ),
+        _metric(
+            "lowcloud_process_next_start_seconds",
+            "gauge",
+            "when it is started again, Unix time; absent where nothing waits for that",
+            [(_of(one), one.next_start_unix) for one in statuses if one.next_start_unix],
+        ),
+        _metric(
+            "lowcloud_process_given_up",
+            "gauge",
+            "1 where its limit of starts is reached and it stays down",
+            [(_of(one), float(bool(one.given_up))) for one in statuses],
+        ),
+        _metric(
             "lowcloud_process_since_seconds",
             "gauge",
             "when it began to serve or last changed its state, Unix time",

@@ -51,6 +51,8 @@ def gone_back(record: Record, *, now_unix: float) -> Record:
         current=record.watched.was,
         retiring=(*record.retiring, *retiring),
         finished=None,
+        troubles=UNSET,
+        boot=UNSET,
         restarts=0,
         probation=UNSET,
     )

@@ -7,7 +7,7 @@
 | a version was flipping and its guest lives | finish it: it becomes `current`, the old guest retires |
 | a version was flipping and its guest is dead | undo it |
 | `current` runs | adopt its guest; make it serve if it does not yet |
-| `current` had finished by its restart rule | leave it |
+| `current` had finished by its restart rule, or was given up | leave it |
 | `current` is not running (crash, reboot, lost supervisor) | start it |
 | guests that retire | go on draining what is left of their time |
 | a guest that no record knows, or whose record is damaged | end it (`agent.daemon.processes` does) |
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+from msgspec import UNSET
 
 from agent.api import Struct
 from agent.daemon.probation import probation_of
@@ -77,6 +78,8 @@ def taken_over(record: Record, *, now_unix: float) -> Record:
         pending=None,
         retiring=(*record.retiring, *_retired(record.current, now_unix)),
         finished=None,
+        troubles=UNSET,
+        boot=UNSET,
         restarts=record.restarts if same else 0,
         nonce=record.pending.nonce or record.nonce,
         probation=probation_of(record, version, now_unix=now_unix),

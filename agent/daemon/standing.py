@@ -11,8 +11,11 @@ import asyncio
 from collections.abc import Callable
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from agent.api import ProcessState, ProcessStatus
+from agent.api import ProcessState, ProcessStatus, Troubles
+from agent.daemon import crash_loop
+from agent.daemon.backoff import GOOD_RUN_S
 from agent.daemon.state import Record, State
 from agent.runtime import GuestId, GuestState
 
@@ -41,6 +44,7 @@ class Standing:
         self._phase = ProcessState.STARTING
         self._reason = ""
         self._since = clock()
+        self._next_start_unix: float | UnsetType = UNSET
 
     async def save(self, change: Callable[[Record], Record]) -> None:
         """Change the record; it is durable when this returns."""
@@ -77,6 +81,12 @@ class Standing:
         """What `status` tells."""
         self._phase, self._reason = phase, reason
         self._since = self._clock() if since_unix is None else since_unix
+        self._next_start_unix = UNSET
+
+    def show_wait(self, phase: ProcessState, reason: str, wait_s: float) -> None:
+        """The same, of a process that is started again after a wait."""
+        self.show(phase, reason)
+        self._next_start_unix = self._clock() + wait_s
 
     def status(self) -> ProcessStatus | None:
         """What an operator sees; None where there is nothing to see."""
@@ -94,12 +104,22 @@ class Standing:
             release=version.release,
             plan=version.plan,
             reason=self._reason or self._remark(),
+            troubles=self._troubles(),
+            next_start_unix=self._next_start_unix,
+            given_up=True if self.record.finished is not None and self.record.finished.is_given_up else UNSET,
         )
+
+    def _troubles(self) -> Troubles | UnsetType:
+        """None of a guest that has run well for long enough: its end will be the first again."""
+        ran_s = self._clock() - self.running.started_unix if self.running and self.serving else 0.0
+        return UNSET if ran_s >= GOOD_RUN_S else self.record.troubles
 
     def _remark(self) -> str:
         watched = self.record.watched
         left_s = watched.until_unix - self._clock() if watched else 0.0
-        return f"on probation for {left_s:.0f} s more" if watched and left_s > 0 else self.remark
+        if watched and left_s > 0:
+            return f"on probation for {left_s:.0f} s more"
+        return self.remark if self._troubles() is UNSET else crash_loop.told(self.record)
 
 
 def without_guest(record: Record) -> Record:

@@ -22,7 +22,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from agent.api import ProcessName, ProcessSpec, Struct, spec_digest
+from agent.api import ProcessName, ProcessSpec, Struct, Troubles, spec_digest
 from agent.daemon.durable import FileDamaged, is_aside, remove_file, seal, set_aside, unseal, write_file
 from agent.runtime import GuestId
 from cas.digest import Digest
@@ -63,11 +63,17 @@ class Retiring(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """A guest that ended by itself and whose restart rule leaves it so."""
+    """A guest that ended by itself and whose restart rule leaves it so; or, given up, one that could not be brought to
+    run within its limit of starts."""
 
     exit_code: int
     reason: str
     at_unix: float
+    given_up: bool | UnsetType = UNSET
+
+    @property
+    def is_given_up(self) -> bool:
+        return self.given_up is True
 
 
 class Probation(Struct, frozen=True):
@@ -93,6 +99,10 @@ class Record(Struct, frozen=True):
     """Of the last restart that was asked for and done."""
     probation: Probation | UnsetType = UNSET
     """Not written where there is none, so that files of before are as they were."""
+    troubles: Troubles | UnsetType = UNSET
+    """Starts in a row that came to nothing (`agent.daemon.crash_loop`); not written where there are none."""
+    boot: str | UnsetType = UNSET
+    """In which run of this machine they were counted."""
 
     @property
     def watched(self) -> Probation | None:

@@ -1,9 +1,10 @@
 """Keeping a process running between calls: one task that watches the guest of `current` and starts it again.
 
 A guest that ends by itself is started again where its restart rule says so, after a wait that doubles
-(`agent.daemon.backoff`). One that cannot be started, or does not become ready, likewise: a host never gives up on its
-own. A version on probation (`agent.daemon.probation`) is not started again when it fails, but the one before it is. The
-task stands back while a call acts (`pause`), at a point where nothing is half done, and goes on afterwards (`resume`).
+(`agent.daemon.backoff`). One that cannot be started, or does not become ready, likewise. A host gives up only where the
+specification sets a limit (`agent.daemon.crash_loop`). A version on probation (`agent.daemon.probation`) is not started
+again when it fails, but the one before it is. The task stands back while a call acts (`pause`), at a point where
+nothing is half done, and goes on afterwards (`resume`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from agent.api import Event, ProcessSpec, ProcessState
 from agent.daemon.backoff import Backoff, starts_again
+from agent.daemon.crash_loop import failed, given_up, gives_up, told
 from agent.daemon.guests import Guests, new_guest_id
 from agent.daemon.probation import gone_back, hands_over, problem_of, stood
 from agent.daemon.refusal import Refused
@@ -48,7 +51,8 @@ class Supervision:
         settle: Callable[[], Awaitable[None]],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
-        self.backoff = Backoff()
+        troubles = standing.record.troubles
+        self.backoff = Backoff(0 if troubles is UNSET else troubles.starts)
         self._standing = standing
         self._guests = guests
         self._retirement = retirement
@@ -224,7 +228,7 @@ class Supervision:
         except GuestFailed as error:
             await self._wait_after_failure(str(error))
         except Refused as error:  # something is missing on this host, for which no version is to blame
-            await self._wait_after_failure(error.refusal.message)
+            await self._wait_after_failure(error.refusal.message, to_blame=False)
 
     async def _serve_or_wait(self) -> None:
         try:
@@ -241,20 +245,46 @@ class Supervision:
             return
         self._standing.runs_not()
         self._standing.restart_due = True
+        ran_s = max(0.0, self._guests.clock() - state.started_unix)
+        self._standing.remark = f"{how_it_ended(state)}, after {ran_s:.1f} s"
+        if await self.count_failure(self._standing.remark, ran_s=ran_s, exit_code=code_of(state)):
+            return
         await self._guests.note(Event.EXITED, current, pid=state.pid, detail=how_it_ended(state))
-        wait_s = self.backoff.wait_s(self._guests.clock() - state.started_unix)
-        self._standing.remark = (
-            f"{how_it_ended(state)}, after {max(0.0, self._guests.clock() - state.started_unix):.1f} s"
-        )
-        self._standing.show(ProcessState.BACKOFF, f"{how_it_ended(state)}; it starts again after {wait_s:.1f} s")
+        wait_s = self.backoff.wait_s(ran_s)
+        self._standing.show_wait(ProcessState.BACKOFF, told(self._standing.record) or self._standing.remark, wait_s)
         await self._or_pause(self._sleep(wait_s))
 
-    async def _wait_after_failure(self, reason: str) -> None:
+    async def count_failure(self, last: str, *, ran_s: float = 0.0, exit_code: int | None = None) -> bool:
+        """A start of `current` came to nothing. Is it given up with that? Raises RuntimeUnavailable."""
+        now_unix, boot = self._guests.clock(), self._guests.boot
+
+        def counted(record: Record) -> Record:
+            record = failed(record, last, ran_s=ran_s, exit_code=exit_code, now_unix=now_unix, boot=boot)
+            return given_up(record) if gives_up(record) else record
+
+        await self._standing.save(counted)
+        record = self._standing.record
+        if record.current is None or record.finished is None:
+            return False
+        how = told(record)
+        self._standing.remark = ""
+        self._standing.show(ProcessState.FAILED, how)
+        _log.warning("%s: %s", record.process, how)
+        event = Event.EXITED if exit_code is not None else Event.ENDED
+        await self._guests.note(event, record.current, detail=how)
+        if record.current.guest is not None:
+            await self._guests.discard(record.current)
+        return True
+
+    async def _wait_after_failure(self, reason: str, *, to_blame: bool = True) -> None:
         if self._standing.record.watched is not None:
             await self.go_back(reason)
             return
+        if to_blame and await self.count_failure(reason):
+            return
         wait_s = self.backoff.wait_s(0.0)
-        self._standing.show(ProcessState.FAILED, f"{reason}; tried again after {wait_s:.1f} s")
+        how = told(self._standing.record) if to_blame else reason
+        self._standing.show_wait(ProcessState.FAILED, how, wait_s)
         await self._or_pause(self._sleep(wait_s))
 
     async def _trouble(self, reason: str) -> None:

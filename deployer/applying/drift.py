@@ -20,6 +20,8 @@ from deployer.resolving.specs import specs_of, volumes_of
 
 NOTHING = ""
 UNWELL = (ProcessState.BACKOFF, ProcessState.FAILED)
+LOOP_STARTS = 3
+"""So many starts in a row without a good run are a crash loop, also while the next one runs."""
 
 
 class Drift(msgspec.Struct, frozen=True):
@@ -58,9 +60,11 @@ def _processes(host: str, wanted: dict[str, ProcessSpec], state: HostState) -> I
         else:
             if runs.spec != spec:
                 yield from _fields(host, spec, runs)
-            if runs.state in UNWELL:
+            if runs.state in UNWELL or runs.starts >= LOOP_STARTS:
                 why = f": {runs.reason}" if runs.reason else ""
-                yield Drift(host, name, "state", f"{runs.state}{why}", ProcessState.RUNNING)
+                failed = runs.state is ProcessState.FAILED
+                how = str(runs.state) if failed or runs.starts < LOOP_STARTS else "crash loop"
+                yield Drift(host, name, "state", f"{how}{why}", ProcessState.RUNNING)
 
 
 def _fields(host: str, spec: ProcessSpec, runs: Running) -> Iterator[Drift]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET
 
 from agent.api import HostFacts, ProcessSpec, ProcessState, ProcessStatus, spec_digest
 from cas.digest import Digest
@@ -29,6 +30,8 @@ class Running(msgspec.Struct, frozen=True):
     state: ProcessState = ProcessState.RUNNING
     release: Digest | None = None
     reason: str = ""
+    starts: int = 0
+    """In a row, without a good run since."""
 
 
 class HostState(msgspec.Struct, frozen=True):
@@ -82,13 +85,15 @@ async def observe(fleet: Fleet, hosts: Iterable[str] | None = None) -> Observed:
         facts[host] = told
         statuses[host] = processes
         states[host] = HostState(
-            {
-                status.process: Running(status.spec, status.spec_digest, status.state, status.release, status.reason)
-                for status in processes
-            },
+            {status.process: _running(status) for status in processes},
             {volume.volume: volume.size_bytes for volume in told.volumes},
         )
     return Observed(states, {host: str(error) for host, error in answers.failures.items()}, facts, statuses)
+
+
+def _running(status: ProcessStatus) -> Running:
+    starts = 0 if status.troubles is UNSET else status.troubles.starts
+    return Running(status.spec, status.spec_digest, status.state, status.release, status.reason, starts)
 
 
 async def _ask(client: AgentClient) -> tuple[HostFacts, tuple[ProcessStatus, ...]]:

@@ -24,7 +24,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 def seal(kind: str, record: msgspec.Struct) -> bytes:
     """The bytes of a record of this kind (`release`, `plan`)."""
-    return _line(kind, VERSION) + msgspec.msgpack.encode(record, order="deterministic")
+    # By way of plain maps: the head of a structure's map depends on how many fields are declared, also those left out.
+    plain = msgspec.to_builtins(record, builtin_types=(bytes,), order="deterministic")
+    return _line(kind, VERSION) + msgspec.msgpack.encode(plain)
 
 
 def unseal(kind: str, data: bytes, as_type: type[T], *, max_bytes: int) -> T:

@@ -131,7 +131,7 @@ def _toml(field: Field, value: Any) -> str:
     unit = field.unit
     if unit is not None and isinstance(value, int):
         text = units.render(unit, value)
-        return text if unit is Unit.MILLICORES and text.isdigit() else toml_text(text)
+        return text if unit in (Unit.MILLICORES, Unit.TIMES) and text.isdigit() else toml_text(text)
     if isinstance(value, tuple):
         return f"[{', '.join(toml_text(item) for item in value)}]"
     if isinstance(value, dict):

@@ -223,7 +223,7 @@ def _written_default(field: Field) -> str:
     value = field.default
     if value is None:
         return "none"
-    if field.unit is Unit.MILLICORES:
+    if field.unit in (Unit.MILLICORES, Unit.TIMES):
         return f"`{units.render(field.unit, value)}`"
     if field.unit is not None:
         return f'`"{units.render(field.unit, value)}"`'
@@ -240,7 +240,7 @@ def _limits(field: Field) -> str:
     if field.unit is None or least is None or greatest is None:
         return ""
     low, high = (units.render(field.unit, limit) for limit in (least, greatest))
-    if field.unit is Unit.MILLISECONDS:
+    if field.unit in (Unit.MILLISECONDS, Unit.TIMES):
         return f" — {low} to {high}"
     return f" — at least {low}" if least else ""
 
@@ -311,6 +311,9 @@ def _value_schema(annotation: Any) -> dict[str, Any]:
     if unit is Unit.MILLICORES:
         share = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]{1,3})?$"}
         return {"anyOf": [{"type": "integer", "minimum": 0}, share]}
+    if unit is Unit.TIMES:
+        least, greatest = limits_of(annotation)
+        return {"type": "integer", "minimum": least, "maximum": greatest}
     if unit is not None:
         return {"type": "string", "pattern": rf"^[0-9]+(\.[0-9]+)? ?({'|'.join(units.UNITS[unit])})$"}
     inner = bare(annotation)

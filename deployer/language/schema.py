@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from agent.api import GuestPath, Promise, Text
+from agent.api import MAX_STARTS, GuestPath, Promise, Text
 
 
 class Change(enum.StrEnum):
@@ -41,6 +41,7 @@ class Unit(enum.StrEnum):
     BYTES = "bytes"
     MILLICORES = "millicores"
     MILLISECONDS = "milliseconds"
+    TIMES = "times"
 
 
 Bytes = Annotated[int, Meta(extra={"unit": Unit.BYTES})]
@@ -49,6 +50,8 @@ Millicores = Annotated[int, Meta(extra={"unit": Unit.MILLICORES})]
 """Processor time in thousandths of a core, written as whole cores (`2`) or a share (`"0.5"`)."""
 Milliseconds = Annotated[int, Meta(extra={"unit": Unit.MILLISECONDS})]
 """A duration, written with its unit: `10s`."""
+Times = Annotated[int, Meta(extra={"unit": Unit.TIMES})]
+"""How often: a whole number, without a unit."""
 
 MAX_BYTES = 1 << 60
 MAX_MILLICORES = 1 << 24
@@ -221,6 +224,18 @@ class Process(Table, frozen=True):
         Literal["always", "on-failure", "never"],
         field(Change.HOT, "whether it is started again after it has ended by itself", example='"always"'),
     ] = "always"
+    restart_limit: Annotated[
+        Times,
+        field(
+            Change.HOT,
+            "after so many starts in a row of which none ran well for a minute it stays down, as `failed`, until "
+            "`lowcloud restart` or the next version; 0: it is tried for ever",
+            example="10",
+            ge=0,
+            le=MAX_STARTS,
+            later=True,
+        ),
+    ] = 0
     config: Annotated[
         dict[GuestPath, BlobRef],
         field(

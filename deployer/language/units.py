@@ -45,9 +45,12 @@ class UnitError(ValueError):
 
 
 def parse(unit: Unit, value: object) -> int:
-    """Read a value of a definition: text with a unit, or for cores a whole number as well. Raises UnitError."""
+    """Read a value of a definition: text with a unit, for cores a whole number as well, for times only that. Raises
+    UnitError."""
     if unit is Unit.MILLICORES:
         return parse_millicores(value)
+    if unit is Unit.TIMES:
+        return parse_times(value)
     return parse_quantity(unit, value)
 
 
@@ -88,8 +91,22 @@ def parse_millicores(value: object) -> int:
     return int(exact)
 
 
+def parse_times(value: object) -> int:
+    """How often, from `10` or `"10"`. Raises UnitError."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= MAX_TEXT_CHARS:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        shown = quoted(value) if isinstance(value, str) else str(value) if isinstance(value, float) else _kind(value)
+        raise UnitError(f"{shown} is not a whole number", hint="write how often, without a unit")
+    if value < 0:
+        raise UnitError(f"{value} is negative")
+    return value
+
+
 def render(unit: Unit, number: int) -> str:
     """The shortest exact text that `parse` reads back: `64MiB`, `1500ms`, `0.5`."""
+    if unit is Unit.TIMES:
+        return str(number)
     if unit is Unit.MILLICORES:
         return format(Decimal(number).scaleb(-3).normalize(), "f")
     known = UNITS[unit]

@@ -76,6 +76,7 @@ def _spec(
         memory_bytes=process.memory,
         disk_bytes=process.disk,
         restart=process.restart,
+        restart_limit=process.restart_limit,
         ready=ready,
         update=update,
         secret={

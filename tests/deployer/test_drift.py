@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +85,24 @@ def test_a_process_that_does_not_run_is_a_row_although_its_specification_is_righ
         {"h1": HostState({"web": failing, "kv": running(specs["kv"])}, {"kv-data": MiB}), "h2": HostState()}
     )
     assert rows(seen) == [("h1", "web", "state", "backoff: exit code 1", "running")]
+
+
+@pytest.mark.parametrize(
+    ("state", "starts", "told"),
+    [
+        (ProcessState.RUNNING, 2, None),
+        (ProcessState.RUNNING, 3, "crash loop: why"),
+        (ProcessState.BACKOFF, 3, "crash loop: why"),
+        (ProcessState.FAILED, 3, "failed: why"),
+    ],
+)
+def test_a_crash_loop_is_a_row_also_while_its_next_guest_runs(state: ProcessState, starts: int, told: str) -> None:
+    specs = specs_of(BASE)["h1"]
+    looping = Running(specs["web"], running(specs["web"]).digest, state, reason="why", starts=starts)
+    seen = Observed(
+        {"h1": HostState({"web": looping, "kv": running(specs["kv"])}, {"kv-data": MiB}), "h2": HostState()}
+    )
+    assert rows(seen) == ([("h1", "web", "state", told, "running")] if told else [])
 
 
 def test_a_volume_that_is_missing_or_too_small_is_a_row_and_a_larger_one_is_not() -> None:

@@ -266,7 +266,7 @@ def test_the_strongest_change_names_the_step() -> None:
 
 def test_every_hot_field_is_one_that_resize_can_change() -> None:
     hot = {name for name in fields_of(Process) if change_of(name) is Change.HOT}
-    assert hot == {"cores", "restart", "ready", "update"}
+    assert hot == {"cores", "restart", "restart_limit", "ready", "update"}
 
 
 def test_another_host_is_a_start_there_and_then_a_stop_here() -> None:

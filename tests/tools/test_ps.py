@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 
+import msgspec
+
+from agent.api import ProcessSpec, ProcessState, ProcessStatus, Troubles, spec_digest
 from tests.tools.shop import Shop
+from tools.commands.ps import _as_dict, _row
 
 
 def test_it_lists_what_runs_on_all_hosts(shop: Shop) -> None:
@@ -58,3 +64,17 @@ def test_a_host_that_does_not_answer_is_a_failure_and_a_line_on_stderr(written: 
     assert result.code == 1
     assert "fra1" in result.err
     assert "ams1" in result.err
+
+
+def test_a_process_in_trouble_is_told_with_the_time_of_its_next_start() -> None:
+    spec = ProcessSpec("web", "b3:" + 64 * "0")
+    told = ProcessStatus("web", spec, spec_digest(spec), ProcessState.BACKOFF, None, 0.0, 7, None, None, "it ended")
+    waiting = msgspec.structs.replace(told, troubles=Troubles(4, "it ended", 1.0, 7), next_start_unix=time.time() + 90)
+    assert _row("fra1", told, None, "-")[-1] == "it ended"
+    assert re.fullmatch(r"it ended; starts again in (8\d|90) s", _row("fra1", waiting, None, "-")[-1])
+    due = msgspec.structs.replace(waiting, next_start_unix=1.0)
+    assert _row("fra1", due, None, "-")[-1] == "it ended; starts again now"
+    shown = _as_dict("fra1", due, None)
+    assert (shown["starts_in_a_row"], shown["last_exit_code"], shown["given_up"]) == (4, 7, False)
+    assert shown["next_start"].startswith("1970-01-01T00:00:01")
+    assert (_as_dict("fra1", told, None)["next_start"], _as_dict("fra1", told, None)["starts_in_a_row"]) == (None, 0)

@@ -140,6 +140,10 @@ def _as_dict(host: str, status: ProcessStatus, usage: ProcessUsage | None) -> di
         "plan": status.plan,
         "memory_bytes": status.memory_bytes,
         "reason": status.reason,
+        "starts_in_a_row": status.troubles.starts if status.troubles else 0,
+        "last_exit_code": status.troubles.exit_code if status.troubles else None,
+        "next_start": iso_time(int(status.next_start_unix * 1e9)) if status.next_start_unix else None,
+        "given_up": bool(status.given_up),
         "cpu_s": usage.cpu_s if usage else None,
         "disk_bytes": usage.disk_bytes if usage else None,
         "connections": usage.connections if usage else None,
@@ -159,5 +163,12 @@ def _row(host: str, status: ProcessStatus, usage: ProcessUsage | None, cpu: str)
         size(usage.disk_bytes) if usage else "-",
         str(usage.connections) if usage else "-",
         shorten(status.release),
-        status.reason,
+        _told(status),
     )
+
+
+def _told(status: ProcessStatus) -> str:
+    if not status.next_start_unix:
+        return status.reason
+    left_s = status.next_start_unix - time.time()
+    return f"{status.reason}; starts again {f'in {left_s:.0f} s' if left_s >= 1 else 'now'}"

@@ -68,8 +68,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     ]
     if rows:
         out.table(("HOST", "PROCESS", "FIELD", "RUNS", "SHOULD"), rows)
-        if any(row.field != "host" for row in found):
+        if any(row.field not in ("host", "state") for row in found):
             out.line("`lowcloud apply` makes it so")
+        if any(row.field == "state" for row in found):
+            out.line("`lowcloud logs PROCESS@HOST` shows what a process printed before it ended")
     elif link:
         out.line("everything runs as it should")
     tell_waiting({host: facts.waiting for host, facts in observed.facts.items()}, out)

@@ -38,6 +38,8 @@ class MemoryRuntime:
         self.flips: list[GuestId] = []
         self.checks: list[GuestOrder] = []
         self.failing_checks = False
+        self.failing = False
+        """No guest can be started."""
         self.hold: dict[str, asyncio.Event] = {}
         """By act (`spawn`, `ready`, `flip`, `drain`): wait for this event first."""
         self.reached: dict[str, asyncio.Event] = {}
@@ -96,7 +98,7 @@ class MemoryLink:
     async def spawn(self, order: GuestOrder) -> GuestState:
         await self._enter("spawn")
         act = order.env.get("ACT", "")
-        if act == "fail":
+        if act == "fail" or self._host.failing:
             raise GuestFailed("it could not be instantiated")
         others = [self._host.orders[s.guest] for s in self._host.alive() if s.process != order.process]
         if any(endpoint in other.listen.values() for other in others for endpoint in order.listen.values()):

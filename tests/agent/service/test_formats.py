@@ -120,9 +120,10 @@ def test_a_process_record_is_read_back_and_gone_when_it_is_empty(tmp_path: Path)
     record = Record(process="web", current=Version(SPEC, guest="web-1"))
     state.save(record)
     assert state.load() == {"web": record}
+    # From 16 declared fields on, the map of a specification has the longer of msgpack's two heads; readers take both.
     assert (
         digest_of((tmp_path / "processes" / "web").read_bytes())
-        == "b3:7b6585e99f3c80a5a08df04d598a33bb0eb25cf7e9fb86cafcb73658763be6f5"
+        == "b3:e5419d59a83fc9affbcfc177124ae3de3d397c17445edbb92fb8a056c76dde1b"
     )
     state.save(Record(process="web"))
     assert state.load() == {}
