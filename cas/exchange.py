@@ -172,14 +172,15 @@ class Receiver:
     ) -> None:
         self.close()
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, *chunks: bytes) -> None:
         if self._failed:
             raise ExchangeError("the stream has failed before this part of it")
-        self.wire_bytes += len(chunk)
         try:
-            view = memoryview(chunk)
-            while view:
-                view = view[self._consume(view) :]
+            for chunk in chunks:
+                self.wire_bytes += len(chunk)
+                view = memoryview(chunk)
+                while view:
+                    view = view[self._consume(view) :]
         except BaseException:
             self._failed = True
             self.close()

@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -35,6 +36,7 @@ from agent.api import (
     Routes,
 )
 from agent.daemon.handlers import Handlers
+from agent.daemon.intake import Intake
 from agent.daemon.journal import MAX_PAGE_ENTRIES, Journal, JournalUnreadable, JournalUnwritable
 from agent.daemon.metrics import CONTENT_TYPE, exposition
 from agent.daemon.output import MAX_TAIL_BYTES, OutputFiles
@@ -220,11 +222,12 @@ class Service:
     async def _receive_blobs(self, request: web.Request) -> web.Response:
         from cas.exchange import Receiver
 
-        async with self._uploads.place():
+        read = partial(self._uploads.next_piece, request.content.readany)
+        async with self._uploads.place(), Intake(read) as intake:
             receiver = Receiver(self._store)
             try:
-                while piece := await self._uploads.next_piece(request.content.readany):
-                    await asyncio.to_thread(receiver.feed, piece)
+                while part := await intake.part():
+                    await asyncio.to_thread(receiver.feed, *part)
                 received = await asyncio.to_thread(receiver.finish)
             finally:
                 await asyncio.to_thread(receiver.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -23,6 +24,7 @@ from agent.api import (
     SignedWord,
     WordsQuery,
 )
+from agent.daemon.intake import Intake
 from agent.daemon.peering.service import Peering
 from agent.daemon.refusal import Refused
 from agent.daemon.server import MAX_QUERY_BYTES, Route, answer, caller_of, decode, has_left, read_body
@@ -81,8 +83,9 @@ class PeerRoutes:
         return answer(await self._peering.fetch(decode(await read_body(request, MAX_QUERY_BYTES), Fetch)))
 
     async def _take_pieces(self, request: web.Request) -> web.Response:
-        async with self._uploads.place():
-            parts = self._parts(request)
+        read = partial(self._uploads.next_piece, request.content.readany)
+        async with self._uploads.place(), Intake(read, part_bytes=1) as intake:
+            parts = intake.pieces()
             head = bytearray()
             while len(head) < _LENGTH_BYTES or len(head) < _LENGTH_BYTES + _length(head):
                 if not (part := await anext(parts, b"")):
@@ -91,11 +94,6 @@ class PeerRoutes:
             end = _LENGTH_BYTES + _length(head)
             offer = decode(bytes(head[_LENGTH_BYTES:end]), PiecesOffer)
             return answer(await self._peering.take_pieces(offer, _from(bytes(head[end:]), parts)))
-
-    async def _parts(self, request: web.Request) -> AsyncGenerator[bytes, None]:
-        """The body as it comes, of a sender that has a place. Raises Refused where it has paused for too long."""
-        while part := await self._uploads.next_piece(request.content.readany):
-            yield part
 
     async def _have(self, request: web.Request) -> web.Response:
         query = decode(await read_body(request, MAX_PEER_QUERY_BYTES), HaveQuery)
