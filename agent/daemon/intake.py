@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 PART_BYTES: Final = 1 << 20
-"""What is handed over has so many bytes at least, the last of a stream excepted: each part costs a change of threads."""
+"""What is handed over has so many bytes at least, the last of a stream excepted: a part costs a change of threads."""
 HELD_BYTES: Final = 2 << 20
 """So much is taken in before it is handed over, and one piece more."""
 HELD_PIECES: Final = 4096
