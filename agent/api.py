@@ -20,6 +20,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from cas.digest import Digest, digest_of
 from cas.signed import Signature
+from cas.tree import MAX_MESSAGE
 
 API_VERSION: Final = 1
 
@@ -289,6 +290,28 @@ class DeleteVolume(Struct, frozen=True, tag="delete-volume"):
     volume: ProcessName
 
 
+class SnapshotVolume(Struct, frozen=True, tag="snapshot-volume"):
+    """Keep in the host's store what a volume holds now (`cas.tree`). Its process is held for an instant, for
+    `max_pause_s` at most. Only what is new since the last snapshot is read and stored. `nonce` tells one wish from the
+    repetition of a call."""
+
+    volume: ProcessName
+    nonce: Annotated[str, Meta(min_length=8, max_length=64)]
+    message: Annotated[str, Meta(max_length=MAX_MESSAGE)] = ""
+    max_pause_s: Annotated[float, Meta(gt=0, le=60)] = 5.0
+
+
+class RestoreVolume(Struct, frozen=True, tag="restore-volume"):
+    """Make a volume of a snapshot whose blobs are here: beside, and moved into place when it is whole. Refused where
+    there is a volume of that name, unless `replace`, and always while a process holds it."""
+
+    volume: ProcessName
+    snapshot: Digest
+    size_bytes: Annotated[int, Meta(ge=1)]
+    nonce: Annotated[str, Meta(min_length=8, max_length=64)]
+    replace: bool = False
+
+
 class Collect(Struct, frozen=True, tag="collect"):
     """Remove the blobs and compiled code that nothing on this host needs. Rollback stays possible offline to the
     specifications of the last `keep` releases."""
@@ -300,7 +323,21 @@ class Check(Struct, frozen=True, tag="check"):
     """Verify every blob of the host's store."""
 
 
-Call = Stage | Start | Stop | Replace | Configure | Resize | Restart | CreateVolume | DeleteVolume | Collect | Check
+Call = (
+    Stage
+    | Start
+    | Stop
+    | Replace
+    | Configure
+    | Resize
+    | Restart
+    | CreateVolume
+    | DeleteVolume
+    | SnapshotVolume
+    | RestoreVolume
+    | Collect
+    | Check
+)
 
 
 class Envelope(Struct, frozen=True):
@@ -321,6 +358,24 @@ def call_digest(envelope: Envelope) -> Digest:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
+class SnapshotFacts(Struct, frozen=True):
+    """A snapshot, and what it took."""
+
+    snapshot: Digest
+    at_unix_ns: int
+    entries: int
+    data_bytes: int
+    """Of all files, without holes."""
+    read_bytes: int = 0
+    blobs: int = 0
+    stored_bytes: int = 0
+    """What the host's store has more for it."""
+    pause_ms: float = 0.0
+    """How long the process was held; 0 where none ran or it may not be held."""
+    left_out: int = 0
+    """Entries that are neither file, directory nor symbolic link."""
+
+
 class Outcome(Struct, frozen=True):
     """A call that succeeded."""
 
@@ -333,6 +388,8 @@ class Outcome(Struct, frozen=True):
     bytes: int = 0
     """For `collect` and `check`: how many blobs and bytes were removed or verified."""
     damaged: tuple[Digest, ...] = ()
+    snapshot: SnapshotFacts | UnsetType = UNSET
+    """For `snapshot-volume` alone."""
 
 
 class Reason(enum.StrEnum):
@@ -552,6 +609,7 @@ class Event(enum.StrEnum):
     """This guest ended by itself."""
     VOLUME_CREATED = "volume-created"
     VOLUME_DELETED = "volume-deleted"
+    VOLUME_SNAPSHOT = "volume-snapshot"
     COLLECTED = "collected"
     PROBATION = "probation"
     """A version that has taken over is watched from now on, has stood that, or has failed (`detail` says which)."""
@@ -613,6 +671,22 @@ class BlobReceipt(Struct, frozen=True):
     blobs: int
     wire_bytes: int
     raw_bytes: int
+
+
+class BlobsWanted(Struct, frozen=True):
+    """Blobs that an operator wants from the host, and what is there already to build them on."""
+
+    want: Annotated[tuple[Digest, ...], Meta(max_length=100_000)]
+    bases: Annotated[tuple[Digest, ...], Meta(max_length=100_000)] = ()
+
+
+class BlobOffer(Struct, frozen=True):
+    """How the host would send them."""
+
+    bases: tuple[Digest, ...]
+    """Blobs whose presence at the receiver would save bytes, at most as many as a question may name."""
+    bytes: int
+    """About how long the stream will be, with the bases that were named."""
 
 
 class CodeQuery(Struct, frozen=True):
@@ -880,6 +954,10 @@ class Routes:
     """POST: a question of `cas.reconcile` about all blobs of the host; the answer's bytes."""
     PIECES = "/v1/pieces"
     """POST: a `PiecesOffer` and what it offers; answered by a `BlobReceipt`."""
+    BLOBS_OFFER = "/v1/blobs/offer"
+    """POST `BlobsWanted`: a `BlobOffer`."""
+    BLOBS_TAKE = "/v1/blobs/take"
+    """POST `BlobsWanted`: a stream of exchange frames."""
     BLOB = "/v1/blobs/{digest}"
     """GET: one blob's raw bytes."""
     PEERS = "/v1/peers"

@@ -13,9 +13,8 @@ import itertools
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -29,8 +28,10 @@ from agent.api import (
     Acquaint,
     Acquainted,
     BlobAnswer,
+    BlobOffer,
     BlobQuery,
     BlobReceipt,
+    BlobsWanted,
     Call,
     CodeAnswer,
     CodeQuery,
@@ -58,6 +59,7 @@ from agent.api import (
     WordsAnswer,
     WordsQuery,
 )
+from agent.streaming import in_thread
 from cas.digest import Digest, digest_of
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -71,10 +73,6 @@ MAX_WORDS_BYTES: Final = 512 << 10
 MAX_BLOB_BYTES: Final = 1 << 30
 PEER_TIMEOUT_S: Final = 10.0
 """Between hosts, where another may have what one does not give."""
-WRITE_BYTES: Final = 256 << 10
-LARGE_BYTES: Final = 64 << 10
-BATCH_BYTES: Final = 1 << 20
-"""What a sender of blobs makes ready at a time; it holds two of them."""
 READ_AHEAD_BYTES: Final = 1 << 20
 """What may have arrived of an answer beyond what was taken of it."""
 TRIES: Final = 2
@@ -211,15 +209,29 @@ class AgentClient:
 
     async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
         """Send a stream of exchange frames. An ordinary iterable is run in a thread, so it may read a store."""
-        body: AsyncIterable[bytes | memoryview] = chunks if isinstance(chunks, AsyncIterable) else _in_thread(chunks)
+        body: AsyncIterable[bytes | memoryview] = chunks if isinstance(chunks, AsyncIterable) else in_thread(chunks)
         return await self._ask("POST", Routes.BLOBS, BlobReceipt, stream=body, timeout_s=None)
 
     async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
         """Bring pieces of large blobs: `pieces` are the bytes of what is offered, in its order, run in a thread. An
         agent of before has no such route: CallRefused."""
         head = msgspec.msgpack.encode(offer)
-        body = _in_thread(itertools.chain([len(head).to_bytes(4, "little") + head], pieces))
+        body = in_thread(itertools.chain([len(head).to_bytes(4, "little") + head], pieces))
         return await self._ask("POST", Routes.PIECES, BlobReceipt, stream=body, timeout_s=None)
+
+    async def offer(self, wanted: BlobsWanted) -> BlobOffer:
+        """How would the host send these? Raises CallRefused where one is not there."""
+        return await self._ask("POST", Routes.BLOBS_OFFER, BlobOffer, body=msgspec.msgpack.encode(wanted))
+
+    async def take(self, wanted: BlobsWanted) -> AsyncGenerator[bytes, None]:
+        """A stream of exchange frames that brings these blobs, unchecked (`cas.exchange.Receiver`). Raises
+        HostUnreachable where nothing comes for a while."""
+        body = msgspec.msgpack.encode(wanted)
+        async with self._request(
+            "POST", Routes.BLOBS_TAKE, body=body, timeout_s=None, stalled_s=READ_TIMEOUT_S
+        ) as answer:
+            async for piece in answer.content.iter_any():
+                yield piece
 
     async def blob(self, digest: Digest, *, max_bytes: int = MAX_BLOB_BYTES) -> bytes:
         """One blob, checked against its name. Raises BadAnswer where the host sent other bytes."""
@@ -384,58 +396,6 @@ class AgentClient:
 def refused_because(error: BaseException, *reasons: Reason) -> bool:
     """Is this a refusal for one of these reasons?"""
     return isinstance(error, CallRefused) and error.refusal.reason in reasons
-
-
-def _batches(chunks: Iterable[bytes]) -> Generator[list[bytes], None, None]:
-    """The same chunks, `BATCH_BYTES` of them or a little more at a time: each batch costs a change of threads."""
-    iterator = iter(chunks)
-    batch: list[bytes] = []
-    size = 0
-    try:
-        for chunk in iterator:
-            batch.append(chunk)
-            size += len(chunk)
-            if size >= BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
-    finally:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()
-
-
-def _written(batch: list[bytes]) -> Iterator[memoryview]:
-    """The bytes of a batch as they are written: small chunks joined, none copied that is large."""
-    for large, run in groupby(batch, key=lambda chunk: len(chunk) >= LARGE_BYTES):
-        for chunk in run if large else [b"".join(run)]:
-            view = memoryview(chunk)
-            for start in range(0, len(view), WRITE_BYTES):
-                yield view[start : start + WRITE_BYTES]
-
-
-async def _in_thread(chunks: Iterable[bytes]) -> AsyncIterator[memoryview]:
-    """While one batch is sent, the next one is made."""
-    iterator = _batches(chunks)
-
-    def make() -> asyncio.Future[list[bytes] | None]:
-        return asyncio.ensure_future(asyncio.to_thread(next, iterator, None))
-
-    coming = make()
-    try:
-        while True:
-            await asyncio.wait([coming])  # Not itself: a thread cannot be cancelled.
-            batch = coming.result()
-            if batch is None:
-                return
-            coming = make()
-            for part in _written(batch):
-                yield part
-    finally:
-        await asyncio.wait([coming])
-        coming.exception()  # Where it is not the one that is being raised, nobody is left to hear of it.
-        await asyncio.to_thread(iterator.close)
 
 
 def _plain(error: BaseException) -> str:

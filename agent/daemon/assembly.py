@@ -23,6 +23,7 @@ from agent.daemon.guests import Guests
 from agent.daemon.handlers import Handlers
 from agent.daemon.journal import Journal
 from agent.daemon.networking import DEFAULT, Mode, network_of
+from agent.daemon.offering import OfferRoutes
 from agent.daemon.output import OutputFiles
 from agent.daemon.peering.heeding import Programs
 from agent.daemon.peering.limits import PeerLimits
@@ -35,6 +36,7 @@ from agent.daemon.server import Service
 from agent.daemon.staging import Staging, blobs_of
 from agent.daemon.state import State
 from agent.daemon.users import Users
+from agent.daemon.volume_calls import Home, VolumeCalls
 from agent.daemon.volumes import Volumes
 from agent.runtime import Runtime, kernel_name
 from agent.sandbox.cgroups import Groups
@@ -63,6 +65,7 @@ class Agent:
         runtime: Callable[[], Awaitable[Runtime]],
         peering: Peering,
         network: Mode,
+        store_quota_bytes: int | None,
     ) -> None:
         self.ended = asyncio.Event()
         """Set when the agent is to end."""
@@ -100,7 +103,9 @@ class Agent:
         guests = Guests(self._builder, journal, boot=host_facts.boot())
         cpus = host_facts.usable_cpus() if pin else ()
         self.processes = Processes(State(state_dir / "processes"), guests, self._volumes, limits, cpus, runtime)
-        handlers = Handlers(self.processes, guests, staging, self._volumes, journal, store, cache, peering.source)
+        home = Home(host, state_dir / "store", store_quota_bytes, work)
+        self._volume_calls = VolumeCalls(home, self.processes, self._volumes, journal, store)
+        handlers = Handlers(self.processes, guests, staging, self._volume_calls, journal, store, cache, peering.source)
         self.service = Service(
             handlers,
             self.processes,
@@ -110,7 +115,7 @@ class Agent:
             self.facts,
             self._end,
             self.ended,
-            more=PeerRoutes(peering).table(),
+            more=(*PeerRoutes(peering).table(), *OfferRoutes(store).table()),
             arrived=peering.arrived,
             closing=peering.giving.close,
         )
@@ -139,14 +144,14 @@ class Agent:
         if limits is None and not pin:
             room = msgspec.structs.replace(room, cores_milli=SHARED_CORES_MILLI)
         peering = Peering(host, state_dir, store, credentials or state_dir / "credentials", limits=peer_limits)
-        agent = cls(
-            host, state_dir, store, journal, room, pin, runtime or (lambda: connect(state_dir)), peering, network
-        )
+        connecting = runtime or (lambda: connect(state_dir))
+        agent = cls(host, state_dir, store, journal, room, pin, connecting, peering, network, store_quota_bytes)
         what = f"{PACKAGE} {version_of(PACKAGE) or 'of a checkout'}"
         detail = "; ".join(part for part in (what, journal.repaired) if part)
         await asyncio.to_thread(journal.append, Event.AGENT_STARTED, detail=detail)
         await agent.processes.open()
         await asyncio.to_thread(agent._builder.sweep, agent.processes.guests_held())
+        await asyncio.to_thread(agent._volumes.sweep)
         await peering.open(agent._needed, agent._programs)
         return agent
 
@@ -156,6 +161,7 @@ class Agent:
             await self.processes.shut_down_guests(self._end_guests_for)
             await asyncio.to_thread(self._secrets.sweep, ())
             await asyncio.to_thread(self._groups.sweep, ())
+        await self._volume_calls.close()
         await self._peering.close()
         await self.processes.close()
         await asyncio.to_thread(self.journal.close)

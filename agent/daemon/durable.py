@@ -71,13 +71,13 @@ def seal(magic: bytes, version: int, payload: bytes) -> bytes:
     return magic + version.to_bytes(_VERSION_BYTES, "little") + to_raw(digest_of(payload)) + payload
 
 
-def unseal(path: Path, magic: bytes, version: int) -> bytes:
+def unseal(path: Path, magic: bytes, version: int, *, max_bytes: int = MAX_SEALED_BYTES) -> bytes:
     """The payload of a sealed file. Raises FileDamaged, and FileNotFoundError where there is none."""
     with path.open("rb") as file:
-        data = file.read(MAX_SEALED_BYTES + 1)
+        data = file.read(max_bytes + 1)
     head = len(magic) + _VERSION_BYTES + RAW_BYTES
-    if len(data) > MAX_SEALED_BYTES:
-        raise FileDamaged(path, f"larger than {MAX_SEALED_BYTES} bytes")
+    if len(data) > max_bytes:
+        raise FileDamaged(path, f"larger than {max_bytes} bytes")
     if len(data) < head or not data.startswith(magic):
         raise FileDamaged(path, "does not start as a file of its kind does")
     found = int.from_bytes(data[len(magic) : len(magic) + _VERSION_BYTES], "little")

@@ -80,7 +80,10 @@ def _threads(groups: Mapping[str, int]) -> Guarantee:
 def _disk() -> Guarantee:
     problem = privileges.no_images()
     if not problem:
-        return Guarantee("disk", True, "each volume a file system of its size (ext4, loop device), scratch a tmpfs")
+        how = "each volume a file system of its size (ext4, loop device), scratch a tmpfs"
+        later = privileges.no_growing()
+        grows = f"at its process's next start: {later}" if later else "while it is in use"
+        return Guarantee("disk", True, f"{how}; a volume grows {grows}")
     how = f"what is used is shown, but no size is enforced: {problem}"
     return Guarantee("disk", False, how, soft=True)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -30,15 +30,18 @@ from agent.api import (
     Replace,
     Resize,
     Restart,
+    RestoreVolume,
+    SnapshotVolume,
     Stage,
     Start,
     Stop,
     call_digest,
     spec_digest,
 )
+from agent.daemon.announcing import announced_on_host, told
 from agent.daemon.code_cache import CodeCache
 from agent.daemon.guests import Guests
-from agent.daemon.journal import Facts, Journal, JournalUnwritable
+from agent.daemon.journal import Facts, Journal
 from agent.daemon.lifecycle import Lifecycle
 from agent.daemon.processes import Processes
 from agent.daemon.refusal import Refused
@@ -46,11 +49,10 @@ from agent.daemon.retention import STOP, blobs_of_last_releases
 from agent.daemon.spec_check import check_spec
 from agent.daemon.staging import Staging, blobs_of
 from agent.daemon.state import Version
-from agent.daemon.volumes import Volumes
+from agent.daemon.volume_calls import UNCHANGED, VolumeCalls
 from cas.digest import Digest, short
 from cas.interface import BlobSource, BlobStore
 
-UNCHANGED: Final = Outcome(changed=False, detail="what was asked for is there already")
 STAGED_FOR_S: Final = 3600.0
 """How long what a call brings up is protected from collection before its record protects it."""
 RESIZABLE: Final = ("cores_milli", "restart", "restart_limit", "ready", "update")
@@ -79,7 +81,7 @@ class Handlers:
         processes: Processes,
         guests: Guests,
         staging: Staging,
-        volumes: Volumes,
+        volume_calls: VolumeCalls,
         journal: Journal,
         store: BlobStore,
         cache: CodeCache,
@@ -89,12 +91,11 @@ class Handlers:
         self._processes = processes
         self._guests = guests
         self._staging = staging
-        self._volumes = volumes
+        self._volume_calls = volume_calls
         self._journal = journal
         self._store = store
         self._cache = cache
         self._source = source
-        self._volume_turn = asyncio.Lock()
         self._store_turn = asyncio.Lock()
         """Collecting and checking read the whole store: one at a time."""
 
@@ -116,9 +117,13 @@ class Handlers:
             case Restart() as call:
                 return await self._restart(call, envelope, by)
             case CreateVolume() as call:
-                return await self._create_volume(call, envelope, by)
+                return await self._volume_calls.create(call, envelope, by)
             case DeleteVolume() as call:
-                return await self._delete_volume(call, envelope, by)
+                return await self._volume_calls.delete(call, envelope, by)
+            case SnapshotVolume() as call:
+                return await self._volume_calls.snapshot(call, envelope, by)
+            case RestoreVolume() as call:
+                return await self._volume_calls.restore(call, envelope, by)
             case Collect() as call:
                 return await self._collect(call, envelope, by)
             case Check():
@@ -266,7 +271,7 @@ class Handlers:
             yield
         except Exception as error:
             if not lifecycle.is_half_done(version):
-                await self._guests.note(Event.CALL_FAILED, version, detail=f"{what}: {_told(error)}")
+                await self._guests.note(Event.CALL_FAILED, version, detail=f"{what}: {told(error)}")
             raise
 
     # --- blobs -------------------------------------------------------------------------------------------------------
@@ -287,9 +292,10 @@ class Handlers:
     async def _collect(self, call: Collect, envelope: Envelope, by: str) -> Outcome:
         async with self._turn_on_store():
             facts: Facts = {"call": call_digest(envelope), "by": by, "detail": f"collect, keep {call.keep}"}
-            async with self._announced_on_host(facts):
+            async with announced_on_host(self._journal, facts):
                 held = {digest for spec in self._processes.specs_held() for digest in blobs_of(spec)}
                 kept = await asyncio.to_thread(blobs_of_last_releases, self._journal.entries(), call.keep)
+                kept |= await asyncio.to_thread(self._volume_calls.blobs_kept)
                 collected = await asyncio.to_thread(self._store.collect, held | kept)
                 code_bytes = await asyncio.to_thread(self._cache.prune, held | kept, to_bytes=0)
                 detail = f"{collected.blobs} blobs, {collected.bytes} bytes, and {code_bytes} bytes of compiled code"
@@ -322,73 +328,6 @@ class Handlers:
             raise Refused(Reason.BUSY, "this host's store is being collected or checked", hint="ask again later")
         async with self._store_turn:
             yield
-
-    # --- volumes -----------------------------------------------------------------------------------------------------
-
-    async def _create_volume(self, call: CreateVolume, envelope: Envelope, by: str) -> Outcome:
-        async with self._volume_turn:
-            has = self._volumes.sizes.get(call.volume)
-            if has == call.size_bytes:
-                return UNCHANGED
-            if has is not None and has > call.size_bytes:
-                raise Refused(
-                    Reason.UNEXPECTED_STATE,
-                    f"the volume {call.volume} has {has} bytes; it cannot shrink to {call.size_bytes}",
-                    hint="ask for its present size or more, or move what is in it to a new volume",
-                )
-            total = sum(self._volumes.sizes.values()) - (has or 0) + call.size_bytes
-            hint = "ask for a smaller volume; `lowcloud host show` says what the host has"
-            self._processes.check_room(self._processes.desired(), hint=hint, volumes_bytes=total)
-            what = f"create volume of {call.size_bytes} bytes"
-            async with self._announced_on_host(_volume_facts(call.volume, envelope, by, what)):
-                await asyncio.to_thread(self._volumes.create, call.volume, call.size_bytes)
-                created = _volume_facts(call.volume, envelope, by, f"{call.size_bytes} bytes")
-                await asyncio.to_thread(lambda: self._journal.append(Event.VOLUME_CREATED, **created))
-        return Outcome(changed=True)
-
-    async def _delete_volume(self, call: DeleteVolume, envelope: Envelope, by: str) -> Outcome:
-        async with self._volume_turn:
-            if call.volume not in self._volumes.sizes:
-                return UNCHANGED
-            holder = self._processes.holder_of(call.volume)
-            if holder is not None:
-                raise Refused(
-                    Reason.IN_USE, f"the volume {call.volume} is held by {holder}", hint=f"stop {holder} first"
-                )
-            async with self._announced_on_host(_volume_facts(call.volume, envelope, by, "delete volume")):
-                await asyncio.to_thread(self._volumes.delete, call.volume)
-                deleted = _volume_facts(call.volume, envelope, by, "")
-                await asyncio.to_thread(lambda: self._journal.append(Event.VOLUME_DELETED, **deleted))
-        return Outcome(changed=True)
-
-    # --- the journal -------------------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _announced_on_host(self, facts: Facts) -> AsyncIterator[None]:
-        """Announce a call that is on no process; a failure inside is noted."""
-        await asyncio.to_thread(lambda: self._journal.append(Event.CALL, **facts))
-        try:
-            yield
-        except Exception as error:
-            failed: Facts = {**facts, "detail": f"{facts['detail']}: {_told(error)}"}
-            with suppress(JournalUnwritable):
-                await asyncio.to_thread(lambda: self._journal.append(Event.CALL_FAILED, **failed))
-            raise
-
-
-def _volume_facts(volume: str, envelope: Envelope, by: str, what: str) -> Facts:
-    return {
-        "release": envelope.release,
-        "plan": envelope.plan,
-        "call": call_digest(envelope),
-        "by": by,
-        "detail": f"{volume}: {what}" if what else volume,
-    }
-
-
-def _told(error: Exception) -> str:
-    """What the journal says of an error."""
-    return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
 
 
 def _current(lifecycle: Lifecycle) -> Version:

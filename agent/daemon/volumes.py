@@ -15,20 +15,22 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from agent.daemon import trees
 from agent.daemon.durable import FileDamaged, is_aside, seal, set_aside, sync_directory, unseal, write_file
 from agent.runtime import Mount
-from agent.sandbox import privileges
+from agent.sandbox import linux, privileges
 
 MAGIC: Final = b"lcvolume"
 VERSION: Final = 1
 DATA: Final = "data"
 HEAD: Final = "volume"
 IMAGE: Final = "image"
+DELETED: Final = ".deleted-"
+RESTORING: Final = ".restoring-"
 MIN_IMAGE_BYTES: Final = 1 << 20
 """No file system is smaller."""
 LARGE_JOURNAL_FROM_BYTES: Final = 256 << 20
@@ -37,9 +39,18 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _log = logging.getLogger(__name__)
 
 
-class VolumeHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class VolumeHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     name: str
     size_bytes: int
+    restored_by: str = ""
+    """The wish (`RestoreVolume.nonce`) that made it of a snapshot; "" where none did."""
+
+
+class Fresh(NamedTuple):
+    """A volume that is being made beside its place."""
+
+    data: Path
+    image: Path | None
 
 
 class Volumes:
@@ -64,6 +75,10 @@ class Volumes:
     def sizes(self) -> dict[str, int]:
         """Promised bytes by volume."""
         return dict(self._sizes)
+
+    def home(self, name: str) -> Path:
+        """What belongs to a volume."""
+        return self._directory / name
 
     def path(self, name: str) -> Path:
         """The directory that a guest sees."""
@@ -94,12 +109,58 @@ class Volumes:
     def delete(self, name: str) -> None:
         """Delete a volume and what is in it; gone at once even where removing takes long or is interrupted."""
         home = self._directory / name
-        doomed = self._directory / f".deleted-{name}"
+        doomed = self._directory / f"{DELETED}{name}"
         trees.remove_tree(doomed)
         home.rename(doomed)
         sync_directory(self._directory)
         self._sizes.pop(name, None)
         trees.remove_tree(doomed)
+
+    def restored_by(self, name: str) -> str:
+        """The wish that made a volume of a snapshot; "" where none did, or there is no such volume."""
+        head = _read_head(self._directory / name) if name in self._sizes else None
+        return head.restored_by if head else ""
+
+    def prepare(self, name: str, size_bytes: int, wish: str) -> Fresh:
+        """An empty volume beside the place of this one, as good as it can be made here. Raises OSError."""
+        home = self._beside(name)
+        trees.remove_tree(home)
+        (home / DATA).mkdir(mode=0o700, parents=True)
+        home.chmod(0o700)
+        image = None
+        if not self._no_images():
+            image = home / IMAGE
+            make_image(image, size_bytes)
+        head = VolumeHead(name, size_bytes, wish)
+        write_file(home / HEAD, seal(MAGIC, VERSION, msgspec.msgpack.encode(head)))
+        return Fresh(home / DATA, image)
+
+    def swap_in(self, name: str) -> None:
+        """Put what was prepared in its place, in one step; durable after `settle`. Raises OSError."""
+        home, fresh = self._directory / name, self._beside(name)
+        size_bytes = _read_size(fresh)
+        if name in self._sizes:
+            linux.exchange(fresh, home)
+        else:
+            fresh.rename(home)
+        self._sizes[name] = size_bytes
+
+    def settle(self, name: str) -> None:
+        """Make durable what is in place, and remove what is left beside it. Raises OSError."""
+        sync_directory(self._directory)
+        trees.remove_tree(self._beside(name))
+
+    def sweep(self) -> None:
+        """Remove what was being deleted or made when the agent ended."""
+        for path in self._directory.iterdir():
+            if path.name.startswith((DELETED, RESTORING)):
+                try:
+                    trees.remove_tree(path)
+                except OSError as error:
+                    _log.warning("%s cannot be removed: %s", path, error)
+
+    def _beside(self, name: str) -> Path:
+        return self._directory / f"{RESTORING}{name}"
 
     def used_bytes(self, name: str) -> int:
         """Bytes that the volume takes on disk."""
@@ -130,7 +191,12 @@ def make_image(image: Path, size_bytes: int, *, journal: bool = True) -> None:
 
 def _read_size(home: Path) -> int:
     """A volume whose head is damaged or was never written keeps its data; its size is asked for again as 0."""
+    head = _read_head(home)
+    return head.size_bytes if head else 0
+
+
+def _read_head(home: Path) -> VolumeHead | None:
     try:
-        return msgspec.msgpack.decode(unseal(home / HEAD, MAGIC, VERSION), type=VolumeHead).size_bytes
+        return msgspec.msgpack.decode(unseal(home / HEAD, MAGIC, VERSION), type=VolumeHead)
     except (FileNotFoundError, IsADirectoryError, FileDamaged, msgspec.MsgspecError):
-        return 0
+        return None

@@ -174,6 +174,17 @@ def disconnect(descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), "disconnect")
 
 
+RENAME_EXCHANGE: Final = 2
+AT_FDCWD: Final = -100
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Give two directories each other's names, in one step."""
+    if _libc.renameat2(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE) < 0:
+        number_of_error = ctypes.get_errno()
+        raise OSError(number_of_error, f"exchange {one} and {other}: {os.strerror(number_of_error)}")
+
+
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWNET: Final = 0x40000000
 SIOCGSKNS: Final = 0x894C

@@ -20,6 +20,7 @@ SYSTEM_PATH: Final = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin"
 # Capability numbers of `linux/capability.h`.
 _FOR_USERS: Final = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7, "SYS_PTRACE": 19}
 _FOR_MOUNTS: Final = {"SYS_ADMIN": 21}
+_FOR_GROWING: Final = {"SYS_RESOURCE": 24}
 
 
 def no_users(first: int, last: int) -> str:
@@ -50,6 +51,12 @@ def no_images() -> str:
     if not os.access(LOOP_CONTROL, os.R_OK | os.W_OK):
         return f"there is no {LOOP_CONTROL}"
     return "" if make_file_system() else f"{MAKE_FILE_SYSTEM} is not installed (package e2fsprogs)"
+
+
+def no_growing() -> str:
+    """Why a volume that is a file system cannot grow while it is in use; "" where it can."""
+    missing = _missing(_FOR_GROWING)
+    return f"the agent lacks the capability {missing}" if missing else ""
 
 
 def make_file_system() -> str | None:

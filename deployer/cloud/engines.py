@@ -20,6 +20,7 @@ from cas.engines.shared import SharedStore
 from cas.errors import BlobMissing
 from cas.interface import BlobStore, Damage
 from cas.store import Store
+from cas.tree import TreeInvalid, blobs_of
 from deployer.errors import RecordInvalid
 from deployer.history import release
 from deployer.history.release import Release
@@ -57,7 +58,8 @@ def open_refs(refs: str) -> EtcdRefs | None:
 
 def share_release(store: SharedStore, to: Digest) -> None:
     """See to it that a release, all it names and all before it are at the origin. A ref may point at something else
-    than a release: that is shared alone. Raises BlobMissing where a part is in neither place."""
+    than a release (`of_no_release`). Raises BlobMissing where a part is
+    in neither place."""
     if store.origin is None:
         return
     ahead: list[tuple[Digest, Release]] = []
@@ -66,12 +68,20 @@ def share_release(store: SharedStore, to: Digest) -> None:
         try:
             ahead.append((now, release.read(store, now)))
         except RecordInvalid:
-            store.share([now])
+            _here(store, sorted(of_no_release(store, now)))
             break
         now = ahead[-1][1].parent
     for digest, link in reversed(ahead):
         _here(store, needs_of(store, link))
         store.share([digest])
+
+
+def of_no_release(store: BlobStore, digest: Digest) -> set[Digest]:
+    """What a ref needs that points at something else than a release: everything of a snapshot, anything else alone."""
+    try:
+        return blobs_of(digest, store.read)
+    except TreeInvalid:
+        return {digest}
 
 
 def check_whole(store: SharedStore) -> list[Damage]:

@@ -26,7 +26,7 @@ from cas.errors import BlobDamaged, BlobMissing, RefMoved
 from cas.interface import RefStore
 from cas.store import Store
 from deployer.cloud.cloud import CONFIG_NAME, MAX_CONFIG_BYTES, Cloud, parse_config
-from deployer.cloud.engines import needs_of, open_refs
+from deployer.cloud.engines import needs_of, of_no_release, open_refs
 from deployer.cloud.files import read_file, write_file
 from deployer.errors import BadInput, ConfigInvalid, DeployerError, RecordInvalid
 from deployer.history import release
@@ -118,8 +118,8 @@ class _Migration:
         for head in heads:
             try:
                 links = list(release.chain(self.source, head))
-            except RecordInvalid:  # A ref at something else than a release needs that alone.
-                found[head] = None
+            except RecordInvalid:
+                found.update(dict.fromkeys(sorted(of_no_release(self.source, head))))
                 continue
             for link in reversed(links):
                 found.update(dict.fromkeys([*needs_of(self.source, link.release), link.digest]))

@@ -6,7 +6,6 @@ from __future__ import annotations
 from deployer.history import release
 from deployer.history.release import ReleaseStore
 from deployer.language.schema import Definition
-from deployer.resolving.secrets import is_of_secret
 
 
 def shared_hosts(store: ReleaseStore, ref: str, definition: Definition) -> dict[str, list[str]]:
@@ -14,7 +13,7 @@ def shared_hosts(store: ReleaseStore, ref: str, definition: Definition) -> dict[
     definition calls them."""
     found: dict[str, list[str]] = {}
     for other in sorted(store.refs()):
-        if other == ref or is_of_secret(other):
+        if other == ref or not release.is_history(other):
             continue
         link = release.head(store, other)
         if link is None:

@@ -77,6 +77,11 @@ class Link(msgspec.Struct, frozen=True):
     release: Release
 
 
+def is_history(ref: str) -> bool:
+    """Whether a ref names a history. One with a slash in it names something else: a secret, a snapshot of a volume."""
+    return "/" not in ref
+
+
 def encode(release: Release) -> bytes:
     return seal("release", release)
 

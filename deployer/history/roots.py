@@ -1,5 +1,6 @@
 """What a collection of the deployer's store must keep: everything that any release of any ref needs, so that every
-rollback stays possible, the newest blob of each name, which the next version will be a delta of, and the secrets."""
+rollback stays possible, the newest blob of each name, which the next version will be a delta of, the secrets, and the
+snapshots of volumes."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from typing import Protocol
 from cas.digest import Digest
 from deployer.history import release
 from deployer.history.release import ReleaseStore
+from deployer.history.snapshots import is_of_snapshot, needs_of
 from deployer.history.stocktaking import blobs_of_inventory
 from deployer.resolving import canonical
-from deployer.resolving.secrets import is_of_secret
 
 
 class NamedStore(ReleaseStore, Protocol):
@@ -27,7 +28,9 @@ def roots(store: NamedStore) -> set[Digest]:
     definitions: set[Digest] = set()
     inventories: set[Digest] = set()
     for ref, start in store.refs().items():
-        if is_of_secret(ref):
+        if is_of_snapshot(ref):
+            keep |= needs_of(store, start)
+        if not release.is_history(ref):
             keep.add(start)
             continue
         for link in release.chain(store, start):

@@ -28,7 +28,6 @@ from deployer.planning import plan, signing
 from deployer.planning.plan import Plan
 from deployer.planning.planners import require_true
 from deployer.resolving import canonical
-from deployer.resolving.secrets import is_of_secret
 
 RESTART = "restart"
 """What a host writes for a call that runs the same specification again: it needs no plan, and keeps the one of the
@@ -66,7 +65,7 @@ def verify(store: ReleaseStore, journals: Journals, authority: Path | None = Non
     records: dict[Digest, _Record] = {}
     findings: list[Finding] = []
     for name, start in sorted(store.refs().items()):
-        if is_of_secret(name):
+        if not release.is_history(name):
             continue
         findings += _history(store, name, start, records, authority)
     for host, entries in sorted(journals.items()):

@@ -52,11 +52,6 @@ class SealedSecret(NamedTuple):
     """Of the sealed blob."""
 
 
-def is_of_secret(ref: str) -> bool:
-    """Whether a ref names a sealed secret, not a history."""
-    return ref.startswith(PREFIX)
-
-
 class Secrets:
     """The secrets of one history (`prod`, or an overlay's name)."""
 

@@ -1,12 +1,12 @@
-"""`volume`: what is kept on the hosts, and how it goes. A volume outlives its processes and its definition; only this
-verb deletes one.
+"""`volume`: what is kept on the hosts, how it is brought elsewhere, and how it goes. A volume outlives its processes
+and its definition; only this verb deletes one.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tools import errors
+from tools import errors, volume_snapshots
 from tools.cloud import open_cloud
 from tools.confirm import confirmed
 from tools.hosts import call_each, known_addresses, released_definition, split_instance, tell_failures
@@ -14,7 +14,7 @@ from tools.output import size
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from agent.api import HostFacts, VolumeStatus
     from deployer.applying.fleet import Answers
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = """
 lowcloud volume ls
+lowcloud volume snapshot kv-data -m "before the move"
+lowcloud volume snapshots
+lowcloud volume restore kv-data kv-data --host ams1
 lowcloud volume delete kv-data@fra1
 """
 
@@ -39,11 +42,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     delete = actions.add_parser("delete", help="delete volumes with all that is in them; refused while one is held")
     delete.add_argument("volumes", nargs="+", metavar="NAME@HOST", help="the volume, such as kv-data@fra1")
     delete.add_argument("--yes", action="store_true", help="do not ask")
-    add_to_actions((listing, delete))
+    add_to_actions((listing, delete, *volume_snapshots.configure(actions)))
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    return _delete(args, out) if args.action == "delete" else _list(args, out)
+    verbs: dict[str, Callable[[argparse.Namespace, Output], int]] = {
+        "ls": _list,
+        "delete": _delete,
+        "snapshot": volume_snapshots.take,
+        "snapshots": volume_snapshots.show,
+        "restore": volume_snapshots.restore,
+        "forget": volume_snapshots.forget,
+    }
+    return verbs[args.action](args, out)
 
 
 def _list(args: argparse.Namespace, out: Output) -> int:

@@ -132,7 +132,7 @@ def peer_of(request: web.Request) -> str:
     return caller_of(request).removeprefix(f"{tls.HOST}:")
 
 
-async def stream(request: web.Request, pieces: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+async def stream(request: web.Request, pieces: AsyncGenerator[bytes | memoryview, None]) -> web.StreamResponse:
     """What comes, as the body of an answer. An error before the first piece is told; one after it cuts the answer off,
     so that it is not taken for whole."""
     async with aclosing(pieces) as coming:
@@ -152,7 +152,7 @@ async def stream(request: web.Request, pieces: AsyncGenerator[bytes, None]) -> w
     return response
 
 
-async def write(response: web.StreamResponse, piece: bytes) -> None:
+async def write(response: web.StreamResponse, piece: bytes | memoryview) -> None:
     """Raises TimeoutError where the receiver does not take it."""
     async with asyncio.timeout(TAKEN_WITHIN_S):
         await response.write(piece)

@@ -1,0 +1,1 @@
+"""Snapshots of volumes: taken while their process runs, restored on any host."""
