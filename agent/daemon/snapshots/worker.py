@@ -1,4 +1,4 @@
-"""The process that takes or restores a snapshot: `python -P -m agent.daemon.snapshots.worker`, an order on stdin.
+"""The process that takes or restores a snapshot: `python -P -m agent.daemon.snapshots.worker PID`, an order on stdin.
 
 A process of its own, because holding a guest must end with whoever holds it; because an image is mounted in its mount
 namespace and let go with it, however it ends; and because reading and encoding a volume must not be in the agent's way.
@@ -15,7 +15,7 @@ import resource
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -107,7 +107,7 @@ async def work(order: Order, *, within_s: float = WORK_WITHIN_S) -> Verdict:
     """Have an order carried out. Cancelling kills the worker, which undoes nothing that is done and lets go at once of
     whom it holds."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "agent.daemon.snapshots.worker"),
+        *(sys.executable, "-P", "-m", "agent.daemon.snapshots.worker", str(os.getpid())),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=subprocess_environment(),
@@ -265,18 +265,18 @@ def _opened(place: Place, pid: int) -> Iterator[int]:
         os.close(root)
 
 
-def main(read: Callable[[int], bytes] = sys.stdin.buffer.read) -> int:
-    """The worker."""
+def main(agent: int) -> int:
+    """The worker of the agent with this pid, which may have ended already."""
     from agent.sandbox import linux
 
-    linux.die_with_parent(os.getppid(), signal.SIGKILL)
+    linux.die_with_parent(agent, signal.SIGKILL)
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     allow_depth()
-    verdict = carry_out(msgspec.json.decode(read(MAX_ORDER_BYTES), type=Order))
+    verdict = carry_out(msgspec.json.decode(sys.stdin.buffer.read(MAX_ORDER_BYTES), type=Order))
     sys.stdout.buffer.write(msgspec.json.encode(verdict))
     return 0 if verdict.done else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1])))

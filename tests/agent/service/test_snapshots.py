@@ -268,7 +268,7 @@ def test_an_agent_killed_at_any_moment_of_a_snapshot_leaves_its_guest_running_an
                     await until(functools.partial(lambda served: len(acknowledged) > served + 20, before))
                     with suppress(HostUnreachable):
                         await call
-                    assert workers_of(host) == []
+                    await until(lambda: workers_of(host) == [])
                     await asyncio.to_thread(host.start)
                 facts = await snapshot(host)
             assert facts.read_bytes >= 0
