@@ -2,18 +2,19 @@
 
 `HostUnreachable`: no answer; the call may or may not have been carried out, and asking again is safe (calls are
 idempotent). `CallRefused`: the host said no and changed nothing; decide by `refusal.reason`. `BadAnswer`: what came
-back is not this API. A call waits as long as the specification it carries allows, and a host that dies meanwhile is
-noticed by keep-alive probes in under half a minute.
+back is not this API. A call waits as long as the specification it carries allows, and a host that dies or
+freezes meanwhile is noticed in under half a minute (`agent.pulse`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +60,7 @@ from agent.api import (
     WordsAnswer,
     WordsQuery,
 )
+from agent.pulse import SILENT_S, Moved, Pulse, Silent
 from agent.streaming import in_thread
 from cas.digest import Digest, digest_of
 
@@ -94,6 +96,10 @@ class AgentError(Exception):
 
 class HostUnreachable(AgentError):
     hint = "is its agent running? `lowcloud host show` asks every host; a call may safely be repeated"
+
+
+class HostSilent(HostUnreachable):
+    """It took the question, and has shown no sign of life since."""
 
 
 class BadAnswer(AgentError):
@@ -136,14 +142,18 @@ class AgentClient:
         self._credentials_dir = credentials_dir
         self._session: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
+        self._pulse: Pulse | None = None
 
     async def __aenter__(self) -> Self:
         self._context = await asyncio.to_thread(tls.client_context, self._credentials_dir)
+        self._pulse = Pulse(self.address, self._context, tls.server_name(self.host_name))
         connector = aiohttp.TCPConnector(limit=16, socket_factory=_socket_with_keepalive)
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=READ_AHEAD_BYTES)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if self._pulse is not None:
+            await self._pulse.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -236,7 +246,7 @@ class AgentClient:
     async def blob(self, digest: Digest, *, max_bytes: int = MAX_BLOB_BYTES) -> bytes:
         """One blob, checked against its name. Raises BadAnswer where the host sent other bytes."""
         path = Routes.BLOB.format(digest=digest)
-        async with self._request("GET", path, timeout_s=None) as answer:
+        async with self._request("GET", path, timeout_s=None, stalled_s=READ_TIMEOUT_S) as answer:
             data = await self._bounded(answer, max_bytes)
         if digest_of(data) != digest:
             raise BadAnswer(f"{self.host_name} sent other bytes for {digest}", hint="run `lowcloud check` there")
@@ -314,14 +324,40 @@ class AgentClient:
         for attempt in range(tries):
             try:
                 sent = body if stream is None else stream
-                async with self._request(method, path, body=sent, query=query, timeout_s=timeout_s) as answer:
-                    return self._decoded(await self._bounded(answer, max_bytes), kind)
+                once = functools.partial(self._ask_once, method, path, kind, sent, query, timeout_s, max_bytes)
+                return await self._while_there(once, timeout_s)
             except HostUnreachable as error:
                 lost_idle = isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
                 refused = isinstance(error.__cause__, aiohttp.ClientConnectorError)
                 if attempt + 1 == tries or refused or not lost_idle:
                     raise
         raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _ask_once(
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        sent: bytes | AsyncIterable[bytes | memoryview] | None,
+        query: dict[str, str] | None,
+        timeout_s: float | None,
+        max_bytes: int,
+        moved: Moved,
+    ) -> T:
+        body = _telling(sent, moved) if isinstance(sent, AsyncIterable) else sent
+        async with self._request(method, path, body=body, query=query, timeout_s=timeout_s) as answer:
+            return self._decoded(await self._bounded(answer, max_bytes, moved), kind)
+
+    async def _while_there(self, ask: Callable[[Moved], Awaitable[T]], timeout_s: float | None) -> T:
+        """Raises HostSilent."""
+        if self._pulse is None or (timeout_s is not None and timeout_s <= SILENT_S):
+            return await ask(Moved())
+        try:
+            return await self._pulse.while_there(ask)
+        except Silent as error:
+            raise HostSilent(
+                f"{self.host_name} at {self.address} has given no sign of life for {SILENT_S:.0f} s"
+            ) from error
 
     @asynccontextmanager
     async def _request(
@@ -382,15 +418,23 @@ class AgentClient:
         except (msgspec.MsgspecError, ValueError) as error:
             raise BadAnswer(f"{self.host_name} sent an answer that is not of this API: {error}") from error
 
-    async def _bounded(self, answer: aiohttp.ClientResponse, limit: int) -> bytes:
+    async def _bounded(self, answer: aiohttp.ClientResponse, limit: int, moved: Moved | None = None) -> bytes:
         pieces: list[bytes] = []
         size = 0
         async for piece in answer.content.iter_any():
+            if moved is not None:
+                moved.tell()
             pieces.append(piece)
             size += len(piece)
             if size > limit:
                 raise BadAnswer(f"{self.host_name} sent more than {limit} bytes where no answer is so large")
         return b"".join(pieces)  # Appending to one array would copy a large answer again and again.
+
+
+async def _telling(chunks: AsyncIterable[bytes | memoryview], moved: Moved) -> AsyncIterator[bytes | memoryview]:
+    async for chunk in chunks:
+        moved.tell()
+        yield chunk
 
 
 def refused_because(error: BaseException, *reasons: Reason) -> bool:

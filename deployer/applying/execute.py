@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from agent.api import Envelope, Outcome, Reason, Replace, spec_digest
-from agent.client import CALL_SLACK_S, AgentError, CallRefused, HostUnreachable, call_timeout_s
+from agent.client import CALL_SLACK_S, AgentError, CallRefused, HostSilent, HostUnreachable, call_timeout_s
 from cas.digest import Digest
 from deployer.applying.observe import observe
 from deployer.applying.outcome import CallDone, off_probation, unwell
@@ -192,8 +192,8 @@ class Execution:
         for wait_s in WAITS_S:
             try:
                 return await client.call(envelope, timeout_s=limit_s)
-            except HostUnreachable:
-                if _now() >= gives_up:
+            except HostUnreachable as error:
+                if _now() >= gives_up or isinstance(error, HostSilent):
                     raise  # it took the call and was silent all the time: it would be so again
                 await asyncio.sleep(wait_s)
             except CallRefused as error:

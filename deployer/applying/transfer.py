@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Final, NamedTuple
 
 from agent.api import BlobAnswer, BlobQuery, BlobReceipt
-from agent.client import AgentClient, AgentError, HostUnreachable
+from agent.client import AgentClient, AgentError, HostSilent, HostUnreachable
 from cas.digest import Digest, short
 from cas.errors import BlobMissing, CasError
 from cas.exchange import bases_of, cost, frames, steps
@@ -251,8 +251,8 @@ async def serve(
             arrived = await send(source, client, lack, meter)
             meter.end(arrived.wire_bytes)
             break
-        except HostUnreachable:
-            if attempt == TRIES:
+        except HostUnreachable as error:
+            if attempt == TRIES or isinstance(error, HostSilent):
                 raise
             lack = None
             await asyncio.sleep(WAIT_S * 2 ** (attempt - 1))
