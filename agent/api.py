@@ -754,9 +754,10 @@ class Acquainted(Struct, frozen=True):
 
 
 class Party(Struct, frozen=True):
-    """Blobs, and the hosts of one region that all want them."""
+    """Blobs, and the hosts that want all of them."""
 
     hosts: Annotated[tuple[HostName, ...], Meta(max_length=MAX_NEIGHBOURS)]
+    """Empty where these are all of the list of neighbours, so that a large cloud's hosts need not be named again."""
     blobs: Annotated[tuple[Digest, ...], Meta(max_length=100_000)]
 
 

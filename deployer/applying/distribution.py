@@ -316,7 +316,10 @@ class _Distribution:
         by_hosts: dict[tuple[str, ...], list[Digest]] = {}
         for blob in blobs:
             by_hosts.setdefault(tuple(self._wanted_by[blob]), []).append(blob)
-        return tuple(Party(hosts, tuple(own)) for hosts, own in by_hosts.items())
+        return tuple(
+            Party(hosts if len(hosts) < len(self._definition.host) else (), tuple(own))
+            for hosts, own in by_hosts.items()
+        )
 
     def _by_region(self, hosts: Iterable[str]) -> dict[str, list[str]]:
         return _grouped(hosts, self._definition)

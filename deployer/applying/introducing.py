@@ -8,7 +8,7 @@ One that does not listen can still be sent everything.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -45,11 +45,12 @@ async def introduce(site: Site, hosts: Iterable[str], definition: Definition) ->
     work = _Introduction(site, name, listed, time.time_ns())
     answers = await site.fleet.each(hosts, lambda client: client.acquaint(work.acquaint))
     lacking = [host for host, known in answers.results.items() if not known]
+    holders = {definition.host[host].region: host for host, known in answers.results.items() if known}
     of_before = [host for host, error in answers.failures.items() if refused_because(error, Reason.NOT_FOUND)]
     if work.is_small:
         of_before += lacking
     else:
-        await work.bring(lacking)
+        await work.bring(lacking, holders)
     await site.fleet.each(of_before, lambda client: client.meet(Meet(listed.neighbours, work.acquaint.at_unix_ns)))
 
 
@@ -63,14 +64,19 @@ class _Introduction:
         self._source = Source(site.store)
         self._by_name = {one.host: one for one in listed.neighbours}
 
-    async def bring(self, hosts: Iterable[str]) -> None:
-        """Send it to one host of each region, and to those for which that costs little; the others get it there."""
+    async def bring(self, hosts: Iterable[str], holders: Mapping[str, str]) -> None:
+        """Send it to those for which that costs little, and to one host of each region that has no holder of it yet;
+        the others get it there. `holders`: by region, a host that has it."""
         regions: dict[str, list[str]] = {}
         for host in sorted(hosts):
             regions.setdefault(self._by_name[host].region, []).append(host)
-        first = {found[0]: region for region, found in regions.items()}
+        first = [found[0] for region, found in regions.items() if region not in holders]
         await for_each(first, self._send, at_once=HOSTS_AT_ONCE)
-        rest = [(host, found[0]) for found in regions.values() for host in found[1:]]
+        rest = [
+            (host, holders.get(region, found[0]))
+            for region, found in regions.items()
+            for host in found[region not in holders :]
+        ]
         await for_each(rest, lambda pair: self._have_brought(*pair), at_once=HOSTS_AT_ONCE)
 
     async def _send(self, host: str) -> None:

@@ -60,7 +60,10 @@ def wishes_of(definition: Definition, listed: Inventory, behind: Iterable[str] =
     by_hosts: dict[tuple[str, ...], list[Digest]] = {}
     for blob in sorted(wanted_by.keys() & known):
         by_hosts.setdefault(tuple(wanted_by[blob]), []).append(blob)
-    parties = tuple(Party(hosts, tuple(blobs)) for hosts, blobs in sorted(by_hosts.items()))
+    everybody = len(definition.host)
+    parties = tuple(
+        Party(hosts if len(hosts) < everybody else (), tuple(blobs)) for hosts, blobs in sorted(by_hosts.items())
+    )
     return Wishes(parties, tuple(sorted(programs & known)), tuple(sorted(behind)))
 
 

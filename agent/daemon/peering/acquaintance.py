@@ -6,6 +6,7 @@ What a neighbour did is counted for the people who look (`lowcloud peers`); noth
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -67,6 +68,11 @@ class Acquaintance:
     @property
     def others(self) -> tuple[Neighbour, ...]:
         return tuple(neighbour for neighbour in self._meet.neighbours if neighbour.host != self._host)
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Of all hosts, this one too."""
+        return self._by_name.keys()
 
     def find(self, host: str) -> Neighbour | None:
         """A host of the list, this one too."""

@@ -166,7 +166,7 @@ class Driver:
     def _wants(self) -> Iterator[Want]:
         for party in self._parties:
             regions: dict[str, list[str]] = {}
-            for name in {*party.hosts, self._host}:
+            for name in {*(party.hosts or self._acquaintance.names), self._host}:
                 if (neighbour := self._acquaintance.find(name)) is not None:
                     regions.setdefault(neighbour.region, []).append(name)
             if not any(self._host in hosts for hosts in regions.values()):

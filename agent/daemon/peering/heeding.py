@@ -289,7 +289,7 @@ class Heeding:
             if self._store.missing([word.wishes]):
                 return _NOTHING
             wishes = decode_record(self._store.read(word.wishes), Wishes)
-            mine = tuple(party for party in wishes.parties if self._host in party.hosts)
+            mine = tuple(party for party in wishes.parties if not party.hosts or self._host in party.hosts)
             programs = set(wishes.programs)
             share = _Share(
                 Fetch(word.inventory, mine) if mine else None,

@@ -74,7 +74,7 @@ class Release:
             release=digest_of(str(at_unix_ns).encode()),
             at_unix_ns=at_unix_ns,
             inventory=hood.listed(blobs),
-            wishes=put(encode_record(Wishes((Party(everybody, tuple(blobs)),), (), tuple(behind)))).digest,
+            wishes=put(encode_record(Wishes((Party((), tuple(blobs)),), (), tuple(behind)))).digest,
             neighbours=put(encode_record(neighbours)).digest,
         )
         manifests = inventory.decode(hood.source.read(self.word.inventory)).manifests()
