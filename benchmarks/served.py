@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from agent.api import Endpoint
-from agent.runtime import GuestOrder, Preopen
+from agent.daemon import networking
+from agent.runtime import GuestOrder, Network, Preopen
 from agent.sandbox import engine
 from tools import guests
 
 MEMORY_BYTES = 64 << 20
 OTHERS = ("python", "js")
+BOTH = "both"
 
 
 class Served(NamedTuple):
@@ -34,7 +36,7 @@ class Served(NamedTuple):
     def arguments(self, port: int) -> tuple[str, ...]:
         return ("--port", str(port)) if self.takes_port else ()
 
-    def order(self, directory: Path, number: int, port: int) -> GuestOrder:
+    def order(self, directory: Path, number: int, port: int, network: Network = "listeners") -> GuestOrder:
         return GuestOrder(
             guest=f"{self.name}-{number}-{port}",
             process=f"{self.name}-{port}",
@@ -48,12 +50,23 @@ class Served(NamedTuple):
             memory_bytes=MEMORY_BYTES,
             cpus=(),
             output_path=str(directory / f"{self.name}.log"),
+            network=network,
         )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     for name in OTHERS:
         parser.add_argument(f"--{name}", type=Path, metavar="WASM", help=f"examples/{name}-web, built")
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network", choices=[*get_args(Network), BOTH], default=BOTH, help="how guests are connected")
+
+
+def networks_of(options: argparse.Namespace) -> list[Network]:
+    """Those to measure; a namespace only where this machine can make one."""
+    wanted: list[Network] = [*get_args(Network)] if options.network == BOTH else [options.network]
+    return [one for one in wanted if one == "listeners" or not networking.why_not()]
 
 
 def compile_all(options: argparse.Namespace, directory: Path) -> list[Served]:

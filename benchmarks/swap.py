@@ -1,18 +1,19 @@
 """Swap a web server again and again under load, and count what clients notice: it must be nothing.
 
-    python -m benchmarks.swap [--swaps 200] [--rate 300] [--python FILE] [--js FILE] [--wrk FILE]
+    python -m benchmarks.swap [--network both] [--swaps 200] [--rate 300] [--python FILE] [--js FILE] [--wrk FILE]
 
 The load comes from a process of its own: new connections at a fixed rate, whether or not earlier ones have been
 answered (open loop), and clients that keep their connection for a while and send request after request. A failure is a
 connection that is refused, reset or closed before its answer, an answer that is not 200, or a kept connection that
 changes its version. The same load without swaps comes first, for comparison; with `--wrk`, the throughput of each guest
-as a ratio to the bare one (`throughput`).
+as a ratio to the bare one (`throughput`). All of it with listeners on the host, and with network namespaces.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import signal
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 import msgspec
 
 from agent.api import Ready
-from agent.runtime import GuestOrder, Runtime
+from agent.runtime import GuestOrder, Network, Runtime
 from agent.supervisor.client import connect
 from benchmarks import served, throughput
 from benchmarks.served import Served
@@ -200,22 +201,22 @@ async def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         runtime = await connect(directory)
         try:
             found = {}
-            for program in programs:
+            for network, program in itertools.product(served.networks_of(options), programs):
                 swaps = options.swaps if program.name == "c" else options.swaps_of_others
-                found[program.name] = await swap_one(runtime, directory, program, swaps, options.rate, options.gap)
+                numbers = await swap_one(runtime, directory, program, network, swaps, options.rate, options.gap)
                 if options.wrk:
-                    ratios = await throughput.compare(runtime, directory, program, options.wrk)
-                    found[program.name]["throughput"] = ratios
+                    numbers["throughput"] = await throughput.compare(runtime, directory, program, network, options.wrk)
+                found[f"{program.name} {network}"] = numbers
             return found
         finally:
             await runtime.shut_down()
 
 
 async def swap_one(
-    runtime: Runtime, directory: Path, program: Served, swaps: int, rate: float, gap_s: float
+    runtime: Runtime, directory: Path, program: Served, network: Network, swaps: int, rate: float, gap_s: float
 ) -> dict[str, Any]:
     def order(number: int) -> GuestOrder:
-        return program.order(directory, number, PORT)
+        return program.order(directory, number, PORT, network)
 
     first = order(0)
     await runtime.spawn(first)
@@ -250,6 +251,7 @@ def main() -> int:
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--swaps-of-others", type=int, default=40, help="of the guests in Python and JavaScript")
     served.add_options(parser)
+    served.add_network(parser)
     parser.add_argument("--wrk", help="the command wrk: measures throughput as well")
     parser.add_argument("--rate", type=float, default=300.0, help="new connections per second")
     parser.add_argument("--gap", type=float, default=0.2, help="seconds between swaps")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.api import Ready
+from agent.runtime import Network
 from agent.supervisor.client import SupervisorClient
 from benchmarks import start_peers
 from benchmarks.served import Served
@@ -35,9 +36,11 @@ class Rate(NamedTuple):
     per_cpu_s: float
 
 
-async def compare(runtime: SupervisorClient, directory: Path, program: Served, wrk: str) -> dict[str, dict[str, float]]:
+async def compare(
+    runtime: SupervisorClient, directory: Path, program: Served, network: Network, wrk: str
+) -> dict[str, dict[str, float]]:
     """Ratios, supervised to bare; connections kept, and (where the server closes when asked) one per request."""
-    order = program.order(directory, 0, PORT)
+    order = program.order(directory, 0, PORT, network)
     state = await runtime.spawn(order)
     await runtime.wait_ready(order.guest, Ready("http", program.path), deadline_s=READY_S)
     command = start_peers.cold_interpreter(program).command(BARE_PORT)

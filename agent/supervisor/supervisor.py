@@ -222,7 +222,7 @@ class Supervisor:
         self._endpoints.acquire(order.guest, order.process, order.listen.values())
         try:
             guest = yield from self._start(order, self._loop.clock() + SPAWN_DEADLINE_S)
-        except GuestFailed:
+        except (GuestFailed, OSError):
             self._endpoints.release(order.guest)
             raise
         if not guest.sandboxed:
@@ -264,7 +264,13 @@ class Supervisor:
         """Have the guest forked, and wait until its sandbox is closed or it has failed. A zygote that dies on the way
         is no reason to fail."""
         while True:
-            guest = self._new_guest(order, self._namespace_for(order))
+            namespace = self._namespace_for(order)
+            try:
+                guest = self._new_guest(order, namespace)
+            except OSError:
+                if namespace is not None:
+                    namespace.hold().let_go()
+                raise
             self._guests[order.guest] = guest
             try:
                 self._zygote.fork(order, guest.far_descriptors())

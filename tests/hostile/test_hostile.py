@@ -17,11 +17,12 @@ import wasmtime
 
 from agent.api import CreateVolume, Endpoint, Envelope, Event, ProcessSpec, ProcessState, ProcessStatus, Reason, Start
 from agent.client import AgentClient, CallRefused
+from agent.daemon.networking import DEFAULT, Mode
 from agent.sandbox import privileges
 from agent.supervisor.output_pipe import FILE_BYTES, FILES, PIECE_BYTES
 from cas.digest import Digest
 from tests import guests as test_guests
-from tests.agent.service.daemon import Daemon, Load, daemon, load, needs_guests, web
+from tests.agent.service.daemon import Daemon, Load, both_networks, daemon, load, needs_guests, web
 from tests.agent.service.support import put, run, until
 from tests.ports import free_port
 from tools import guests
@@ -95,14 +96,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(tmp: Path, before: tuple[str, ...] = ()) -> AsyncIterator[Scene]:
+async def scene(tmp: Path, before: tuple[str, ...] = (), network: Mode = DEFAULT) -> AsyncIterator[Scene]:
     files = {name: test_guests.path(name).read_bytes() for name in test_guests.NAMES}
     files |= {"web": guests.path("web-1").read_bytes()}
     files |= {"tables": bytes(wasmtime.wat2wasm(TABLE_BOMB)), "threads": bytes(wasmtime.wat2wasm(THREADS))}
     digests = put(tmp / "state", *files.values(), b"kept = true\n")
     programs = dict(zip([*files, "file"], digests, strict=True))
     port = free_port()
-    async with daemon(tmp, before) as host, host.client() as client:
+    async with daemon(tmp, before, network) as host, host.client() as client:
         await client.call(Envelope(call=Start(web(programs["web"], port))))
         async with load(port) as neighbour:
             here = Scene(host, client, neighbour, port, programs)
@@ -112,10 +113,10 @@ async def scene(tmp: Path, before: tuple[str, ...] = ()) -> AsyncIterator[Scene]
         assert neighbour.failures == []
 
 
-def against(work: Callable[[Scene], Awaitable[None]], before: tuple[str, ...] = ()) -> None:
+def against(work: Callable[[Scene], Awaitable[None]], before: tuple[str, ...] = (), network: Mode = DEFAULT) -> None:
     async def whole(tmp: Path) -> None:
         (tmp / "state").mkdir()
-        async with scene(tmp, before) as here:
+        async with scene(tmp, before, network) as here:
             await work(here)
 
     run(whole)
@@ -149,7 +150,8 @@ def test_no_path_leads_out_of_a_guests_directories(before: tuple[str, ...]) -> N
     against(attempt, before)
 
 
-def test_what_is_not_listed_cannot_be_reached_or_opened() -> None:
+@both_networks
+def test_what_is_not_listed_cannot_be_reached_or_opened(network: Mode) -> None:
     async def attempt(here: Scene) -> None:
         here_only = {"kv": Endpoint("127.0.0.1", free_port())}
         for number, (args, word) in enumerate([
@@ -172,10 +174,11 @@ def test_what_is_not_listed_cannot_be_reached_or_opened() -> None:
         said = b"".join([piece async for piece in here.client.output("attacker-0")]).decode()
         assert f"[lowcloud] it may not connect to 127.0.0.1:{here.port}/tcp" in said
 
-    against(attempt)
+    against(attempt, network=network)
 
 
-def test_a_neighbours_address_cannot_be_taken_and_the_refusal_says_what_was_tried() -> None:
+@both_networks
+def test_a_neighbours_address_cannot_be_taken_and_the_refusal_says_what_was_tried(network: Mode) -> None:
     async def attempt(here: Scene) -> None:
         own = {"http": Endpoint("127.0.0.1", free_port())}
         with pytest.raises(CallRefused) as caught:
@@ -185,7 +188,7 @@ def test_a_neighbours_address_cannot_be_taken_and_the_refusal_says_what_was_trie
         events = [entry.event for entry in await here.client.journal() if entry.process == "attacker"]
         assert Event.CALL_FAILED in events
 
-    against(attempt)
+    against(attempt, network=network)
 
 
 @pytest.mark.parametrize(("program", "args"), [("probe", ("alloc", "4000")), ("tables", ())])

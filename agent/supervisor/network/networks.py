@@ -34,7 +34,7 @@ from agent.supervisor.network.addressing import BLOCKS, FIRST_SLOT, SLOTS, Block
 from agent.supervisor.network.forwarding import Forwarding
 from agent.supervisor.network.namespace import Namespace, inside
 from agent.supervisor.network.netlink import Netlink
-from agent.supervisor.network.nftables import Nftables
+from agent.supervisor.network.nftables import Nftables, RulesRefused
 from agent.supervisor.network.ruleset import Exit, Target
 
 LINGER_S: Final = 1.0
@@ -71,6 +71,7 @@ class Networks:
 
     def make(self, order: GuestOrder) -> Namespace:
         """A namespace for a guest that is to come. Raises GuestFailed."""
+        made: Namespace | None = None
         try:
             block = self._open()
             self._forward(order)
@@ -78,6 +79,8 @@ class Networks:
             made = self._take(block, slot, descriptor, order)
             self._let_out(made, order)
         except OSError as error:
+            if made is not None:
+                made.hold().let_go()
             self._close_if_empty()
             raise GuestFailed(f"{order.process} cannot be given a network namespace: {error}") from error
         return made
@@ -138,7 +141,9 @@ class Networks:
         self._close_if_empty()
 
     def _take_back(self, one: Namespace) -> None:
-        self._run(ruleset.closed(self._name, one.block, self._exits.pop(one.slot)))
+        leaving = self._exits.pop(one.slot, None)
+        if leaving is not None:
+            self._run(ruleset.closed(self._name, one.block, leaving))
         with Netlink.tracked() as tracked:
             for version in namespace.versions():
                 tracked.forget_connections(one.block.address(one.slot, version))
@@ -231,10 +236,22 @@ class Networks:
         self._close_if_empty()
 
     def _run(self, commands: str) -> None:
+        """Raises OSError; then nothing has changed."""
         if self._begun is not None:
             self._begun.append(commands)
         elif commands and self._filter is not None:
-            self._filter.run(commands)
+            try:
+                self._filter.run(commands)
+            except RulesRefused:
+                if self._block is None or self._name in self._filter.tables():
+                    raise
+                self._log("network: somebody has removed the rules; they are laid down again")
+                self._filter.run(f"{self._whole(self._block)}\n{commands}")
+
+    def _whole(self, block: Block) -> str:
+        """The table with all that is in it."""
+        parts = [ruleset.table(self._name, block), ruleset.moved(self._name, block, {}, dict(self._served))]
+        return "\n".join([*parts, *(ruleset.opened(self._name, block, leaving) for leaving in self._exits.values())])
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

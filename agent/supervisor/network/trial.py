@@ -45,5 +45,5 @@ def _try() -> str:
         step = "pairs of interfaces (veth)"
         os.close(namespace.make(Block(0), FIRST_SLOT))
     except OSError as error:
-        return f"{step} cannot be had: {error}"
+        return f"{step} cannot be had: {os.strerror(error.errno) if error.errno else error}"
     return ""

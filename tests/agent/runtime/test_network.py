@@ -22,6 +22,7 @@ import pytest
 from agent.api import Endpoint, ProcessSpec, Ready
 from agent.daemon import networking
 from agent.daemon.networking import Mode, network_of
+from agent.daemon.usage import connections
 from agent.runtime import GuestOrder, Network, local_address
 from agent.sandbox import linux
 from agent.supervisor.client import connect
@@ -51,6 +52,7 @@ pytestmark = needs_namespaces
 LAN = "10.87.9.1"
 CLIENT = "10.87.9.2"
 READY_S = 10.0
+SWITCH = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 @contextlib.contextmanager
@@ -60,6 +62,7 @@ def machine() -> Iterator[int]:
     linux.own_network()
     client = -1
     try:
+        SWITCH.write_text("0")  # a new namespace has it from the one that the machine began with
         client = namespace._make_empty()
         with Netlink.routes() as here:
             here.switch_on(LOOPBACK)
@@ -260,21 +263,20 @@ def test_a_datagram_goes_to_who_serves_now_and_the_one_before_still_answers_what
 
 
 def test_agents_of_one_machine_have_blocks_of_their_own_and_the_last_one_leaves_nothing() -> None:
-    switch = Path("/proc/sys/net/ipv4/ip_forward")
     with machine():
         before = rules_and_links()
         one, other = Agent("0123456789abcdef"), Agent("fedcba9876543def")  # of the same first choice
         first, second = one.guest(), other.guest()
         assert {one.networks.block, other.networks.block} == {0xDEF, 0xDF0}
-        assert switch.read_text().strip() == "1"
+        assert SWITCH.read_text().strip() == "1"
         first.let_go()
         one.pass_time()
         assert one.networks.block is None
-        assert switch.read_text().strip() == "1"
+        assert SWITCH.read_text().strip() == "1"
         assert "lowcloud" in rules_and_links()[0]
         second.let_go()
         other.pass_time()
-        assert switch.read_text().strip() == "0"
+        assert SWITCH.read_text().strip() == "0"
         assert rules_and_links() == before
         assert "244." not in Path("/proc/thread-self/net/fib_trie").read_text()
         assert one.said == other.said == []
@@ -282,15 +284,14 @@ def test_agents_of_one_machine_have_blocks_of_their_own_and_the_last_one_leaves_
 
 
 def test_a_machine_that_forwards_already_is_left_alone_and_one_that_did_not_forwards_nothing_else() -> None:
-    switch = Path("/proc/sys/net/ipv4/ip_forward")
     with machine():
-        switch.write_text("1")
+        SWITCH.write_text("1")
         agent = Agent("0123456789abcdef")
         guest = agent.guest()
         assert ruleset.GUARD_TABLE not in rules_and_links()[0]
         guest.let_go()
         agent.pass_time()
-        assert switch.read_text().strip() == "1"
+        assert SWITCH.read_text().strip() == "1"
 
 
 def test_where_routers_are_listened_to_that_goes_on_while_ipv6_is_forwarded(tmp_path: Path) -> None:
@@ -342,6 +343,28 @@ def test_rules_that_the_kernel_does_not_take_change_nothing() -> None:
         agent.networks.close()
 
 
+def test_rules_that_somebody_has_removed_are_laid_down_again_with_the_next_change() -> None:
+    endpoint, other = Endpoint(LAN, 80), Endpoint(LAN, 81)
+    with machine() as client, datagrams_at(LAN) as here:
+        agent = Agent("0123456789abcdef")
+        peer = Endpoint(LAN, here.getsockname()[1], "udp")
+        guest = agent.guest(listen={"http": endpoint, "other": other}, connect={"here": peer})
+        agent.networks.move({endpoint: (guest, 80)})
+        filter_ = Nftables()
+        filter_.run("flush ruleset")
+        filter_.close()
+        agent.networks.move({other: (guest, 81)})
+        with listener_in(guest, 80), listener_in(guest, 81), inside(client):
+            for port in (80, 81):
+                socket.create_connection((LAN, port), DEADLINE_S).close()
+        with guest.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+            sending.sendto(b"declared", here.getsockname())
+            assert here.recv(100) == b"declared"
+        assert [line for line in agent.said if "laid down again" in line] == agent.said
+        guest.let_go()
+        agent.networks.close()
+
+
 # --- with guests ----------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +392,27 @@ def test_a_guest_with_several_listeners_changes_over_at_all_of_them(tmp_path: Pa
                     assert await client.drain(f"both-{number - 1}", deadline_s=5)
                     await client.kill(f"both-{number - 1}")
                 assert [await asyncio.to_thread(http_get, endpoint) for endpoint in near] == ["probe\n", "probe\n"]
+
+    asyncio.run(scenario())
+
+
+def test_open_connections_of_a_guest_are_counted_wherever_its_listener_is(tmp_path: Path) -> None:
+    endpoint = Endpoint("127.0.0.1", free_port())
+
+    async def scenario() -> None:
+        async with supervisor(tmp_path) as client:
+            connected: list[Network] = ["listeners", "namespace", "listeners"]
+            for number, network in enumerate(connected):
+                # Each takes the listener of the one before over, which was ended.
+                made = order(tmp_path, f"web-{number}", "web-1", listen={"http": endpoint}, network=network)
+                state = await client.spawn(made)
+                await client.wait_ready(state.guest, Ready("http", "/"), deadline_s=READY_S)
+                await until(lambda pid=state.pid: connections(pid, {}) == 0, "the probe's connection has ended")
+                with socket.create_connection((endpoint.address, endpoint.port), DEADLINE_S) as kept:
+                    kept.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+                    assert await asyncio.to_thread(kept.recv, 100)
+                    assert connections(state.pid, {}) == 1
+                await client.kill(state.guest)
 
     asyncio.run(scenario())
 

@@ -20,6 +20,8 @@ import pytest
 import agent
 from agent.api import Endpoint, ProcessSpec, ProcessStatus, Ready, Update
 from agent.client import AgentClient, HostUnreachable
+from agent.daemon import networking
+from agent.daemon.networking import DEFAULT, Mode
 from cas.digest import Digest
 from tests.agent.service import support
 from tests.agent.service.support import HOST, WAIT_S, prepare, until
@@ -31,13 +33,25 @@ GUESTS = ROOT / "tools" / "guests"
 needs_guests = pytest.mark.skipif(
     not (GUESTS / "web-1.wasm").exists(), reason="the example programs are not built (pip install -e . builds them)"
 )
+both_networks = pytest.mark.parametrize(
+    "network",
+    [
+        "listeners",
+        pytest.param(
+            "namespaces",
+            marks=pytest.mark.skipif(bool(networking.why_not()), reason=f"network namespaces: {networking.why_not()}"),
+        ),
+    ],
+)
+"""Once with guests in the host's network, once with each in a network namespace."""
 
 
 class Daemon:
     """One host's agent process. `start` may be called again after it ended or was killed."""
 
-    def __init__(self, state_dir: Path, before: tuple[str, ...] = ()) -> None:
+    def __init__(self, state_dir: Path, before: tuple[str, ...] = (), network: Mode = DEFAULT) -> None:
         self.state_dir = state_dir
+        self._network = network
         self._before = before
         """A command that runs the daemon, such as `setpriv` with its options."""
         self.credentials, self.operator = prepare(state_dir)
@@ -48,7 +62,7 @@ class Daemon:
         program = (
             "from pathlib import Path; from agent.main import run; from agent.daemon.capacity import Limits; "
             f"run({HOST!r}, {self.address!r}, Path({str(self.state_dir)!r}), "
-            "limits=Limits(8000, 4 << 30, 4 << 30), pin=False)"
+            f"limits=Limits(8000, 4 << 30, 4 << 30), pin=False, network={self._network!r})"
         )
         with (self.state_dir / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -83,9 +97,9 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(tmp: Path, before: tuple[str, ...] = ()) -> AsyncIterator[Daemon]:
+async def daemon(tmp: Path, before: tuple[str, ...] = (), network: Mode = DEFAULT) -> AsyncIterator[Daemon]:
     """A daemon that runs; in the end it is shut down with everything that it runs, whatever happened."""
-    host = Daemon(tmp / "state", before)
+    host = Daemon(tmp / "state", before, network)
     await asyncio.to_thread(host.start)
     try:
         yield host

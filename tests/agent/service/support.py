@@ -32,6 +32,7 @@ from agent.api import (
 from agent.client import AgentClient
 from agent.daemon.assembly import Agent
 from agent.daemon.capacity import Limits
+from agent.daemon.networking import DEFAULT, Mode
 from agent.main import listening
 from agent.runtime import Runtime
 from cas.digest import Digest
@@ -108,6 +109,7 @@ async def host(
     limits: Limits | None = ROOM,
     connect: Callable[[], Awaitable[Runtime]] | None = None,
     store_quota_bytes: int | None = None,
+    network: Mode = DEFAULT,
 ) -> AsyncIterator[Cloud]:
     """An agent that takes calls, and a client of it; ends like an agent that was asked to."""
     memory = runtime or MemoryRuntime()
@@ -119,6 +121,7 @@ async def host(
         pin=False,
         runtime=connect or memory.connect,
         store_quota_bytes=store_quota_bytes,
+        network=network,
     )
     try:
         async with (

@@ -29,11 +29,12 @@ from agent.api import (
 )
 from agent.client import CallRefused
 from agent.daemon.checking import new_check_id
+from agent.daemon.networking import DEFAULT, Mode
 from agent.runtime import GuestState
 from agent.supervisor.client import SupervisorClient, connect
 from cas.digest import Digest
 from tests import guests
-from tests.agent.service.daemon import daemon, fetch, needs_guests
+from tests.agent.service.daemon import both_networks, daemon, fetch, needs_guests
 from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, run, spec_digest, until, wasm, web
 from tests.ports import free_port
 
@@ -41,9 +42,9 @@ QUICK = Update(drain_s=0.5)
 
 
 @asynccontextmanager
-async def real(tmp: Path) -> AsyncIterator[Cloud]:
+async def real(tmp: Path, network: Mode = DEFAULT) -> AsyncIterator[Cloud]:
     """A host with real guests, of which nothing may be left."""
-    async with host(tmp / "state", connect=lambda: connect(tmp / "state")) as cloud:
+    async with host(tmp / "state", connect=lambda: connect(tmp / "state"), network=network) as cloud:
         try:
             yield cloud
         finally:
@@ -91,7 +92,8 @@ def left_of_checks(tmp: Path) -> list[str]:
 
 
 @needs_guests
-def test_a_check_meets_exactly_the_version_that_it_judges() -> None:
+@both_networks
+def test_a_check_meets_exactly_the_version_that_it_judges(network: Mode) -> None:
     async def work(tmp: Path) -> None:
         port = free_port()
         probe, one, two, three = put(tmp / "state", guests.path("probe").read_bytes(), b"one", b"two", b"three")
@@ -106,7 +108,7 @@ def test_a_check_meets_exactly_the_version_that_it_judges() -> None:
                 listen={"http": Endpoint("0.0.0.0", port)},
             )
 
-        async with real(tmp) as cloud:
+        async with real(tmp, network) as cloud:
             first, second, third = serving(one, "one"), serving(two, "two"), serving(three, "two")
             await cloud.ask(Start(first))
             await cloud.ask(Replace(second, expect=spec_digest(first)))

@@ -31,10 +31,12 @@ from agent.api import (
     spec_digest,
 )
 from agent.client import AgentClient, CallRefused
+from agent.daemon.networking import Mode
 from agent.main import AgentCannotStart, hold, parse_listen
 from agent.main import run as run_agent
 from tests.agent.service.daemon import (
     Daemon,
+    both_networks,
     daemon,
     fetch,
     load,
@@ -47,8 +49,8 @@ from tests.agent.service.support import ROUNDS, changed, put, run, until, wasm
 from tests.ports import free_port
 from tools import guests
 
-KILLS = 10 * ROUNDS
-"""By hand, 20 rounds make 200."""
+KILLS = 5 * ROUNDS
+"""With each kind of network. By hand, 40 rounds make 200 with each."""
 SUPERVISOR_KILLS = 2 * ROUNDS
 
 
@@ -58,12 +60,13 @@ def programs(state_dir: Path) -> list[str]:
 
 
 @needs_guests
-def test_versions_and_configurations_are_swapped_under_load_without_a_failure() -> None:
+@both_networks
+def test_versions_and_configurations_are_swapped_under_load_without_a_failure(network: Mode) -> None:
     async def work(tmp: Path) -> None:
         one, two, moin, nonsense = programs(tmp / "state")
         port = free_port()
         with no_process_left(tmp / "state"):
-            async with daemon(tmp) as host, host.client() as client:
+            async with daemon(tmp, network=network) as host, host.client() as client:
                 first = web(one, port)
                 await client.call(Envelope(call=Start(first)))
                 async with load(port) as requests:
@@ -92,13 +95,16 @@ def test_versions_and_configurations_are_swapped_under_load_without_a_failure() 
 
 
 @needs_guests
-def test_an_agent_killed_at_any_moment_of_a_swap_leaves_the_old_or_the_new_version_and_drops_nothing() -> None:
+@both_networks
+def test_an_agent_killed_at_any_moment_of_a_swap_leaves_the_old_or_the_new_version_and_drops_nothing(
+    network: Mode,
+) -> None:
     async def work(tmp: Path) -> None:
         one, two, *_ = programs(tmp / "state")
         port = free_port()
         dice = random.Random(7)
         with no_process_left(tmp / "state"):
-            async with daemon(tmp) as host:
+            async with daemon(tmp, network=network) as host:
                 # Longer than a connection of the load may live: none is cut.
                 rule = Update(drain_s=20.0)
                 runs, other = web(one, port, update=rule), web(two, port, update=rule)

@@ -1,10 +1,13 @@
-"""Processes come and go, and nothing of them stays: no process, descriptor, listener, mount, namespace, control group
-or file. In CI a few; by hand LOWCLOUD_TEST_ROUNDS=250 makes 1,000."""
+"""Processes come and go, and nothing of them stays: no process, descriptor, listener, mount, namespace, interface,
+rule, control group or file. In CI a few; by hand LOWCLOUD_TEST_ROUNDS=250 makes 1,000."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +16,14 @@ import pytest
 
 from agent.api import CreateVolume, Ready, Replace, Start, Stop, Update, spec_digest
 from agent.client import CallRefused
+from agent.daemon.networking import Mode
 from agent.daemon.output import KEPT_GUESTS
+from agent.runtime import kernel_name
 from agent.supervisor.client import connect
-from cas.digest import digest_of
+from agent.supervisor.network.nftables import Nftables
+from agent.supervisor.network.ruleset import GUARD_TABLE
 from tests.agent.runtime.support import descendants
-from tests.agent.service.daemon import fetch, needs_guests, processes_of
+from tests.agent.service.daemon import both_networks, fetch, needs_guests, processes_of
 from tests.agent.service.support import ROUNDS, Cloud, changed, host, put, run, until, web
 from tests.ports import free_port
 from tools import guests
@@ -38,6 +44,7 @@ class Traces(NamedTuple):
     namespaces: frozenset[str]
     listeners: int
     groups: int
+    rules: str
     files: frozenset[str]
 
 
@@ -69,15 +76,33 @@ def traces(state_dir: Path, port: int) -> Traces:
         ),
         listeners=sum(f":{port:04X} 00000000:0000 0A" in line for line in listening),
         groups=len(groups_of(state_dir)),
+        rules=rules_of(state_dir),
         files=frozenset(str(path) for path in kept if path.parts[0] not in ("output", "store")),
     )
 
 
 def groups_of(state_dir: Path) -> list[Path]:
     """The guests' control groups, below those that bear the name of the state directory."""
-    name = digest_of(os.fsencode(state_dir.resolve())).removeprefix("b3:")[:16]
-    roots = Path("/sys/fs/cgroup").glob(f"**/lowcloud-{name}")
-    return [path for root in roots for path in root.iterdir() if path.is_dir()]
+    found = []
+    for root in Path("/sys/fs/cgroup").glob(f"**/lowcloud-{kernel_name(state_dir)}"):
+        with contextlib.suppress(FileNotFoundError):  # it went with the last guest just now
+            found += [path for path in root.iterdir() if path.is_dir()]
+    return found
+
+
+def rules_of(state_dir: Path) -> str:
+    """The table of this agent, with every element of its maps; "" where there is none."""
+    name = f"{GUARD_TABLE}-{kernel_name(state_dir)}"
+    filter_ = Nftables()
+    text = filter_.run(f"list table inet {name}") if name in filter_.tables() else ""
+    filter_.close()
+    return text
+
+
+def interfaces_of(rules: str) -> list[str]:
+    """Those of the agent whose rules these are."""
+    (prefix,) = set(re.findall(r"lc[0-9a-f]{3}-", rules))
+    return [name for _, name in socket.if_nameindex() if name.startswith(prefix)]
 
 
 async def cycle(cloud: Cloud, port: int, binaries: list[str]) -> None:
@@ -102,15 +127,20 @@ async def cycle(cloud: Cloud, port: int, binaries: list[str]) -> None:
 
 
 @needs_guests
-def test_nothing_is_left_of_processes_that_came_and_went() -> None:
+@both_networks
+def test_nothing_is_left_of_processes_that_came_and_went(network: Mode) -> None:
     async def work(tmp: Path) -> None:
         state, port = tmp / "state", free_port()
         files = [guests.path("web-1").read_bytes(), guests.path("web-2").read_bytes(), b"nonsense"]
         binaries = put(state, *files)
-        async with host(state, connect=lambda: connect(state)) as cloud:
+        async with host(state, connect=lambda: connect(state), network=network) as cloud:
+            rules = ""
             await cloud.ask(CreateVolume("files", 8 << 20))
             for _ in range(WARM_UP):
                 await cycle(cloud, port, binaries)
+                rules = rules_of(state) or rules
+            assert bool(rules) == (network == "namespaces")
+            await until(lambda: rules_of(state) == "")  # a namespace is buried a moment after its guest
             before = await asyncio.to_thread(traces, state, port)
             for _ in range(CYCLES):
                 await cycle(cloud, port, binaries)
@@ -127,5 +157,7 @@ def test_nothing_is_left_of_processes_that_came_and_went() -> None:
             await cloud.client.shut_down(guests=True)
             await cloud.agent.ended.wait()
         assert processes_of(state) == []
+        assert rules_of(state) == ""
+        assert not rules or interfaces_of(rules) == []
 
     run(work)
