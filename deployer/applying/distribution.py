@@ -7,6 +7,7 @@ from there.
 3. The others are told at once what to fetch, with the inventory by which they check it; so they get the first pieces
    while the last ones are on their way to the first host. Once that has all of them, they need no deployer.
 4. Where a host that was to bring blobs into its region fails, another one does, from where the first one was.
+   Who has failed is tried once more when the others of its region have everything.
 5. What a host has not got in the end, or makes no headway with, is sent to it. So nothing is less certain than without
    neighbours.
 
@@ -140,7 +141,13 @@ class _Distribution:
         await for_each(sorted(hosts), lambda host: self._serve(host, self._blobs[host]), at_once=HOSTS_AT_ONCE)
 
     async def region(self, hosts: Sequence[str]) -> None:
-        """Serve the hosts of one region."""
+        """Serve the hosts of one region. One that fails is tried once more when all others have what they need: its
+        agent may have been started again meanwhile."""
+        await self._serve_region(hosts)
+        if [self.failures.pop(host) for host in hosts if host in self.failures]:
+            await self._serve_region(hosts)
+
+    async def _serve_region(self, hosts: Sequence[str]) -> None:
         lacking = await self._lacking(hosts)
         if not lacking:
             return
@@ -155,7 +162,7 @@ class _Distribution:
             return
         await self._bring_and_help(lacking, split, small)
         if any(host in self.failures for host in lacking):
-            await self.region([host for host in lacking if host not in self.failures])
+            await self._serve_region([host for host in lacking if host not in self.failures])
 
     async def _bring_and_help(self, lacking: Mapping[str, Lack], split: Shares, small: Collection[Digest]) -> None:
         """Send blobs to some hosts of a region, and have others fetch them meanwhile; until all have them, or a host
@@ -169,20 +176,16 @@ class _Distribution:
                     host: group.create_task(self._tell(host, lack, split, large[host]))
                     for host, lack in lacking.items()
                 }
-                # Those that bring come first: what they ask then has the connection that is open.
-                brought = group.create_task(
-                    for_each(
-                        bringers,
-                        lambda host: self._bring(host, lacking[host], large[host], bringing, told[host]),
-                        at_once=HOSTS_AT_ONCE,
-                    )
-                )
                 helping = [
                     group.create_task(self._help(host, split.fetched[host], bringing, told[host]))
                     for host in lacking
                     if split.fetched[host]
                 ]
-                await brought
+                await for_each(
+                    bringers,
+                    lambda host: self._bring(host, lacking[host], large[host], bringing, told[host]),
+                    at_once=HOSTS_AT_ONCE,
+                )
                 bringing.is_over = True
                 if any(host in self.failures for host in bringers):
                     for task in helping:
@@ -239,10 +242,13 @@ class _Distribution:
         self, host: str, lack: Lack, blobs: Sequence[Digest], bringing: _Bringing, told: asyncio.Task[None]
     ) -> None:
         """Send large blobs to a host that hands them on, once it was told of them."""
-        await told
-        if host not in self.failures:
-            meter = bringing.meters[host]
-            await self._serve(host, blobs, self._by_pieces.send, meter=meter, lack=lack)
+        meter = bringing.meters[host]
+        try:
+            await told
+            if host not in self.failures:
+                await self._serve(host, blobs, self._by_pieces.send, meter=meter, lack=lack)
+        finally:
+            meter.moving.set()
 
     async def _serve(
         self,
@@ -271,6 +277,8 @@ class _Distribution:
         fetched = Fetched(blobs, under_way=False)
         try:
             await asyncio.wait([told])
+            if host in bringing.meters:  # what it brings comes first, over the connection that is open
+                await bringing.meters[host].moving.wait()
             fetched = await self._fetched(host, blobs, bringing)
         except AgentError:
             pass  # what it lacks is sent to it, and that it cannot be reached is found out there

@@ -184,6 +184,8 @@ class Meter:
         """In all tries."""
         self.in_vain_bytes = 0
         """In tries that failed."""
+        self.moving = asyncio.Event()
+        """The first bytes are on their way."""
         self._site = site
         self._host = host
         self._now_bytes = 0
@@ -207,7 +209,11 @@ class Meter:
             self._now_bytes += len(chunk)
             self.sent_bytes += len(chunk)
             sent, total = self._now_bytes, max(self._total_bytes, self._now_bytes)
-            self._loop.call_soon_threadsafe(self._site.progress.transfer, self._host, sent, total)
+            self._loop.call_soon_threadsafe(self._tell, sent, total)
+
+    def _tell(self, sent_bytes: int, total_bytes: int) -> None:
+        self.moving.set()
+        self._site.progress.transfer(self._host, sent_bytes, total_bytes)
 
 
 Send = Callable[[Source, AgentClient, Lack, Meter], Awaitable[BlobReceipt]]

@@ -111,6 +111,16 @@ class Dying(AgentClient):
             yield piece
 
 
+class Returning(Dying):
+    """As that; the agent is started again when another host brings the blob in its place."""
+
+    async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
+        for host in self.killed:
+            if not self.agents[host].runs:
+                await asyncio.to_thread(self.agents[host].start)
+        return await super().give_pieces(offer, pieces)
+
+
 class Counted(AgentClient):
     """How often each host was asked what it lacks."""
 
@@ -234,6 +244,15 @@ def test_where_a_host_that_brings_a_blob_in_dies_another_goes_on(hosts: Ground) 
     brought = bring(hosts, [blob])
     assert all_there(hosts, [blob])
     assert sum(one.deployer_bytes for one in brought.values()) < 4 * MiB
+
+
+def test_a_host_that_dies_and_comes_back_meanwhile_gets_it_too(hosts: Ground) -> None:
+    blob = hosts.blob(noise(4 * MiB))
+    Dying.agents, Dying.killed = hosts.agents, []
+    brought = bring(hosts, [blob], ("a1", "a2", "a3"), Returning)
+    assert len(Dying.killed) == 1
+    assert all_there(hosts, [blob], ("a1", "a2", "a3"))
+    assert sum(one.deployer_bytes for one in brought.values()) < 6 * MiB
 
 
 def test_a_host_that_knows_no_pieces_is_sent_a_stream(hosts: Ground) -> None:
