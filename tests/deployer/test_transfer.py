@@ -94,16 +94,16 @@ def test_a_host_that_has_only_a_blob_that_no_stored_delta_leads_from_is_sent_a_f
 
 
 class CuttingProxy:
-    """Passes connections on to a host, and cuts the first few off after so many bytes towards it."""
+    """Passes connections on to a host, and cuts the first few off after so many bytes towards it, or from it."""
 
-    def __init__(self, target: tuple[str, int], *, cut_after: int, cuts: int) -> None:
+    def __init__(self, target: tuple[str, int], *, cut_after: int, cuts: int, towards: bool = True) -> None:
         self._target = target
         self._cut_after = cut_after
         self._cuts_left = cuts
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         self.accepted = 0
-        threading.Thread(target=self._accept, daemon=True).start()
+        threading.Thread(target=self._accept, args=(towards,), daemon=True).start()
 
     @property
     def address(self) -> str:
@@ -118,15 +118,15 @@ class CuttingProxy:
         for connection in self._open:
             connection.close()
 
-    def _accept(self) -> None:
+    def _accept(self, towards: bool) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 self.accepted += 1
                 server = socket.create_connection(self._target)
                 self._open += [client, server]
-                threading.Thread(target=self._pass_on, args=(client, server, True), daemon=True).start()
-                threading.Thread(target=self._pass_on, args=(server, client, False), daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(client, server, towards), daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(server, client, not towards), daemon=True).start()
 
     def _pass_on(self, source: socket.socket, to: socket.socket, counted: bool) -> None:
         passed = 0

@@ -7,19 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from cas.digest import Digest, digest_of
+from cas.digest import Digest, digest_of, to_raw
 from cas.engines.errors import EngineUnreachable, HistoryMoved
 from cas.engines.shared import SharedStore
 from cas.errors import RefMoved
+from cas.tree import File
 from deployer.cloud.cloud import CONFIG_NAME, Cloud, CloudConfig
 from deployer.cloud.engines import open_refs
 from deployer.cloud.migrate import MigrationRefused, migrate, with_setting
 from deployer.errors import ApplyRaced
 from deployer.history import release as releases
 from deployer.history.roots import roots
+from deployer.history.snapshots import Snapshots, needs_of
 from deployer.planning import plan as plans
 from tests.cas.damage import flip, overwrite, values
 from tests.conformance.test_blobs import noise
+from tests.deployer.test_snapshots import keep
 from tests.engines.releases import make_release
 from tests.engines.servers import EtcdCluster, Weed
 
@@ -27,6 +30,13 @@ REF = "prod"
 SECRET = "secret/db/h1"
 """A ref that points at something else than a release."""
 SEALED = digest_of(b"sealed bytes")
+
+
+def snapshot_in(cloud: Cloud) -> Digest:
+    """Of a volume, kept with all that it takes."""
+    store = cloud.store.local if isinstance(cloud.store, SharedStore) else cloud.store
+    piece = store.put(b"in a volume").digest
+    return keep(store, [File(b"file", 0o600, 0, len(b"in a volume"), (to_raw(piece),))])
 
 
 def history(cloud: Cloud, ref: str = REF) -> list[Digest]:
@@ -48,6 +58,7 @@ def root(tmp_path: Path) -> Path:
         make_release(cloud, b"staging", ref="staging")
         cloud.store.put(b"pushed and not deployed" * 100, name="build/later.wasm")
         cloud.store.move_ref(SECRET, None, cloud.store.put(b"sealed bytes").digest)
+        Snapshots(cloud.store, REF).name(snapshot_in(cloud))
     return tmp_path / "cloud"
 
 
@@ -85,6 +96,8 @@ def test_a_cloud_moves_to_shared_engines_and_back_with_its_whole_history(root: P
     with Cloud.open(root) as cloud:
         assert (history(cloud), history(cloud, "staging")) == (before, staging)
         assert set(cloud.store.digests()) == everything
+        [kept] = Snapshots(cloud.store, REF).every("data")
+        assert all(cloud.store.read(digest) for digest in needs_of(cloud.store, kept.digest))
         newest = make_release(cloud, b"made over there")
     with moved(root, CloudConfig()) as cloud:
         assert not isinstance(cloud.store, SharedStore)
