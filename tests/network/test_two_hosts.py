@@ -1,6 +1,7 @@
 """Two hosts that are not this machine, each enrolled with `host add`, deployed to from a third.
 
-The deployer and the hosts share no loopback and no state; only the bundle file is carried from one to the other.
+The deployer and the hosts share no loopback and no state; only the bundle file is carried from one to the other. On one
+host guests are in its network; on the other each has a network namespace of its own, one behind the next.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from agent.daemon import networking
 from tests.network import namespaces
 from tests.tools.command import command, environment
 from tools import guests
@@ -111,10 +113,13 @@ class Deployer:
         return done.stdout
 
 
+NETWORKS = {"fra1": "listeners", "ams1": "auto" if networking.why_not() else "namespaces"}
+
+
 @contextmanager
 def agent_on(machine: str, state: Path) -> Iterator[None]:
     """The agent of an enrolled host, ready; it and its guests are ended afterwards."""
-    whole = namespaces.inside(machine, command("agent", "--state", state))
+    whole = namespaces.inside(machine, command("agent", "--state", state, "--network", NETWORKS[machine]))
     with (state / "agent.log").open("wb") as log:
         process = subprocess.Popen(whole, env=environment(), stdout=subprocess.PIPE, stderr=log)
     try:
@@ -191,7 +196,9 @@ def test_a_fleet_of_two_hosts_is_deployed_updated_and_rolled_back_from_a_third(
 
     deployer.run("rollback", "--yes")
     assert [deployer.get(host, "/") for host in hosts] == [before, before]
+    rows = {row["process"]: row for row in deployer.run("ps") if row["process"] in ("client", "kv")}
     assert {row["state"] for row in deployer.run("ps")} == {"running"}
+    assert rows["client"]["connections"] == rows["kv"]["connections"] == 1  # from a namespace to the other host
     deployer.run("audit", "verify")
     newest, _, oldest = deployer.run("history")
     assert newest["definition"] == oldest["definition"]

@@ -1,9 +1,9 @@
 """The one setting of the machine that guests in namespaces need: that it forwards packets.
 
 It belongs to all agents of a machine. Where the machine forwards already, it is left alone. Where not, the first agent
-switches it on, after a rule that lets through guests' packets only, so that the machine forwards nothing else now
-either; the last one switches it off. What was changed is kept in a file under `/run`, which is gone after a restart of
-the machine as the change itself.
+switches it on, after a rule that lets through guests' packets only, and those that were forwarded before (it may be on
+for single interfaces); the last one puts everything back. What was changed is kept in a file under `/run`, which is
+gone after a restart of the machine as the change itself.
 
 IPv6 is switched on only when a guest needs it. The kernel then stops listening to routers on interfaces where
 `accept_ra` is 1, so there it is made 2, which means "also when forwarding".
@@ -21,11 +21,12 @@ from typing import Final
 import msgspec
 
 from agent.supervisor.network.nftables import Nftables
-from agent.supervisor.network.ruleset import GUARD, GUARD_TABLE
+from agent.supervisor.network.ruleset import GUARD_TABLE, guard
 
 RUN: Final = Path("/run")
 SETTINGS: Final = Path("/proc/sys/net")
 _SWITCHES: Final = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+_GENERAL: Final = ("all", "default")
 _OTHERS: Final = f"{GUARD_TABLE}-"
 
 
@@ -33,8 +34,10 @@ class Changed(msgspec.Struct):
     """What agents have changed on this machine."""
 
     versions: list[int] = []
+    forwarded: list[str] = []
+    """Settings of single interfaces that were on."""
     hears_routers: list[str] = []
-    """Interfaces whose `accept_ra` was 1."""
+    """Settings `accept_ra` that were 1."""
 
 
 class Forwarding:
@@ -52,8 +55,8 @@ class Forwarding:
         with self._changed() as (changed, save):
             if self._forwards(version):
                 return
-            if GUARD_TABLE not in self._filter.tables():
-                self._filter.run(GUARD)
+            changed.forwarded += self._that_are("1", f"ipv{version}/conf", "forwarding")
+            self._filter.run(f"table inet {GUARD_TABLE}\ndelete table inet {GUARD_TABLE}\n{guard(_names(changed))}")
             if version == 6:
                 changed.hears_routers += self._keep_hearing_routers()
             changed.versions.append(version)
@@ -69,9 +72,9 @@ class Forwarding:
                 return
             for version in changed.versions:
                 self._switch(version).write_text("0")
-            for name in changed.hears_routers:
-                with contextlib.suppress(OSError):
-                    self._router_setting(name).write_text("1")
+            for setting in (*changed.forwarded, *changed.hears_routers):
+                with contextlib.suppress(FileNotFoundError):  # the interface is gone
+                    (self._settings / setting).write_text("1")
             save(None)
             if GUARD_TABLE in self._filter.tables():
                 self._filter.run(f"delete table inet {GUARD_TABLE}")
@@ -82,17 +85,16 @@ class Forwarding:
     def _switch(self, version: int) -> Path:
         return self._settings / _SWITCHES[version]
 
-    def _router_setting(self, interface: str) -> Path:
-        return self._settings / "ipv6/conf" / interface / "accept_ra"
-
     def _keep_hearing_routers(self) -> list[str]:
-        found = []
-        for path in (self._settings / "ipv6/conf").iterdir():
-            setting = self._router_setting(path.name)
-            if path.name not in ("all", "default") and setting.read_text().strip() == "1":
-                setting.write_text("2")
-                found.append(path.name)
+        found = self._that_are("1", "ipv6/conf", "accept_ra")
+        for setting in found:
+            (self._settings / setting).write_text("2")
         return found
+
+    def _that_are(self, value: str, directory: str, name: str) -> list[str]:
+        """Settings of single interfaces that have this value."""
+        paths = (path for path in (self._settings / directory).glob(f"*/{name}") if path.parent.name not in _GENERAL)
+        return [str(path.relative_to(self._settings)) for path in paths if path.read_text().strip() == value]
 
     def _file(self) -> Path:
         """One for each network namespace that agents run in: each has settings of its own."""
@@ -115,3 +117,8 @@ class Forwarding:
             yield (msgspec.json.decode(file.read_bytes(), type=Changed) if file.exists() else Changed()), save
         finally:
             os.close(lock)
+
+
+def _names(changed: Changed) -> list[str]:
+    """Interfaces for which the machine forwarded."""
+    return sorted({Path(setting).parent.name for setting in changed.forwarded})

@@ -124,17 +124,6 @@ table inet {table} {{
 """
 
 GUARD_TABLE: Final = "lowcloud"
-GUARD: Final = f"""
-table inet {GUARD_TABLE} {{
-  chain forward {{
-    type filter hook forward priority filter;
-    iifgroup {INTERFACE_GROUP} accept
-    oifgroup {INTERFACE_GROUP} accept
-    drop
-  }}
-}}
-"""
-"""For a host that forwarded nothing before: it goes on to forward nothing but guests' packets."""
 
 
 class Target(NamedTuple):
@@ -149,6 +138,22 @@ class Exit(NamedTuple):
 
     slot: int
     peers: frozenset[Endpoint]
+
+
+def guard(forwarded: Iterable[str]) -> str:
+    """For a host that did not forward packets: it goes on to forward nothing but guests', and what comes in by the
+    interfaces for which it did."""
+    others = "".join(f'    iifname "{name}" accept\n' for name in forwarded)
+    return f"""
+table inet {GUARD_TABLE} {{
+  chain forward {{
+    type filter hook forward priority filter;
+    iifgroup {INTERFACE_GROUP} accept
+    oifgroup {INTERFACE_GROUP} accept
+{others}    drop
+  }}
+}}
+"""
 
 
 def table(name: str, block: Block) -> str:

@@ -259,6 +259,30 @@ def test_a_datagram_goes_to_who_serves_now_and_the_one_before_still_answers_what
         agent.networks.close()
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_was_tracked_of_a_guest_is_forgotten_and_nothing_else(at_once: bool) -> None:
+    endpoint = Endpoint("0.0.0.0", 53, "udp")
+    with machine() as client:
+        agent = Agent("0123456789abcdef")
+        old, other = agent.guest(listen={"dns": endpoint}), agent.guest(listen={"dns": endpoint})
+        with inside(client):
+            asking = datagrams_at(CLIENT)
+        with datagrams_at("0.0.0.0", 53, old) as first, datagrams_at("0.0.0.0", 53, other) as second, asking:
+            for guest, server in ((old, first), (other, second)):
+                agent.networks.move({endpoint: (guest, 53)})
+                asking.sendto(b"ask", (LAN, 53))
+                assert server.recv(100) == b"ask"
+            with Netlink.tracked() as tracked:
+                tracked.forget_connections(old.block.address(old.slot, 4), at_once=at_once)
+            first.sendto(b"forgotten", asking.getsockname())  # nobody asked it, as far as anybody remembers
+            second.sendto(b"remembered", asking.getsockname())
+            assert asking.recvfrom(100) == (b"remembered", (LAN, 53))
+            assert is_empty(asking)
+        for guest in (old, other):
+            guest.let_go()
+        agent.networks.close()
+
+
 # --- what is there, and what is left --------------------------------------------------------------------------------
 
 
@@ -308,10 +332,24 @@ def test_where_routers_are_listened_to_that_goes_on_while_ipv6_is_forwarded(tmp_
         said = {name: (settings / name).read_text() for name in values}
         assert said == {**values, "ipv6/conf/all/forwarding": "1", "ipv6/conf/eth0/accept_ra": "2"}
         (kept,) = run.glob("lowcloud-forwarding-*[0-9]")
-        assert msgspec.json.decode(kept.read_bytes(), type=Changed) == Changed([6], ["eth0"])
+        assert msgspec.json.decode(kept.read_bytes(), type=Changed) == Changed([6], [], ["ipv6/conf/eth0/accept_ra"])
         Forwarding(filter_, run=run, settings=settings).switch_off_after_last()
         assert {name: (settings / name).read_text() for name in values} == values
         filter_.close()
+
+
+def test_an_interface_for_which_packets_were_forwarded_keeps_that() -> None:
+    lan = Path("/proc/sys/net/ipv4/conf/lan0/forwarding")
+    with machine():
+        lan.write_text("1")
+        agent = Agent("0123456789abcdef")
+        guest = agent.guest()
+        filter_ = Nftables()
+        assert 'iifname "lan0" accept' in filter_.run(f"list table inet {ruleset.GUARD_TABLE}")
+        filter_.close()
+        guest.let_go()
+        agent.pass_time()
+        assert (SWITCH.read_text().strip(), lan.read_text().strip()) == ("0", "1")
 
 
 def test_what_a_killed_supervisor_left_is_swept_by_its_successor_and_the_block_is_the_same() -> None:
