@@ -827,6 +827,8 @@ class WordsQuery(Struct, frozen=True):
 
     newest: Annotated[dict[str, int], Meta(max_length=MAX_WORDS)] = {}
     """By ref, `at_unix_ns`."""
+    words: Annotated[tuple[SignedWord, ...], Meta(max_length=MAX_WORDS)] = ()
+    """What the asker has just heard itself, for the host to take."""
 
 
 class WordsAnswer(Struct, frozen=True):

@@ -1,8 +1,8 @@
 """Leaving word of a release with the hosts, so that those that were away learn of it from their neighbours.
 
-A word is small: it names the release and three blobs, and an operator signs it. Every host of the definition that can
-be reached is left it; a few of each region also the blobs: who the hosts are, who needs what, and the inventory with
-its manifests. The others get these from them. A host that comes back asks its neighbours, and fetches what it needs; it
+A word is small: it names the release and three blobs, and an operator signs it. One host of each region is left it,
+with the blobs: who the hosts are, who needs what, and the inventory with its manifests. It tells its region, which gets
+the blobs from it. A host that comes back asks its neighbours, and fetches what it needs; it
 runs nothing of it before the next apply. What no other host has does not come that way.
 """
 
@@ -33,7 +33,7 @@ from deployer.applying.outcome import Applied, HostEnd
 from deployer.applying.progress import Quiet
 from deployer.applying.site import Site
 from deployer.applying.transfer import HOSTS_AT_ONCE, Source, serve
-from deployer.errors import TrustError
+from deployer.errors import DeployerError
 from deployer.history.release import Link
 from deployer.history.stocktaking import read_inventory
 from deployer.language.schema import Definition
@@ -41,8 +41,8 @@ from deployer.planning.plan import blobs_of
 from deployer.planning.signing import sign_with
 from deployer.resolving.specs import specs_of
 
-LISTED_IN_EACH_REGION: Final = 2
-"""So many hosts of a region are sent the blobs that a word names."""
+TRIED_IN_EACH_REGION: Final = 3
+"""So many hosts of a region are tried before it is left to hear of it from others."""
 WITHIN_S: Final = 10.0
 """Whoever cannot be told in this time hears of it from others."""
 
@@ -76,14 +76,13 @@ async def leave_word(site: Site, definition: Definition, link: Link, applied: Ap
     try:
         behind = [host for host in definition.host if applied.hosts.get(host, HostEnd.NEW) is not HostEnd.NEW]
         listing, word = await asyncio.to_thread(_made, site, site.credentials, definition, link, inventory, behind)
-    except (TrustError, CasError) as error:
+    except (DeployerError, CasError) as error:
         return str(error)
     here = sorted(host for host in definition.host if applied.hosts.get(host) is not HostEnd.UNKNOWN)
     telling = _Telling(site, word, listing)
     try:
         async with asyncio.timeout(WITHIN_S):
-            await for_each(_first_of_each(definition, here, link.digest), telling.list_to, at_once=HOSTS_AT_ONCE)
-            await for_each(here, telling.tell, at_once=HOSTS_AT_ONCE)
+            await for_each(_first_of_each(definition, here, link.digest), telling.region, at_once=HOSTS_AT_ONCE)
     except TimeoutError:
         pass
     return "" if telling.told or not here else telling.trouble or f"no host could be told within {WITHIN_S:.0f} s"
@@ -98,19 +97,18 @@ class _Telling:
         self.told = 0
         self.trouble = ""
 
-    async def list_to(self, host: str) -> None:
-        try:
-            await serve(self._site, self._source, host, self._listing)
-        except (AgentError, CasError) as error:
-            self.trouble = str(error)
-
-    async def tell(self, host: str) -> None:
-        try:
-            await (await self._site.fleet.client(host)).leave_word(self._word)
-            self.told += 1
-        except AgentError as error:
-            if not refused_because(error, Reason.NOT_FOUND):  # an agent of before is none to be told
-                self.trouble = str(error)
+    async def region(self, hosts: Iterable[str]) -> None:
+        """Leave word with the first of these that takes it."""
+        for host in hosts:
+            try:
+                await serve(self._site, self._source, host, self._listing)
+                await (await self._site.fleet.client(host)).leave_word(self._word)
+            except (AgentError, CasError) as error:
+                if not refused_because(error, Reason.NOT_FOUND):  # an agent of before is none to be told
+                    self.trouble = str(error)
+            else:
+                self.told += 1
+                return
 
 
 def _made(
@@ -134,10 +132,10 @@ def _made(
     return (neighbours, wishes, inventory, *listed.manifests()), word
 
 
-def _first_of_each(definition: Definition, hosts: Iterable[str], release: Digest) -> list[str]:
+def _first_of_each(definition: Definition, hosts: Iterable[str], release: Digest) -> list[tuple[str, ...]]:
     """A few hosts of each region, other ones for each release."""
     regions: dict[str, list[str]] = {}
     for host in hosts:
         regions.setdefault(definition.host[host].region, []).append(host)
     swarm = Swarm(regions)
-    return [host for region in regions for host in swarm.ranking(region, release)[:LISTED_IN_EACH_REGION]]
+    return [swarm.ranking(region, release)[:TRIED_IN_EACH_REGION] for region in regions]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import msgspec
@@ -26,9 +27,10 @@ from agent.api import (
 from agent.client import AgentClient, CallRefused
 from cas.digest import Digest, digest_of
 from cas.swarm.ranking import Swarm
+from deployer.applying.apply import apply
 from deployer.applying.distribution import distribute, shares
 from deployer.applying.fleet import Fleet
-from deployer.applying.outcome import Brought, Outcome
+from deployer.applying.outcome import Applied, Brought, Outcome
 from deployer.applying.site import Site
 from deployer.applying.transfer import lacks
 from deployer.cloud import trust
@@ -37,6 +39,7 @@ from deployer.errors import TransferFailed
 from deployer.history import release as releases
 from deployer.history.stocktaking import keep_inventory
 from deployer.language.schema import Definition, Host, Process, Region
+from deployer.planning.planning import keep_definition, plan_for
 from deployer.resolving import canonical
 from deployer.resolving.specs import specs_of
 from tests.agent.service.support import until
@@ -273,6 +276,18 @@ def test_each_shared_blob_has_one_bringer_and_the_others_fetch_it() -> None:
     for blob in blobs[:-1]:
         assert sum(blob in split.sent[host] for host in lacking) == 1
     assert all(blobs[-1] in split.sent[host] for host in ("a1", "a2"))
+
+
+def test_where_a_word_cannot_be_signed_that_is_told_and_the_apply_is_whole(hosts: Ground, tmp_path: Path) -> None:
+    first = msgspec.structs.replace(definition(hosts), process={})
+
+    async def without_a_key(site: Site) -> Applied:
+        plan = await plan_for(site, keep_definition(site.store, first), "minimal")
+        return await apply(site._replace(credentials=tmp_path), plan)
+
+    applied = asyncio.run(hosts.on_site(without_a_key))
+    assert applied.outcome is Outcome.APPLIED
+    assert "key.pem" in applied.unheard
 
 
 def test_hosts_that_were_away_get_a_release_from_the_others_and_run_it_when_they_are_told_to(

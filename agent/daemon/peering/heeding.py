@@ -1,9 +1,10 @@
 """What a host does about a release that it was not told of: asks around, and brings here what it may be asked to run.
 
 A host that was away learns from its neighbours, when it starts and from time to time, that an operator has made a
-release (`words`). It then fetches what the word names, each blob by its digest: who its neighbours are now, the
-inventory with its manifests, and who needs what; and then, as an errand like any other, its own blobs, within its
-quota. Where it was left behind, it also compiles the programs. It runs nothing: that takes a plan and an operator.
+release (`words`); a host that hears of one tells a few neighbours of its region at once. It then fetches what the word
+names, each blob by its digest: who its neighbours are now, the inventory with its manifests, and who needs what; and
+then, as an errand like any other, its own blobs, within its quota. Where it was left behind, it also compiles the
+programs. It runs nothing: that takes a plan and an operator.
 
 A neighbour may keep silent, so several are asked; it may repeat old words, invent some, or send too much: a word counts
 by its signature alone, a blob by its name, and answers are bounded.
@@ -35,6 +36,7 @@ from agent.api import (
 from agent.client import AgentError, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.errands import Errands
+from agent.daemon.peering.limits import Places
 from agent.daemon.peering.links import Links
 from agent.daemon.peering.repair import Rescue
 from agent.daemon.peering.words import Heard, Words
@@ -48,6 +50,10 @@ ASKED_INSIDE: Final = 2
 ASKED_OUTSIDE: Final = 1
 """So many neighbours, of the own region and of others, are asked each time; more of the one where there are not enough
 of the other."""
+TOLD: Final = 4
+"""So many neighbours of the own region are told what is new, and tell it on."""
+TELLERS: Final = 64
+TELLERS_OF_EACH: Final = 2
 MAX_LISTING_BYTES: Final = 64 << 20
 LEASE_S: Final = 30 * 86400.0
 ERRAND_WAIT_S: Final = 50.0
@@ -115,6 +121,8 @@ class Heeding:
         self._chance = chance or random.Random()
         self._programs: Programs | None = None
         self._taking = asyncio.Lock()
+        self._tellers = Places(TELLERS, TELLERS_OF_EACH)
+        self._telling: set[asyncio.Task[bool]] = set()
         self._asking: asyncio.Task[None] | None = None
         self._heeding: dict[str, asyncio.Task[None]] = {}
         self._errand_of: dict[str, Fetch] = {}
@@ -129,7 +137,7 @@ class Heeding:
         self._asking = asyncio.get_running_loop().create_task(self._ask_around())
 
     async def close(self) -> None:
-        tasks = [*self._heeding.values(), *([self._asking] if self._asking is not None else [])]
+        tasks = [*self._heeding.values(), *self._telling, *([self._asking] if self._asking is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -141,10 +149,15 @@ class Heeding:
         if heard is not None:
             _log.info("%s has made release %s of %s", heard.by, short(heard.word.release), heard.word.ref)
             self._begin(heard)
+            self._tell(heard)
         return heard is not None
 
-    def newer(self, query: WordsQuery) -> WordsAnswer:
-        """What a neighbour has not heard."""
+    async def answer(self, peer: str, query: WordsQuery) -> WordsAnswer:
+        """Take what a neighbour has heard, and tell it what it has not. Raises Refused."""
+        if query.words:
+            async with self._tellers.place(peer):
+                for word in query.words:
+                    await self.hear(word)
         return self._words.newer(query)
 
     def waiting(self) -> tuple[Waiting, ...]:
@@ -168,7 +181,16 @@ class Heeding:
                 )
         return tuple(found)
 
-    # --- asking ---
+    # --- telling and asking ---
+
+    def _tell(self, heard: Heard) -> None:
+        """Neighbours of the own region hear of it at once, and from them others."""
+        region = self._acquaintance.region
+        inside = [other for other in self._acquaintance.others if other.region == region]
+        for neighbour in self._chance.sample(inside, min(TOLD, len(inside))):
+            task = asyncio.get_running_loop().create_task(self._ask(neighbour, (heard.signed,)))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     async def _ask_around(self) -> None:
         await self._sleep(self._pace.first_s)
@@ -190,12 +212,15 @@ class Heeding:
         chosen = inside[: wanted - min(len(outside), ASKED_OUTSIDE)] + outside[: ASKED_OUTSIDE + few_inside]
         return chosen[:wanted]
 
-    async def _ask(self, neighbour: Neighbour) -> bool:
+    async def _ask(self, neighbour: Neighbour, tell: tuple[SignedWord, ...] = ()) -> bool:
         """Whether it has answered with what counts."""
         try:
-            answer = await self._links.words(neighbour, self._words.times())
+            query = msgspec.structs.replace(self._words.times(), words=tell)
+            answer = await self._links.words(neighbour, query)
         except AgentError as error:
-            if not refused_because(error, Reason.NOT_FOUND):  # an agent of before
+            if not refused_because(
+                error, Reason.NOT_FOUND, Reason.BUSY
+            ):  # an agent of before, or one that is told much
                 self._links.of(neighbour.host).failures += 1
             return False
         for word in answer.words:

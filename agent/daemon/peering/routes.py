@@ -77,7 +77,7 @@ class PeerRoutes:
 
     async def _words(self, request: web.Request) -> web.Response:
         query = decode(await read_body(request, MAX_WORDS_QUERY_BYTES), WordsQuery)
-        return answer(self._peering.heeding.newer(query))
+        return answer(await self._peering.heeding.answer(peer_of(request), query))
 
     async def _fetch(self, request: web.Request) -> web.Response:
         return answer(await self._peering.fetch(decode(await read_body(request, MAX_QUERY_BYTES), Fetch)))

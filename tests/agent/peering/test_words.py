@@ -125,6 +125,21 @@ def test_a_host_that_was_away_gets_what_it_missed_and_says_that_it_waits(tmp_pat
     run(tmp_path, work)
 
 
+def test_who_hears_a_word_tells_its_region_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heeding, "Pace", lambda: Pace(first_s=1000))
+
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra1", "fra2", "fra3", "ams1") as hood:
+            release = Release(hood, [hood.source.put(b"x").digest], behind=[])
+            await release.leave("fra1")
+            for name in ("fra2", "fra3"):
+                await until(lambda name=name: hood.members[name].has(release.listing))  # type: ignore[misc] # of now
+                assert heard(hood, name) == release.word.release
+            assert heard(hood, "ams1") is None
+
+    run(tmp_path, work)
+
+
 class Gossip:
     """A neighbour with a real certificate that answers with anything."""
 
@@ -216,7 +231,10 @@ def test_only_an_operator_leaves_a_word_and_a_bad_one_is_refused(tmp_path: Path)
                 for body in (b"", b"\xc1", b"\x81" * 1000, b"\0" * (65 << 10)):
                     with pytest.raises(CallRefused):
                         await peer._ask("POST", Routes.PEER_WORDS, bytes, body=body)
-            forged = msgspec.structs.replace(word, signature=vouch(b"another", release.operator).signature)
+                forged = msgspec.structs.replace(word, signature=vouch(b"another", release.operator).signature)
+                with pytest.raises(CallRefused) as caught:
+                    await peer.words(WordsQuery(words=(forged,)))
+                assert caught.value.refusal.reason is Reason.FORBIDDEN
             for bad, reason in (
                 (forged, Reason.FORBIDDEN),
                 (vouch(b"lowcloud word 1\n\xc1", release.operator), Reason.BAD_REQUEST),
