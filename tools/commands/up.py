@@ -15,6 +15,7 @@ from tools.ending import ending_on_signals, undisturbed
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from deployer.applying.outcome import Applied
     from deployer.cloud.cloud import Cloud
@@ -28,6 +29,9 @@ lowcloud up shop.toml --detach
 """
 
 LOOK_EVERY_S = 2.0
+START_LOOK_EVERY_S = 0.1
+STARTED_WITHIN_S = 60.0
+"""Whatever starts no sooner is shown as it is."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         ours = [one for one in started if one.new]
         try:
             try:
-                applied = _apply(cloud, version, args, out)
+                applied = _apply(cloud, version, addresses, args, out)
             except SignatureInvalid:
                 if args.detach:
                     ours = []  # a signed plan is applied to these agents
@@ -82,7 +86,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return errors.DONE
 
 
-def _apply(cloud: Cloud, version: Version, args: argparse.Namespace, out: Output) -> Applied:
+def _apply(
+    cloud: Cloud, version: Version, addresses: Mapping[str, str], args: argparse.Namespace, out: Output
+) -> Applied:
     from tools.deploying import carried_out, planned, probation_s, refuse_unsigned
 
     work = planned(
@@ -91,7 +97,25 @@ def _apply(cloud: Cloud, version: Version, args: argparse.Namespace, out: Output
     plan, _ = asyncio.run(work)
     if not plan.is_empty:
         refuse_unsigned(cloud)
-    return asyncio.run(carried_out(cloud, plan, out, message="up"))
+    applied = asyncio.run(carried_out(cloud, plan, out, message="up"))
+    asyncio.run(_wait_until_started(cloud, addresses))
+    return applied
+
+
+async def _wait_until_started(cloud: Cloud, addresses: Mapping[str, str]) -> None:
+    """What hosts that were started anew ran before, they start by themselves, and no call of the plan waits for it."""
+    from agent.api import ProcessState
+    from deployer.applying.fleet import Fleet
+
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + STARTED_WITHIN_S
+    async with Fleet(addresses, cloud.credentials) as fleet:
+        while clock() < deadline:
+            answers = await fleet.each(fleet.hosts, lambda client: client.processes())
+            states = {status.state for statuses in answers.results.values() for status in statuses}
+            if ProcessState.STARTING not in states:
+                return
+            await asyncio.sleep(START_LOOK_EVERY_S)
 
 
 def _finish(applied: Applied, started: list[Started], out: Output) -> None:
