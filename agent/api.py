@@ -263,7 +263,8 @@ class Configure(Struct, frozen=True, tag="configure"):
 
 
 class Resize(Struct, frozen=True, tag="resize"):
-    """Change what can be changed without a new process: cores, and the rules for restart, readiness and update."""
+    """Change what can be changed without a new process: cores, more memory, and the rules for restart, readiness and
+    update. Where this host cannot give a guest that runs more memory, a swap does (`Outcome.detail` says so)."""
 
     spec: ProcessSpec
     expect: Digest

@@ -196,6 +196,11 @@ class Runtime(Protocol):
 
     async def set_cpus(self, guest: GuestId, cpus: tuple[int, ...]) -> None: ...
 
+    async def set_memory(self, guest: GuestId, memory_bytes: int) -> None:
+        """Let a guest that runs have more memory. Raises GuestFailed where it cannot be given that, and nothing has
+        changed then."""
+        ...
+
     async def guests(self) -> dict[GuestId, GuestState]: ...
 
     def exits(self) -> AsyncIterator[GuestExited]:

@@ -175,10 +175,7 @@ class GuestBuilder:
             await asyncio.to_thread(fresh.replace, path)
 
     async def resized(self, version: Version) -> None:
-        try:
-            await asyncio.to_thread(self._groups.change, guest_of(version), limits_of(version.spec))
-        except OSError as error:
-            _log.warning("%s keeps its share until its next start: %s", version.spec.name, error)
+        await asyncio.to_thread(self._groups.change, guest_of(version), limits_of(version.spec))
 
     async def clear(self, guest: GuestId) -> None:
         await asyncio.to_thread(_remove, self._directory / guest)

@@ -46,7 +46,8 @@ class Builder(CheckBuilder, Protocol):
         ...
 
     async def resized(self, version: Version) -> None:
-        """Give the guest that runs the share of the processors that its specification says now."""
+        """Give the guest that runs the share of the processors, and the bound of memory, that its specification says
+        now. Raises OSError."""
         ...
 
     async def clear(self, guest: GuestId) -> None:
@@ -159,6 +160,13 @@ class Guests:
         with suppress(GuestFailed, RuntimeUnavailable):
             await self.kill(check)
         await self.builder.clear(check)
+
+    async def set_memory(self, version: Version) -> None:
+        """Give its guest, which runs, the memory that the specification says. Raises GuestFailed, RuntimeUnavailable,
+        and OSError for its control group."""
+        await self.builder.resized(version)
+        set_memory = self._runtime.set_memory(guest_of(version), version.spec.memory_bytes)
+        await self._bounded(set_memory, SUPERVISOR_ANSWERS_S)
 
     # --- facts -------------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,8 @@ from cas.interface import BlobSource, BlobStore
 STAGED_FOR_S: Final = 3600.0
 """How long what a call brings up is protected from collection before its record protects it."""
 RESIZABLE: Final = ("cores_milli", "restart", "restart_limit", "ready", "update")
+GROWING: Final = ("memory_bytes",)
+"""What may become more under a guest that runs, and not less."""
 
 
 class Wish(NamedTuple):
@@ -209,23 +211,24 @@ class Handlers:
             if current.digest == spec_digest(call.spec):
                 return UNCHANGED
             _expect(lifecycle, call.expect)
-            differing = [
-                field
-                for field in ProcessSpec.__struct_fields__
-                if field not in RESIZABLE and getattr(current.spec, field) != getattr(call.spec, field)
-            ]
-            if differing:
+            fixed = _fixed_at_start(current.spec, call.spec)
+            if fixed:
                 raise Refused(
                     Reason.BAD_REQUEST,
-                    f"{call.spec.name} cannot be resized: {', '.join(differing)} would change too",
-                    hint="use replace, which swaps: the engine fixes a guest's memory and all else at its start",
+                    f"{call.spec.name} cannot be resized: {', '.join(fixed)} would change too",
+                    hint="use replace, which swaps: a guest that runs can be given more memory, not less, and other "
+                    "cores; all else is fixed at its start",
                 )
             with self._processes.room_for(call.spec):
-                async with self._announced(lifecycle, "resize", wish.version(call.spec)):
-                    await lifecycle.resize(call.spec, release=wish.release, plan=wish.plan)
-                    await self._guests.builder.resized(_current(lifecycle))
-                await self._processes.place()
-            return Outcome(changed=True)
+                problem = await lifecycle.grow(call.spec)
+                if not problem:
+                    async with self._announced(lifecycle, "resize", wish.version(call.spec)):
+                        await lifecycle.resize(call.spec, release=wish.release, plan=wish.plan)
+                        await lifecycle.share()
+                    await self._processes.place()
+                    return Outcome(changed=True)
+            outcome = await self._take_over(lifecycle, "replace", wish.version(call.spec))
+            return msgspec.structs.replace(outcome, detail=f"by a swap: {problem}")
 
         check_spec(call.spec)
         return await self._on_process(call.spec.name, envelope, by, act)
@@ -328,6 +331,13 @@ class Handlers:
             raise Refused(Reason.BUSY, "this host's store is being collected or checked", hint="ask again later")
         async with self._store_turn:
             yield
+
+
+def _fixed_at_start(old: ProcessSpec, new: ProcessSpec) -> list[str]:
+    """The fields in which these differ and that a guest which runs cannot be given."""
+    differing = [name for name in ProcessSpec.__struct_fields__ if getattr(old, name) != getattr(new, name)]
+    growing = {name for name in GROWING if getattr(old, name) < getattr(new, name)}
+    return [name for name in differing if name not in RESIZABLE and name not in growing]
 
 
 def _current(lifecycle: Lifecycle) -> Version:

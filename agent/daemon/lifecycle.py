@@ -235,6 +235,29 @@ class Lifecycle:
 
         await self.standing.save(resized)
 
+    async def grow(self, spec: ProcessSpec) -> str:
+        """Let the guest that runs have as much memory as this says; why it cannot, or nothing. It is done before it is
+        announced and recorded, because whether it can be done decides what will be: what a crash leaves behind then is
+        a guest with more room than it may count on, until its next start."""
+        current = self.record.current
+        if current is None or self.standing.running is None or spec.memory_bytes <= current.spec.memory_bytes:
+            return ""
+        try:
+            await self._guests.set_memory(msgspec.structs.replace(current, spec=spec))
+        except (GuestFailed, OSError) as error:
+            return str(error)
+        return ""
+
+    async def share(self) -> None:
+        """Give the guest that runs its share of the processors. Where that fails it has it at its next start."""
+        current = self.record.current
+        if current is None or self.standing.running is None:
+            return
+        try:
+            await self._guests.builder.resized(current)
+        except OSError as error:
+            _log.warning("%s keeps its share until its next start: %s", self.record.process, error)
+
     async def set_cpus(self, cpus: tuple[int, ...]) -> None:
         """Move the running guest. Where that fails it moves at its next start."""
         if self.standing.running is None:

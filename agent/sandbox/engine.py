@@ -10,6 +10,11 @@ address check and the name lookup, and leaves two flags beside the latter off. T
 `_allow_sockets` finds the first by toggling it through the interface and sets its neighbours. That is a guess about
 memory, so it is guarded twice: it refuses a layout that does not look as expected, and `check_sockets` opens a socket
 with a tiny component under each combination of flags before a host accepts any guest.
+
+**The limit of memory.** The C interface sets it, but only from inside; `Prepared.limit_address` is where the store
+keeps it, so that the supervisor can raise it while the program runs (`agent.supervisor.resizing`). It is found by
+setting a number that occurs nowhere else, and used only where `check_memory_limit` has seen that what is written there
+governs every memory of every instance.
 """
 
 from __future__ import annotations
@@ -46,6 +51,10 @@ MAX_INSTANCES: Final = 1000
 
 _WASI_CONFIG_BYTES: Final = 0x110
 """How much of the configuration's memory is looked at: within its allocation in wasmtime 50.0.1."""
+_STORE_WORDS: Final = 16
+"""The same of a store, in words of 8 bytes."""
+_NO_LIMIT_MARK: Final = 0x5A17_C0DE_0000_0000
+PAGE_BYTES: Final = 65536
 
 _MAGIC: Final = b"\0asm"
 _RUN_PREFIX: Final = "wasi:cli/run@0.2."
@@ -189,9 +198,10 @@ def _check_module(module: wasmtime.Module) -> None:
 
 
 class Engine:
-    """Engine and linkers, loaded once in a process that forks guests."""
+    """Engine and linkers, loaded once in a process that forks guests. `resizable`: what `check_memory_limit` said."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, resizable: bool = False) -> None:
+        self._resizable = resizable
         self._engine = wasmtime.Engine(_config())
         self._core_linker = wasmtime.Linker(self._engine)
         self._core_linker.define_wasi()
@@ -213,12 +223,13 @@ class Engine:
         """Open the directories, and do everything else that the sandbox will forbid. Starts no thread. Raises
         EngineUnfit, or EngineError for a directory that cannot be opened."""
         store = wasmtime.Store(self._engine)
-        store.set_limits(memory_size=program.memory_bytes, table_elements=MAX_TABLE_ELEMENTS, instances=MAX_INSTANCES)
+        address = _limit_memory(store, program.memory_bytes)
+        limit_address = address if self._resizable else None
         store.set_wasi(_wasi_config(program))
         if isinstance(code, wasmtime.Module):
-            return Prepared(functools.partial(self._start_module, store, code))
+            return Prepared(functools.partial(self._start_module, store, code), limit_address)
         store.set_wasi_http()
-        return Prepared(functools.partial(self._start_component, store, code))
+        return Prepared(functools.partial(self._start_component, store, code), limit_address)
 
     def warm_up(self, component: bytes) -> None:
         """Go once through what every guest will do, short of running, so that a fork of this process finds it done
@@ -250,10 +261,12 @@ class Engine:
 
 
 class Prepared:
-    """A program with its code loaded, about to run."""
+    """A program with its code loaded, about to run. `limit_address`: where its limit of memory is, 8 bytes; None where
+    that may not be written to."""
 
-    def __init__(self, instantiate: Callable[[], Callable[[], int]]) -> None:
+    def __init__(self, instantiate: Callable[[], Callable[[], int]], limit_address: int | None = None) -> None:
         self.instantiate = instantiate
+        self.limit_address = limit_address
 
     def run(self, on_running: Callable[[], None]) -> Ended:
         """Instantiate, say so through `on_running`, and run to the end. Never raises for what the guest does."""
@@ -311,6 +324,50 @@ def _allow_sockets(config: wasmtime.WasiConfig, *, tcp: bool, udp: bool) -> None
         raise EngineUnfit(f"this wasmtime keeps its network flags in an unknown place ({differing})")
     ctypes.memset(address + differing[0] + 1, int(udp), 1)
     ctypes.memset(address + differing[0] + 2, int(tcp), 1)
+
+
+def _limit_memory(store: wasmtime.Store, memory_bytes: int) -> int | None:
+    """Limit each linear memory of a store; where that number lies, or None where it is not found."""
+
+    def limit(memory_size: int) -> None:
+        store.set_limits(memory_size=memory_size, table_elements=MAX_TABLE_ELEMENTS, instances=MAX_INSTANCES)
+
+    pointer: Any = _bindings.wasmtime_store_context(store.ptr())
+    context = ctypes.cast(pointer, ctypes.c_void_p).value
+    limit(_NO_LIMIT_MARK)
+    words = list((ctypes.c_uint64 * _STORE_WORDS).from_address(context)) if context else []
+    limit(memory_bytes)
+    if context is None or words.count(_NO_LIMIT_MARK) != 1:
+        return None
+    address = context + 8 * words.index(_NO_LIMIT_MARK)
+    return address if ctypes.c_uint64.from_address(address).value == memory_bytes else None
+
+
+def check_memory_limit() -> bool:
+    """Does what is written at `_limit_memory`'s address decide how far every memory of every instance grows? Compiles
+    (so it starts threads): run it in a process of its own."""
+    engine = wasmtime.Engine(_config())
+    store = wasmtime.Store(engine)
+    address = _limit_memory(store, 2 * PAGE_BYTES)
+    if address is None:
+        return False
+    module = wasmtime.Module(engine, bytes(wasmtime.wat2wasm(_TWO_MEMORIES)))
+    instances = [wasmtime.Instance(store, module, []) for _ in range(2)]
+    grow = [instance.exports(store)[name] for instance in instances for name in ("grow-0", "grow-1")]
+    if not all(isinstance(one, wasmtime.Func) for one in grow):
+        return False
+    pages = 1
+    for most, expected in ((2, 2), (5, 5), (3, 5)):
+        ctypes.c_uint64.from_address(address).value = most * PAGE_BYTES
+        if any(one(store, expected - pages) != pages or one(store, 1) != -1 for one in grow):  # type: ignore[operator] # a Func
+            return False
+        pages = expected
+    return True
+
+
+_TWO_MEMORIES: Final = """(module (memory 1) (memory 1)
+    (func (export "grow-0") (param i32) (result i32) (memory.grow 0 (local.get 0)))
+    (func (export "grow-1") (param i32) (result i32) (memory.grow 1 (local.get 0))))"""
 
 
 def check_sockets() -> bytes:

@@ -43,7 +43,7 @@ def run_guest(
         prepared = engine.prepare(code, program_of(order))
         take_user(order.uid)
         limit_memory(order.memory_bytes)
-        close_sandbox(order, control, rules)
+        close_sandbox(order, control, rules, prepared.limit_address)
         ended = prepared.run(lambda: tell(control, Running()))
         exit_code = ended.exit_code
         if ended.reason:
@@ -137,13 +137,18 @@ def take_user(uid: int | None) -> None:
 
 def limit_memory(memory_bytes: int) -> None:
     """A ceiling for the whole process: the engine's limit holds for each linear memory, and a program may have several,
-    and tables. RLIMIT_DATA counts private writable memory, not what the engine merely reserves (RLIMIT_AS would)."""
+    and tables. RLIMIT_DATA counts private writable memory, not what the engine merely reserves (RLIMIT_AS would). Only
+    the soft limit is set: the filter leaves no call to change either, and from outside it can be raised later."""
     now = linux.data_bytes()
     ceiling = now + memory_bytes + MEMORY_OVERHEAD_BYTES
-    resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def close_sandbox(order: GuestOrder, control: socket.socket, rules: int | None) -> None:
+def close_sandbox(
+    order: GuestOrder, control: socket.socket, rules: int | None, limit_address: int | None = None
+) -> None:
     threads = len(linux.threads_of(os.getpid()))
     if threads != 1:
         raise RuntimeError(f"{threads} threads run before the sandbox is closed; it would not bind them")
@@ -152,7 +157,7 @@ def close_sandbox(order: GuestOrder, control: socket.socket, rules: int | None) 
     if rules is not None:
         landlock.enforce(rules)
     network = network_of(order)
-    sandboxed = msgspec.msgpack.encode(Sandboxed())
+    sandboxed = msgspec.msgpack.encode(Sandboxed(limit_address))
     if network.tcp:
         questions = seccomp.install_questions()
         # Stays open here as well: a supervisor that succeeds a killed one takes it from this process, and until then a

@@ -28,7 +28,7 @@ import msgspec
 
 from agent.runtime import GuestOrder
 from agent.sandbox import linux, seccomp
-from agent.sandbox.engine import Engine, EngineError, EngineUnfit, check_sockets
+from agent.sandbox.engine import Engine, EngineError, EngineUnfit, check_memory_limit, check_sockets
 from agent.sandbox.guest import run_guest
 from agent.sandbox.zygote_protocol import FORK, MAX_CHANNEL_BYTES, READY, UNFIT
 from agent.supervisor.wire import MAX_MESSAGE_BYTES
@@ -47,11 +47,11 @@ def main(channel_descriptor: int) -> int:
     linux.set_process_name("lowcloud-zygote")
     channel = socket.socket(fileno=channel_descriptor)
     try:
-        component = self_test()
+        component, resizable = self_test()
     except EngineError as error:
         channel.send(UNFIT + f"{error} ({error.hint})".encode()[: MAX_CHANNEL_BYTES - len(UNFIT)])
         return 1
-    engine = Engine()
+    engine = Engine(resizable=resizable)
     engine.warm_up(component)
     seccomp.prepare()
     gc.collect()
@@ -67,15 +67,16 @@ def main(channel_descriptor: int) -> int:
             os.close(descriptor)
 
 
-def self_test() -> bytes:
-    """See in a child that the engine can be used; the component it was shown with, compiled. Raises EngineUnfit."""
+def self_test() -> tuple[bytes, bool]:
+    """See in a child that the engine can be used; the component it was shown with, compiled, and whether a guest's
+    limit of memory can be raised while it runs. Raises EngineUnfit."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
         status = 1
         try:
-            said, status = check_sockets(), 0
+            said, status = check_sockets() + bytes([check_memory_limit()]), 0
         except BaseException as error:
             said = f"{error}".encode()
         with os.fdopen(writing, "wb") as pipe:
@@ -87,7 +88,7 @@ def self_test() -> bytes:
     _, status = os.waitpid(child, 0)
     if status:
         raise EngineUnfit(said.decode(errors="replace")[:4000] or f"the engine's self-test ended with status {status}")
-    return said
+    return said[:-1], bool(said[-1])
 
 
 def fork_guest(engine: Engine, channel: socket.socket, descriptors: list[int]) -> None:

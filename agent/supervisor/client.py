@@ -52,6 +52,7 @@ from agent.supervisor.wire import (
     ListGuests,
     Request,
     SetCpus,
+    SetMemory,
     ShutDown,
     Spawn,
     ToAgent,
@@ -206,6 +207,9 @@ class SupervisorClient:
 
     async def set_cpus(self, guest: GuestId, cpus: tuple[int, ...]) -> None:
         await self._call(SetCpus(guest, cpus))
+
+    async def set_memory(self, guest: GuestId, memory_bytes: int) -> None:
+        await self._call(SetMemory(guest, memory_bytes))
 
     async def guests(self) -> dict[GuestId, GuestState]:
         return {state.guest: state for state in (await self._call(ListGuests())).guests}

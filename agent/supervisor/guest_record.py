@@ -58,6 +58,8 @@ class Guest:
         self.exit_reason = ""
         self.killed = False
         """Somebody asked for its end, so its exit is no news."""
+        self.limit_address: int | None = None
+        """Where its engine keeps its limit of memory, as our own code has told before the program ran."""
         self.refusals: collections.deque[str] = collections.deque(maxlen=MAX_KEPT_REFUSALS)
         """What its program asked the network for and did not get."""
         self._told_refusals = 0
@@ -216,6 +218,7 @@ class Guest:
                 self.pidfd = os.pidfd_open(self.pid)
             case Sandboxed() if self.pid and not self.sandboxed:
                 self.sandboxed = True
+                self.limit_address = content.limit_address
                 kept = descriptors[0] if descriptors else None
                 self._on_sandboxed(self, kept)
             case Running() if self.sandboxed:

@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from agent.api import Ready
 from agent.build import build
 from agent.runtime import EndpointTaken, GuestFailed, GuestId, GuestOrder, GuestState, kernel_name
@@ -38,6 +40,7 @@ from agent.supervisor.group import Group, Moves
 from agent.supervisor.guest_record import Guest
 from agent.supervisor.notify import Notifications
 from agent.supervisor.readiness import Step, wait_until_listening, wait_until_proven
+from agent.supervisor.resizing import set_memory
 from agent.supervisor.succession import NotTaken, take
 from agent.supervisor.wire import (
     SOCKET_NAME,
@@ -57,6 +60,7 @@ from agent.supervisor.wire import (
     LivingGuest,
     Request,
     SetCpus,
+    SetMemory,
     ShutDown,
     Spawn,
     WaitReady,
@@ -135,6 +139,7 @@ class Supervisor:
         guest = self._new_guest(one.order, taken.namespace)
         self._guests[one.guest] = guest
         guest.adopt(one.pid, taken.pidfd, taken.output, one.started_unix)
+        guest.limit_address = one.limit_address
         try:
             listeners = {
                 endpoint: self._endpoints.adopt(guest.name, guest.order.process, endpoint, sock, namespace)
@@ -192,6 +197,8 @@ class Supervisor:
                 self._forget(action.guest)
             case SetCpus():
                 self._living(action.guest).set_cpus(action.cpus)
+            case SetMemory():
+                self._set_memory(self._living(action.guest), action.memory_bytes)
             case Flip():
                 self._flip(action.guest)
             case ShutDown():
@@ -379,6 +386,11 @@ class Supervisor:
         self._endpoints.flip(groups.values(), name)
         self._forget_what_was_killed()
 
+    def _set_memory(self, guest: Guest, memory_bytes: int) -> None:
+        set_memory(guest, memory_bytes)
+        guest.order = msgspec.structs.replace(guest.order, memory_bytes=memory_bytes)
+        self._save()
+
     def _kill(self, number: int, name: GuestId) -> Task[Answer]:
         if name in self._killed and name not in self._guests:
             return Answer(number, state=self._killed[name])
@@ -541,6 +553,7 @@ class Supervisor:
             order=guest.order,
             started_unix=guest.started_unix,
             serving=serving and not guest.killed,
+            limit_address=guest.limit_address,
         )
 
 

@@ -12,9 +12,10 @@ it is bounded text and decides nothing.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from agent.api import Ready
 from agent.runtime import GuestId, GuestOrder, GuestState
@@ -69,6 +70,11 @@ class Forget(_Message, frozen=True, tag="forget"):
     guest: GuestId
 
 
+class SetMemory(_Message, frozen=True, tag="set-memory"):
+    guest: GuestId
+    memory_bytes: int
+
+
 class SetCpus(_Message, frozen=True, tag="set-cpus"):
     guest: GuestId
     cpus: tuple[int, ...]
@@ -82,7 +88,7 @@ class ShutDown(_Message, frozen=True, tag="shut-down"):
     pass
 
 
-Action = Spawn | WaitReady | Check | Flip | Drain | Kill | Forget | SetCpus | ListGuests | ShutDown
+Action = Spawn | WaitReady | Check | Flip | Drain | Kill | Forget | SetCpus | SetMemory | ListGuests | ShutDown
 
 
 class Request(_Message, frozen=True):
@@ -134,6 +140,9 @@ class Born(_Message, frozen=True, tag="born"):
 class Sandboxed(_Message, frozen=True, tag="sandboxed"):
     """Code loaded, sandbox closed. The filter's notification descriptor comes with it, where there is one."""
 
+    limit_address: Annotated[int, Meta(ge=4096, lt=1 << 48, multiple_of=8)] | None = None
+    """Where the engine keeps the limit of the program's memory; None where that cannot be changed."""
+
 
 class Running(_Message, frozen=True, tag="running"):
     """The program is instantiated and begins to run."""
@@ -161,6 +170,8 @@ class LivingGuest(_Message, frozen=True):
     started_unix: float = 0.0
     serving: bool = False
     """It runs, and new connections reach it."""
+    limit_address: int | None = None
+    """As in `Sandboxed`."""
 
 
 class SavedState(_Message, frozen=True):

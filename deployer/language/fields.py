@@ -53,6 +53,19 @@ class Field(NamedTuple):
     """None where it is required."""
     later: bool
     """The canonical form leaves it out where it has its default."""
+    smaller: Change | None
+    """What a smaller number means, where that is not `change`."""
+
+    def change_from(self, before: Any, after: Any) -> Change:
+        """What it means that the value changes so; None stands for one that is not there."""
+        less = isinstance(before, int) and isinstance(after, int) and after < before
+        return self.smaller if less and self.smaller else self.change
+
+    def change_back(self, change: Change) -> Change:
+        """What it means to take a change of this class back."""
+        if self.smaller is None or change not in (self.change, self.smaller):
+            return change
+        return self.change if change is self.smaller else self.smaller
 
     @property
     def unit(self) -> Unit | None:
@@ -148,6 +161,7 @@ def _describe(name: str, annotation: Any, info: msgspec.structs.FieldInfo) -> Fi
         required=info.required,
         default=default,
         later=extra["later"],
+        smaller=extra["smaller"],
     )
 
 

@@ -216,7 +216,11 @@ def _row(field: Field, path: str) -> str:
     else:
         value = f"`{field.example}`"
         default = "required" if field.required else _written_default(field)
-    return f"| {key} | {value}{_limits(field)} | {default} | {field.change.value} | {field.description} |"
+    return f"| {key} | {value}{_limits(field)} | {default} | {_change(field)} | {field.description} |"
+
+
+def _change(field: Field) -> str:
+    return f"{field.change.value}; less: {field.smaller.value}" if field.smaller else field.change.value
 
 
 def _written_default(field: Field) -> str:

@@ -58,11 +58,21 @@ MAX_MILLICORES = 1 << 24
 HOUR_MS = 3_600_000
 
 
-def field(change: Change, description: str, *, example: str = "", later: bool = False, **limits: Any) -> Meta:
+def field(
+    change: Change,
+    description: str,
+    *,
+    example: str = "",
+    later: bool = False,
+    smaller: Change | None = None,
+    **limits: Any,
+) -> Meta:
     """The declaration of one field. `example` is TOML, as it would stand to the right of the equals sign. `later`: the
     field came after version 1 of the canonical form, which therefore leaves it out where it has its default, so that
-    the definitions of before keep their digests."""
-    return Meta(description=description, extra={"change": change, "example": example, "later": later}, **limits)
+    the definitions of before keep their digests. `smaller`: what a smaller number means, where that is something else
+    than `change`."""
+    extra = {"change": change, "example": example, "later": later, "smaller": smaller}
+    return Meta(description=description, extra=extra, **limits)
 
 
 Name = Annotated[
@@ -214,7 +224,15 @@ class Process(Table, frozen=True):
         field(Change.HOT, 'whole cores are dedicated; `"0.5"` is a share of one', example="1", ge=1, le=MAX_MILLICORES),
     ] = 1000
     memory: Annotated[
-        Bytes, field(Change.RESTART, "the most memory it may use", example='"64MiB"', ge=65536, le=MAX_BYTES)
+        Bytes,
+        field(
+            Change.HOT,
+            "the most memory it may use",
+            example='"64MiB"',
+            smaller=Change.RESTART,
+            ge=65536,
+            le=MAX_BYTES,
+        ),
     ] = 64 << 20
     disk: Annotated[
         Bytes,

@@ -15,7 +15,9 @@ import msgspec
 from agent.api import spec_digest
 from cas.digest import Digest
 from deployer.errors import NotReversible
-from deployer.planning.plan import Kind, Plan, Step, advance
+from deployer.language.fields import field_at
+from deployer.planning.plan import Changed, Kind, Plan, Step, advance
+from deployer.planning.planners.needs import changes_of, kind_of, strongest
 
 PLANNER = "reverse"
 LEFT_BY_A_FIRST_PLAN = ("process", "volume")
@@ -27,6 +29,7 @@ TURNED = {
     Kind.CONFIGURE: Kind.CONFIGURE,
     Kind.RESIZE: Kind.RESIZE,
 }
+"""Where a process is changed, what is changed back decides on the call."""
 
 
 def reverse(plan: Plan, *, definition: Digest, from_release: Digest | None) -> Plan:
@@ -41,7 +44,9 @@ def reverse(plan: Plan, *, definition: Digest, from_release: Digest | None) -> P
         from_definition=plan.definition,
         expect=advance(plan.expect, plan.steps()),
         stages=tuple(stage for stage in stages if stage),
-        changes=tuple(one for one in plan.changes if plan.from_definition or one.path[0] in LEFT_BY_A_FIRST_PLAN),
+        changes=tuple(
+            _taken_back(one) for one in plan.changes if plan.from_definition or one.path[0] in LEFT_BY_A_FIRST_PLAN
+        ),
         notes=tuple(_notes(plan)),
         unreachable=plan.unreachable,
     )
@@ -50,13 +55,22 @@ def reverse(plan: Plan, *, definition: Digest, from_release: Digest | None) -> P
 def _turned(step: Step) -> Step:
     if step.expect is not None and step.was is None:
         raise NotReversible(f"the plan does not say what {step.subject}@{step.host} ran before its {step.kind}")
-    return msgspec.structs.replace(
+    turned = msgspec.structs.replace(
         step,
         kind=TURNED[step.kind],
         spec=step.was,
         was=step.spec,
         expect=spec_digest(step.spec) if step.spec else None,
     )
+    if step.spec is None or step.was is None:
+        return turned
+    changes = changes_of(step.spec, step.was)  # what could become more in place may need a swap to become less
+    return msgspec.structs.replace(turned, kind=kind_of(changes), change=strongest(changes))
+
+
+def _taken_back(changed: Changed) -> Changed:
+    field = field_at(changed.path)
+    return changed if field is None else msgspec.structs.replace(changed, change=field.change_back(changed.change))
 
 
 def _notes(plan: Plan) -> list[str]:

@@ -82,7 +82,7 @@ def _field(path: FieldPath, field: Field, before: Any, after: Any) -> Iterator[F
     elif field.shape is Shape.TABLE and before is not None and after is not None:
         yield from _tables(path, field.table, before, after)
     else:
-        yield FieldChange(path, field.change, before, after)
+        yield FieldChange(path, field.change_from(before, after), before, after)
 
 
 def _item(path: FieldPath, field: Field, before: Any, after: Any) -> Iterator[FieldChange]:
@@ -91,4 +91,4 @@ def _item(path: FieldPath, field: Field, before: Any, after: Any) -> Iterator[Fi
     if field.shape is Shape.TABLES and before is not None and after is not None:
         yield from _tables(path, field.table, before, after)
     else:
-        yield FieldChange(path, field.change, before, after)
+        yield FieldChange(path, field.change_from(before, after), before, after)

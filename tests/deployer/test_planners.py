@@ -18,7 +18,8 @@ from deployer.language.fields import Shape, fields_of
 from deployer.language.schema import Change, Definition, Host, Process, Ready, Region, Secret, Table, Update, Volume
 from deployer.planning.plan import Kind, Plan, Step, decode, encode
 from deployer.planning.planners import BUILT_IN, Version, find, make_plan, names, version
-from deployer.planning.planners.needs import change_of, definition_field
+from deployer.planning.planners.needs import definition_field
+from deployer.planning.reverse import reverse
 from deployer.resolving.specs import specs_of, volumes_of
 from tests.deployer.worlds import BLOBS, MiB, World, definitions, observed_of
 
@@ -265,8 +266,8 @@ def test_the_strongest_change_names_the_step() -> None:
 
 
 def test_every_hot_field_is_one_that_resize_can_change() -> None:
-    hot = {name for name in fields_of(Process) if change_of(name) is Change.HOT}
-    assert hot == {"cores", "restart", "restart_limit", "ready", "update"}
+    hot = {name for name, field in fields_of(Process).items() if field.change is Change.HOT}
+    assert hot == {"cores", "memory", "restart", "restart_limit", "ready", "update"}
 
 
 def test_another_host_is_a_start_there_and_then_a_stop_here() -> None:
@@ -363,9 +364,25 @@ def test_a_process_that_takes_one_thing_and_frees_another_is_only_stopped_where_
         return [[f"{step.kind} {step.subject}" for step in stage] for stage in plan.stages]
 
     roomy = definition(4, 2000, a=(1, 1000), b=(2, 500))
-    assert kinds(roomy, definition(2, 1000, a=(2, 500))) == [["stop b"], ["replace a"]]
+    assert kinds(roomy, definition(2, 1000, a=(2, 500))) == [["stop b"], ["resize a"]]
     tight = definition(3, 1500, a=(1, 1000), b=(2, 500))
     assert kinds(tight, definition(3, 1500, a=(2, 500), b=(1, 1000))) == [["stop a"], ["replace b"], ["start a"]]
+
+
+@pytest.mark.parametrize(
+    ("memory", "kind", "change"), [(65 * MiB, Kind.RESIZE, Change.HOT), (63 * MiB, Kind.REPLACE, Change.RESTART)]
+)
+def test_more_memory_is_given_in_place_and_less_from_the_next_start(memory: int, kind: Kind, change: Change) -> None:
+    plan = plan_of("web", memory=memory)
+    step = the_step(plan)
+    assert (step.kind, step.change) == (kind, change)
+    assert [one.change for one in plan.changes] == [change]
+    back = reverse(plan, definition=BLOBS[0], from_release=None)
+    assert (the_step(back).spec, back.changes[0].change) == (step.was, the_step(back).change)
+    assert {(one.kind, one.change) for one in (step, the_step(back))} == {
+        (Kind.RESIZE, Change.HOT),
+        (Kind.REPLACE, Change.RESTART),
+    }
 
 
 # --- what is observed counts ----------------------------------------------------------------------------------------

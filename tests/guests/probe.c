@@ -90,6 +90,26 @@ static bool mode_alloc(void) {
     return got == wanted;
 }
 
+/* Takes a MiB whenever it can get one, and says how many it has whenever it gets none. */
+static bool mode_reach(void) {
+    uint64_t got = 0, told = 0;
+    for (;;) {
+        char *block = take(1 << 20);
+        if (block) {
+            for (size_t i = 0; i < 1 << 20; i += 4096) block[i] = 1;
+            got++;
+            continue;
+        }
+        if (got != told) {
+            char text[32];
+            struct builder line = {text, 0, sizeof text, false};
+            add_number(&line, told = got);
+            say("has ", (struct slice){text, line.length});
+        }
+        pause_ns(5 * MS);
+    }
+}
+
 static uint64_t deeper(volatile uint64_t *depth) {
     volatile char frame[1024];
     frame[0] = 1;
@@ -503,6 +523,7 @@ static const struct {
     {"spin", mode_spin},
     {"sleep", mode_sleep},                       /* MS */
     {"alloc", mode_alloc},                       /* MIB [hold] */
+    {"reach", mode_reach},
     {"recurse", mode_recurse},
     {"print", mode_print},                       /* LINES */
     {"stderr", mode_stderr},                     /* LINES */

@@ -74,16 +74,30 @@ def definition_field(spec_field: str) -> str:
     return RENAMED.get(spec_field, spec_field)
 
 
-def changed_fields(old: ProcessSpec, new: ProcessSpec) -> list[str]:
-    """The fields, as the definition names them, in which two specifications of a process differ."""
-    return [
-        definition_field(name) for name in ProcessSpec.__struct_fields__ if getattr(old, name) != getattr(new, name)
-    ]
+def changes_of(old: ProcessSpec, new: ProcessSpec) -> dict[str, Change]:
+    """The fields, as the definition names them, in which two specifications of a process differ, and what each of these
+    changes means."""
+    found: dict[str, Change] = {}
+    for name in ProcessSpec.__struct_fields__:
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            field = definition_field(name)
+            found[field] = fields_of(Process)[field].change_from(before, after)
+    return found
 
 
-def change_of(field: str) -> Change:
-    """What a change of a process's field means."""
-    return fields_of(Process)[field].change
+def kind_of(changes: Mapping[str, Change]) -> Kind:
+    """The call that makes these changes of a process."""
+    if changes.keys() == {"config"}:
+        return Kind.CONFIGURE
+    if changes and set(changes.values()) == {Change.HOT}:
+        return Kind.RESIZE
+    return Kind.REPLACE
+
+
+def strongest(changes: Mapping[str, Change]) -> Change:
+    """What they mean together."""
+    return max(changes.values(), key=STRENGTH.__getitem__, default=Change.RESTART)
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
@@ -103,25 +117,16 @@ def _process_steps(host: str, wanted: Mapping[str, ProcessSpec], state: HostStat
 
 
 def _change_step(host: str, spec: ProcessSpec, runs: Running, reasons: _Reasons) -> Step:
-    fields = changed_fields(runs.spec, spec)
+    changes = changes_of(runs.spec, spec)
     return Step(
         host=host,
         subject=spec.name,
-        kind=_kind_of(fields),
-        change=max((change_of(field) for field in fields), key=STRENGTH.__getitem__, default=Change.RESTART),
-        causes=reasons.for_fields(host, spec.name, fields),
+        kind=kind_of(changes),
+        change=strongest(changes),
+        causes=reasons.for_fields(host, spec.name, changes),
         spec=spec,
         expect=runs.digest,
     )
-
-
-def _kind_of(fields: Iterable[str]) -> Kind:
-    present = set(fields)
-    if present == {"config"}:
-        return Kind.CONFIGURE
-    if present and all(change_of(field) is Change.HOT for field in present):
-        return Kind.RESIZE
-    return Kind.REPLACE
 
 
 def _volume_steps(host: str, wanted: Mapping[str, int], state: HostState, reasons: _Reasons) -> Iterator[Step]:

@@ -38,6 +38,8 @@ class MemoryRuntime:
         self.flips: list[GuestId] = []
         self.checks: list[GuestOrder] = []
         self.failing_checks = False
+        self.fixed_memory = False
+        """A guest that runs cannot be given more."""
         self.failing = False
         """No guest can be started."""
         self.hold: dict[str, asyncio.Event] = {}
@@ -183,6 +185,12 @@ class MemoryLink:
     async def set_cpus(self, guest: GuestId, cpus: tuple[int, ...]) -> None:
         await self._enter("set_cpus")
         self._host.orders[guest] = msgspec.structs.replace(self._host.orders[guest], cpus=cpus)
+
+    async def set_memory(self, guest: GuestId, memory_bytes: int) -> None:
+        await self._enter("set_memory")
+        if self._host.fixed_memory:
+            raise GuestFailed("where the limit is kept is not known")
+        self._host.orders[guest] = msgspec.structs.replace(self._host.orders[guest], memory_bytes=memory_bytes)
 
     async def guests(self) -> dict[GuestId, GuestState]:
         await self._enter("guests")

@@ -198,6 +198,36 @@ def test_resize_keeps_the_guest_and_refuses_what_needs_a_new_one() -> None:
             assert caught.value.refusal.reason is Reason.BAD_REQUEST
             assert "memory_bytes" in caught.value.refusal.message
             assert set(cloud.runtime.states) == guests
+            bigger = changed(larger, memory_bytes=128 << 20)
+            outcome = await cloud.ask(Resize(bigger, expect=spec_digest(larger)))
+            assert (outcome.changed, outcome.steps) == (True, {})
+            assert set(cloud.runtime.states) == guests
+            assert [order.memory_bytes for order in cloud.runtime.orders.values()] == [128 << 20]
+
+    run(work)
+
+
+def test_memory_that_cannot_grow_in_place_grows_by_a_swap() -> None:
+    async def work(tmp: Path) -> None:
+        (one,) = put(tmp / "state", wasm("one"))
+        spec = web(one)
+        larger = changed(spec, memory_bytes=128 << 20, cores_milli=2000)
+        async with host(tmp / "state") as cloud:
+            await cloud.ask(Start(spec))
+            [guest] = cloud.runtime.states
+            cloud.runtime.fixed_memory = True
+            outcome = await cloud.ask(Resize(larger, expect=spec_digest(spec)))
+            assert outcome.detail == "by a swap: where the limit is kept is not known"
+            assert "flip" in outcome.steps
+            [after] = cloud.runtime.states
+            assert after != guest
+            assert cloud.runtime.orders[after].memory_bytes == 128 << 20
+            status = await cloud.status("web")
+            assert status is not None
+            assert status.spec == larger
+            with pytest.raises(CallRefused) as caught:
+                await cloud.ask(Resize(changed(larger, memory_bytes=1 << 40), expect=spec_digest(larger)))
+            assert caught.value.refusal.reason is Reason.NO_ROOM
 
     run(work)
 

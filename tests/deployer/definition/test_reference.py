@@ -56,7 +56,8 @@ def test_every_example_is_valid(table: type[Table], field: Field) -> None:
 def test_every_field_is_in_the_reference_with_its_class() -> None:
     text = reference.reference()
     for _, field in FIELDS:
-        assert re.search(rf"\| `{field.name}` \| .* \| {field.change.value} \| {re.escape(field.description)} \|", text)
+        change = field.change.value + (f"; less: {field.smaller.value}" if field.smaller else "")
+        assert re.search(rf"\| `{field.name}` \| .* \| {change} \| {re.escape(field.description)} \|", text)
     for change in Change:
         assert f"| {change.value} |" in text
 
