@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from msgspec import UnsetType
 
-    from agent.api import Call, Outcome, Waiting
+    from agent.api import Call, Guarantee, Outcome, Waiting
     from agent.client import AgentError
     from deployer.applying.fleet import Answers
     from deployer.cloud.cloud import Cloud
@@ -90,3 +90,12 @@ def waits(waiting: Waiting) -> str:
     compiled = f", {waiting.uncompiled} to be compiled" if waiting.uncompiled else ""
     what = f"release {shorten(waiting.release)} of {waiting.ref} by {waiting.by.removeprefix('operator:')}"
     return f"{printable(what)}, which it was away for: {here}{compiled}"
+
+
+def weak_limits(guarantees: Iterable[Guarantee]) -> str:
+    """Which promises of the sandbox are soft on a host and which are not given, in a line; "" where all are hard."""
+    names: dict[str, list[str]] = {"soft": [], "no": []}
+    for row in guarantees:
+        names.setdefault(row.strength, []).append(row.name)
+    told = {"soft": names["soft"], "not given": names["no"]}
+    return "; ".join(f"{strength}: {', '.join(found)}" for strength, found in told.items() if found)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from agent.api import Waiting
+from agent.api import Guarantee, Waiting
 from cas.digest import digest_of
 from tests.tools.command import lowcloud, succeed
 from tests.tools.shop import Shop
-from tools.hosts import waits
+from tools.hosts import waits, weak_limits
 from tools.output import shorten
 
 
@@ -74,3 +74,15 @@ def test_a_release_that_waits_is_told_with_how_much_of_it_is_there() -> None:
     whole = msgspec.structs.replace(waiting, missing=0, uncompiled=1)
     assert waits(whole).endswith("5 of 5 blobs are there, 1 to be compiled")
     assert "\x1b" not in waits(msgspec.structs.replace(waiting, ref="\x1b[2J"))
+
+
+def test_what_is_soft_and_what_is_missing_is_one_line_and_nothing_where_all_is_hard() -> None:
+    rows = [
+        Guarantee("memory", given=True, how=""),
+        Guarantee("cores", given=False, how="", soft=True),
+        Guarantee("disk", given=False, how="", soft=True),
+        Guarantee("own-user", given=False, how=""),
+    ]
+    assert weak_limits(rows) == "soft: cores, disk; not given: own-user"
+    assert weak_limits(rows[:3]) == "soft: cores, disk"
+    assert weak_limits(rows[:1]) == ""

@@ -31,6 +31,9 @@ def test_it_runs_a_whole_cloud_until_it_is_interrupted_and_leaves_nothing_behind
     assert "Traceback" not in err
     assert process.returncode == 0
     assert any("Ctrl-C ends it" in line for line in lines)
+    [limits] = [line for line in lines if line.startswith("limits on ")]
+    assert limits.startswith("limits on ams1, fra1: soft: cores")
+    assert limits.endswith("; `lowcloud host show` says why\n")
     assert not written.running()
 
 

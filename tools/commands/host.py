@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tools import errors
 from tools.cloud import open_cloud, shown_path
-from tools.hosts import known_addresses, tell_failures, waits
+from tools.hosts import known_addresses, tell_failures, waits, weak_limits
 from tools.output import size
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def _show_facts(facts: HostFacts, out: Output) -> None:
     for volume in facts.volumes:
         holder = f", held by {volume.held_by}" if volume.held_by else ""
         out.line(f"  volume     {volume.volume}: {size(volume.used_bytes)} of {size(volume.size_bytes)}{holder}")
+    if weak := weak_limits(facts.guarantees):
+        out.line(f"  limits     {weak}")
     rows = [("  " + row.name, row.strength, row.how) for row in facts.guarantees]
     if rows:
         out.table(("  GUARANTEE", "GIVEN", "HOW"), rows)

@@ -68,6 +68,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
                     ours = []  # a signed plan is applied to these agents
                 raise
             _finish(applied, started, out)
+            if not (out.as_json or applied.interrupted):
+                asyncio.run(_tell_weak_limits(cloud, [one.host for one in started], out))
             if args.detach:
                 if exit_code(applied) == errors.DONE or applied.is_behind:
                     ours = []
@@ -127,6 +129,21 @@ def _finish(applied: Applied, started: list[Started], out: Output) -> None:
         out.flush()
     else:
         show_applied(applied, out)
+
+
+async def _tell_weak_limits(cloud: Cloud, hosts: list[str], out: Output) -> None:
+    """A line for hosts that are alike, and none where all limits are hard."""
+    from deployer.applying.fleet import Fleet
+    from tools.hosts import known_addresses, weak_limits
+
+    async with Fleet(known_addresses(cloud), cloud.credentials) as fleet:
+        answers = await fleet.each(hosts, lambda client: client.host())
+    alike: dict[str, list[str]] = {}
+    for host, facts in answers.results.items():
+        alike.setdefault(weak_limits(facts.guarantees), []).append(host)
+    for weak, where in alike.items():
+        if weak:
+            out.line(f"limits on {', '.join(where)}: {weak}; `lowcloud host show` says why")
 
 
 def _watch(cloud: Cloud, ours: list[Started], out: Output) -> None:
