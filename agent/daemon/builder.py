@@ -22,6 +22,7 @@ from agent.api import Endpoint, ProcessSpec, Reason
 from agent.daemon import trees
 from agent.daemon.guest_files import SCRATCH_DIRECTORY, plan_files
 from agent.daemon.guests import guest_of
+from agent.daemon.networking import as_told
 from agent.daemon.output import OutputFiles, last_bytes
 from agent.daemon.refusal import Refused
 from agent.daemon.sealing import OpenedSecrets
@@ -79,7 +80,7 @@ class GuestBuilder:
     async def order(self, version: Version) -> GuestOrder:
         """Raises Refused where something that the guest needs is not on this host."""
         spec, guest = version.spec, guest_of(version)
-        order = await self._order(spec, guest)
+        order = await self._order(spec, guest, await asyncio.to_thread(self._network, spec))
         await asyncio.to_thread(self._output.prune, spec.name)
         return msgspec.structs.replace(order, output_path=str(self._output.path(spec.name, guest)))
 
@@ -89,13 +90,14 @@ class GuestBuilder:
         command = spec.ready.command if spec.ready else ()
         alone = msgspec.structs.replace(spec, args=command, volume={}, listen={})
         reached = {n: Endpoint(local_address(e), e.port, e.protocol) for n, e in spec.listen.items()}
+        network = await asyncio.to_thread(self._network, spec)
         return msgspec.structs.replace(
-            await self._order(alone, check),
-            env=environment(msgspec.structs.replace(spec, listen=reached)),
+            await self._order(alone, check, network),
+            env=environment(as_told(msgspec.structs.replace(spec, listen=reached), network)),
             checks=Checked(guest_of(version), dict(spec.listen)),
         )
 
-    async def _order(self, spec: ProcessSpec, guest: GuestId) -> GuestOrder:
+    async def _order(self, spec: ProcessSpec, guest: GuestId, network: Network) -> GuestOrder:
         plan = plan_files(spec)
         absent = sorted(set(spec.volume.values()) - set(self._volumes.sizes))
         if absent:
@@ -115,7 +117,6 @@ class GuestBuilder:
                 await self._staging.write_secret(digest, opened / relative)
             mounts = await asyncio.to_thread(self._mounts, spec, own)
             uid = await asyncio.to_thread(self._users.of, spec.name)
-            network = await asyncio.to_thread(self._network, spec)
             groups = await asyncio.to_thread(self._groups.make, guest, limits_of(spec))
         except BaseException:
             await self.clear(guest)
@@ -126,7 +127,7 @@ class GuestBuilder:
             code_path=str(code.path),
             code_kind=code.kind,
             args=spec.args,
-            env=environment(spec),
+            env=environment(as_told(spec, network)),
             preopens=plan.preopens(own, {name: self._volumes.path(name) for name in spec.volume.values()}, opened),
             listen=dict(spec.listen),
             connect=dict(spec.connect),

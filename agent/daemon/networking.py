@@ -7,9 +7,12 @@ and those rules (docs/performance.md), so by default only such a process has one
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Final, Literal, get_args
 
-from agent.api import ProcessSpec
+import msgspec
+
+from agent.api import Endpoint, ProcessSpec
 from agent.runtime import Network
 
 Mode = Literal["auto", "listeners", "namespaces"]
@@ -25,6 +28,20 @@ def network_of(spec: ProcessSpec, mode: Mode) -> Network:
         "namespaces": bool(spec.listen or spec.connect),
     }
     return "namespace" if wanted[mode] and not why_not() else "listeners"
+
+
+def as_told(spec: ProcessSpec, network: Network) -> ProcessSpec:
+    """The specification with its peers' addresses as the guest is told them: in a namespace a loopback address would be
+    the guest's own, so it has another name there."""
+    if network == "listeners":
+        return spec
+    from agent.supervisor.network.addressing import alias_of
+
+    def told(endpoint: Endpoint) -> Endpoint:
+        alias = alias_of(ipaddress.ip_address(endpoint.address))
+        return msgspec.structs.replace(endpoint, address=str(alias))
+
+    return msgspec.structs.replace(spec, connect={name: told(peer) for name, peer in spec.connect.items()})
 
 
 def why_not() -> str:

@@ -101,6 +101,10 @@ class Guest:
         """What reaches an address that its definition names from where its sockets are."""
         return address if self.namespace is None else self.namespace.outside(address)
 
+    def declared(self, address: str) -> str:
+        """Which address of its definition it means by this one."""
+        return address if self.namespace is None or not address else self.namespace.declared(address)
+
     @property
     def name(self) -> str:
         return self.order.guest

@@ -261,6 +261,8 @@ class Notifications:
         if datagram is not None and address.family == socket.AF_UNSPEC:
             return self._disconnect(datagram)
         own = datagram is None and address.port in self._loopback_ports and _is_loopback(address)
+        if not own:
+            address = address._replace(address=self._guest.declared(address.address))
         checked = self._reaching.listener_at(address.address, address.port, protocol) if self._reaching else None
         if not own and not checked and not is_declared_connection(self._guest.order.connect, address, protocol):
             raise Refused(_REFUSED, f"it may not connect to {address}/{protocol}, which its definition does not name")

@@ -81,6 +81,15 @@ def alias_of(address: Address) -> Address:
     return ALIAS_V4[int(address) - int(LOOPBACK_V4.network_address)]
 
 
+def behind(address: Address) -> Address:
+    """The loopback address that this is the alias of; the address itself where it is none."""
+    if address == ALIAS_V6:
+        return LOOPBACK_V6
+    if isinstance(address, ipaddress.IPv4Address) and address in ALIAS_V4:
+        return LOOPBACK_V4[int(address) - int(ALIAS_V4.network_address)]
+    return address
+
+
 def ports_inside(endpoints: Iterable[Endpoint]) -> dict[Endpoint, int]:
     """On which port of its namespace a guest listens for each endpoint: its own, but for all but the first of those
     that differ in the address alone, because there all addresses are one."""

@@ -20,7 +20,7 @@ from typing import Final
 
 from agent.api import Endpoint
 from agent.sandbox import linux
-from agent.supervisor.network.addressing import LOOPBACK_V6, Block, alias_of
+from agent.supervisor.network.addressing import LOOPBACK_V6, Block, alias_of, behind
 from agent.supervisor.network.netlink import LOOPBACK, Net, Netlink
 from agent.supervisor.network.ruleset import INTERFACE_GROUP
 
@@ -69,8 +69,12 @@ class Namespace:
             return True
 
     def outside(self, address: str) -> str:
-        """How somebody in here says an address of the machine."""
+        """How somebody in here says an address of a definition."""
         return str(alias_of(ipaddress.ip_address(address)))
+
+    def declared(self, address: str) -> str:
+        """The other way round."""
+        return str(behind(ipaddress.ip_address(address)))
 
     def hold(self) -> Namespace:
         self._holders += 1

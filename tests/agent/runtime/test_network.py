@@ -13,7 +13,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,14 +21,14 @@ import pytest
 
 from agent.api import Endpoint, ProcessSpec, Ready
 from agent.daemon import networking
-from agent.daemon.networking import Mode, network_of
+from agent.daemon.networking import Mode, as_told, network_of
 from agent.daemon.usage import connections
 from agent.runtime import GuestOrder, Network, local_address
 from agent.sandbox import linux
 from agent.supervisor.client import connect
 from agent.supervisor.event_loop import Loop
 from agent.supervisor.network import namespace, ruleset
-from agent.supervisor.network.addressing import Block, alias_of, ports_inside
+from agent.supervisor.network.addressing import Block, alias_of, behind, ports_inside
 from agent.supervisor.network.forwarding import Changed, Forwarding
 from agent.supervisor.network.namespace import Namespace, inside
 from agent.supervisor.network.netlink import LOOPBACK, Netlink
@@ -71,12 +71,22 @@ def machine() -> Iterator[int]:
         with inside(client), Netlink.routes() as there:
             there.switch_on(socket.if_nametoindex("lan0"))
             plug_in(there, CLIENT, LAN)
+            wait_until_up(lambda: there.is_up("lan0"))
+        with Netlink.routes() as here:
+            wait_until_up(lambda: here.is_up("lan0"))
         yield client
     finally:
         linux.join_network(home)
         os.close(home)
         if client >= 0:
             os.close(client)
+
+
+def wait_until_up(is_up: Callable[[], bool]) -> None:
+    """Until then an interface drops what it is to carry."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_up():
+        assert time.monotonic() < deadline
 
 
 def plug_in(link: Netlink, own: str, other: str) -> None:
@@ -104,9 +114,7 @@ class Agent:
 
     def guest(self, **endpoints: dict[str, Endpoint]) -> Namespace:
         made = self.networks.make(an_order(**endpoints)).hold()
-        deadline = time.monotonic() + DEADLINE_S
-        while not made.is_up():
-            assert time.monotonic() < deadline
+        wait_until_up(made.is_up)
         return made
 
     def pass_time(self) -> None:
@@ -499,6 +507,10 @@ def test_addresses_are_told_apart_by_block_and_slot() -> None:
 )
 def test_only_loopback_addresses_have_an_alias(address: str, alias: str) -> None:
     assert str(alias_of(ipaddress.ip_address(address))) == alias
+    assert str(behind(ipaddress.ip_address(alias))) == address
+    spec = ProcessSpec(name="web", binary="b3:" + "0" * 64, connect={"kv": Endpoint(address, 1)})
+    assert as_told(spec, "namespace").connect == {"kv": Endpoint(alias, 1)}
+    assert as_told(spec, "listeners") is spec
 
 
 def test_endpoints_that_differ_in_the_address_alone_have_ports_of_their_own_inside() -> None:

@@ -277,6 +277,19 @@ def test_from_its_namespace_a_udp_listener_sends_to_declared_peers_only(
                 unreached.recvfrom(100)
 
 
+@needs_namespaces
+def test_a_loopback_peer_has_another_name_in_a_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support.networks, "default", "namespace")
+    (allowed, port), (other, other_port) = listening(), listening()
+    with allowed, other:
+        by_name, by_alias = f"connect,127.0.0.1,{port}", f"connect,241.0.0.1,{port}"
+        elsewhere = f"connect,241.0.0.1,{other_port}"
+        said = attempt(tmp_path, by_name, by_alias, elsewhere, connect_to={"kv": Endpoint("127.0.0.1", port)})
+    assert said[by_name] == said[by_alias] == "welcome"
+    assert said[elsewhere] == "EACCES"
+    assert f"127.0.0.1:{other_port}/tcp, which its definition does not name" in said["refusals"]
+
+
 def bound(address: str) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((address, 0))

@@ -62,13 +62,14 @@ def descriptors_of(pid: int) -> Counter[str]:
 def traces(state_dir: Path, port: int) -> Traces:
     (supervisor,) = processes_of(state_dir, b"agent.supervisor.main")
     below = descendants(supervisor)
+    mounts = Path(f"/proc/{supervisor}/mounts").read_text().splitlines()
     listening = Path("/proc/net/tcp").read_text().split("\n")
     kept = [path.relative_to(state_dir) for path in state_dir.rglob("*") if path.name != "supervisor.log"]
     return Traces(
         processes=len(below),
         agent_descriptors=descriptors_of(os.getpid()),
         supervisor_descriptors=descriptors_of(supervisor),
-        mounts=frozenset(Path(f"/proc/{supervisor}/mounts").read_text().splitlines()),
+        mounts=frozenset(line for line in mounts if "/run/netns/" not in line),  # those are of other tests
         namespaces=frozenset(
             str((Path("/proc") / str(pid) / "ns" / kind).readlink())
             for pid in [supervisor, *below]
