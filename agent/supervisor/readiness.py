@@ -2,8 +2,8 @@
 
 A listener in a namespace of its own is reached there, from inside. For one on the host the probe binds a port of this
 machine first; the group's selector then sends connections from exactly that address and port to the dark listener. No
-address is reserved for it, so it works for every local address, and no client can be
-mistaken for it: while the probe holds the port nobody else has it.
+address is reserved for it, so it works for every local address, and no client can be mistaken for it: while the probe
+holds the port nobody else has it.
 
 A connection to a listening socket is established without the program doing anything, so that alone proves nothing: the
 guest must have accepted it, which the kernel tells (the connection belongs to a process).

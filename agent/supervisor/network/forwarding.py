@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -25,6 +27,8 @@ from agent.supervisor.network.ruleset import GUARD_TABLE, guard
 
 RUN: Final = Path("/run")
 SETTINGS: Final = Path("/proc/sys/net")
+SO_NETNS_COOKIE: Final = 71
+"""A number that no other network namespace has, as long as the machine runs (Linux 5.14)."""
 _SWITCHES: Final = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 _GENERAL: Final = ("all", "default")
 _OTHERS: Final = f"{GUARD_TABLE}-"
@@ -98,7 +102,9 @@ class Forwarding:
 
     def _file(self) -> Path:
         """One for each network namespace that agents run in: each has settings of its own."""
-        return self._run / f"lowcloud-forwarding-{Path('/proc/self/ns/net').stat().st_ino}"
+        with socket.socket(socket.AF_UNIX) as here:
+            cookie = int.from_bytes(here.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+        return self._run / f"lowcloud-forwarding-{cookie}"
 
     @contextlib.contextmanager
     def _changed(self) -> Iterator[tuple[Changed, Callable[[Changed | None], None]]]:

@@ -255,13 +255,14 @@ class Networks:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """All rules that change meanwhile change in one step at the end. Raises OSError."""
+        """All rules that change meanwhile change in one step at the end. If they cannot, those that are there stay:
+        guests go on serving by them."""
         self._begun = []
         try:
             yield
         finally:
             commands, self._begun = "\n".join(self._begun), None
-            self._run(commands)
+            self._try(lambda: self._run(commands))
 
     def _try(self, work: Callable[[], object]) -> None:
         """What cannot be removed now must not keep anything from being served."""

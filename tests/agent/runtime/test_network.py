@@ -312,7 +312,7 @@ def test_agents_of_one_machine_have_blocks_of_their_own_and_the_last_one_leaves_
         assert rules_and_links() == before
         assert "244." not in Path("/proc/thread-self/net/fib_trie").read_text()
         assert one.said == other.said == []
-        assert not list(Path("/run").glob(f"lowcloud-forwarding-{Path('/proc/thread-self/ns/net').stat().st_ino}"))
+        assert not Forwarding(Nftables())._file().exists()
 
 
 def test_a_machine_that_forwards_already_is_left_alone_and_one_that_did_not_forwards_nothing_else() -> None:
