@@ -709,6 +709,8 @@ MAX_PARTS_ASKED: Final = 1024
 MAX_HAVE_WAIT_S: Final = 30.0
 MAX_WORDS: Final = 16
 MAX_WORD_BYTES: Final = 2048
+MAX_LISTING_BYTES: Final = 256 << 20
+"""What a blob that a word names may have."""
 WORD_CONTEXT: Final = b"lowcloud word signature 1\n"
 """Goes before what is signed, so that no signature can be taken for one of something else."""
 
@@ -810,8 +812,19 @@ class Word(Struct, frozen=True):
     at_unix_ns: Annotated[int, Meta(ge=0)]
     """The release's. The greatest counts."""
     inventory: Digest
+    inventory_bytes: Annotated[int, Meta(ge=0, le=MAX_LISTING_BYTES)]
     wishes: Digest
+    wishes_bytes: Annotated[int, Meta(ge=0, le=MAX_LISTING_BYTES)]
     neighbours: Digest
+    neighbours_bytes: Annotated[int, Meta(ge=0, le=MAX_LISTING_BYTES)]
+
+    def listing(self) -> dict[Digest, int]:
+        """The blobs that it names, and how many bytes they have."""
+        return {
+            self.neighbours: self.neighbours_bytes,
+            self.wishes: self.wishes_bytes,
+            self.inventory: self.inventory_bytes,
+        }
 
 
 class SignedWord(Struct, frozen=True):

@@ -124,8 +124,11 @@ def _made(
             release=link.digest,
             at_unix_ns=link.release.at_unix_ns,
             inventory=inventory,
+            inventory_bytes=site.store.stat(inventory).size,
             wishes=wishes,
+            wishes_bytes=site.store.stat(wishes).size,
             neighbours=neighbours,
+            neighbours_bytes=site.store.stat(neighbours).size,
         )
     )
     word = SignedWord(data, sign_with(credentials, data, WORD_CONTEXT))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -45,6 +45,7 @@ from cas import inventory as inventories
 from cas.digest import Digest, short
 from cas.errors import CasError
 from cas.interface import BlobStore
+from cas.manifest import MAX_MANIFEST_BYTES
 
 ASKED_INSIDE: Final = 2
 ASKED_OUTSIDE: Final = 1
@@ -54,7 +55,6 @@ TOLD: Final = 4
 """So many neighbours of the own region are told what is new, and tell it on."""
 TELLERS: Final = 64
 TELLERS_OF_EACH: Final = 2
-MAX_LISTING_BYTES: Final = 64 << 20
 LEASE_S: Final = 30 * 86400.0
 ERRAND_WAIT_S: Final = 50.0
 
@@ -125,8 +125,7 @@ class Heeding:
         self._telling: set[asyncio.Task[bool]] = set()
         self._asking: asyncio.Task[None] | None = None
         self._heeding: dict[str, asyncio.Task[None]] = {}
-        self._errand_of: dict[str, Fetch] = {}
-        """By ref, what was last fetched for it."""
+        self._errand_turn = asyncio.Lock()
         self._shares: dict[Digest, _Share] = {}
         """By the digest of the wishes."""
 
@@ -164,7 +163,10 @@ class Heeding:
         """The releases that this host was away for. Blocks."""
         found = []
         for heard in self._words.newest.values():
-            share = self._share(heard)
+            try:
+                share = self._share(heard)
+            except (CasError, ValueError):  # what keeps it from being here is logged where it is fetched
+                continue
             if share.is_behind:
                 blobs = _blobs_of(share)
                 compiled = self._programs.is_compiled if self._programs is not None else lambda _: True
@@ -243,9 +245,6 @@ class Heeding:
         self._heeding[heard.word.ref] = asyncio.get_running_loop().create_task(self._heed(heard))
 
     async def _heed(self, heard: Heard) -> None:
-        overtaken = self._errand_of.pop(heard.word.ref, None)
-        if overtaken is not None:
-            await self._errands.forget(overtaken)
         rest_s = self._pace.rest_s
         while True:
             try:
@@ -261,31 +260,38 @@ class Heeding:
     async def _bring(self, heard: Heard) -> bool:
         """Get what the release has for this host; whether all of it is here. Raises Refused, CasError, ValueError."""
         word = heard.word
-        await self._have(word.ref, [word.neighbours, word.wishes, word.inventory])
+        await self._have(word.ref, word.listing())
         if not await asyncio.to_thread(self._meet, heard):
             return True  # this host is in the definition no more
         inventory = inventories.decode(await asyncio.to_thread(self._store.read, word.inventory))
-        await self._have(word.ref, inventory.manifests())
+        await self._have(word.ref, dict.fromkeys(inventory.manifests(), MAX_MANIFEST_BYTES))
         share = await asyncio.to_thread(self._share, heard)
         if share.fetch is None:
             return True
-        if await asyncio.to_thread(self._store.missing, _blobs_of(share)):
-            self._errand_of[word.ref] = share.fetch
-            patiently = msgspec.structs.replace(share.fetch, wait_s=ERRAND_WAIT_S)
-            while (state := await self._errands.fetch(patiently)).under_way:
-                pass
-            if state.missing:
-                return False
+        if await asyncio.to_thread(self._store.missing, _blobs_of(share)) and not await self._fetched(share.fetch):
+            return False
         if share.is_behind:
             await self._compile(share.programs)
         return True
 
-    async def _have(self, ref: str, digests: Iterable[Digest]) -> None:
-        """Get these small blobs from any neighbour, and keep them for others. Raises BlobMissing, CasError."""
-        wanted = list(digests)
+    async def _fetched(self, fetch: Fetch) -> bool:
+        """Whether all of it is here. One release at a time, so that what operators ask for keeps its place among the
+        errands; one that does not come to its end now is tried again later."""
+        patiently = msgspec.structs.replace(fetch, wait_s=ERRAND_WAIT_S)
+        async with self._errand_turn:
+            try:
+                while (state := await self._errands.fetch(patiently)).under_way:
+                    pass
+            finally:
+                await self._errands.forget(fetch)
+        return not state.missing
+
+    async def _have(self, ref: str, wanted: Mapping[Digest, int]) -> None:
+        """Get these blobs, of so many bytes at most, from any neighbour, and keep them for others. Raises BlobMissing,
+        CasError."""
         await asyncio.to_thread(self._store.lease, wanted, owner=f"word:{ref}", ttl_s=LEASE_S)
         for digest in await asyncio.to_thread(self._store.missing, wanted):
-            data = await self._rescue.fetch(digest, max_bytes=MAX_LISTING_BYTES)
+            data = await self._rescue.fetch(digest, max_bytes=wanted[digest])
             await asyncio.to_thread(self._store.put, data, expect=digest)
 
     async def _compile(self, programs: Iterable[Digest]) -> None:

@@ -29,7 +29,7 @@ from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.driver import Driver
 from agent.daemon.peering.errands import Errands, Progress
 from agent.daemon.peering.forms import Forms
-from agent.daemon.peering.heeding import MAX_LISTING_BYTES, Heeding, Programs
+from agent.daemon.peering.heeding import Heeding, Programs
 from agent.daemon.peering.limits import PeerLimits
 from agent.daemon.peering.links import Counted, Links
 from agent.daemon.peering.repair import Rescue, Waiting
@@ -50,6 +50,8 @@ NEIGHBOURS_NAME: Final = "neighbours"
 ERRANDS_NAME: Final = "errands"
 SPOOL_NAME: Final = "arriving"
 WORDS_NAME: Final = "words"
+MAX_LIST_BYTES: Final = 16 << 20
+"""Of a list of neighbours."""
 NEIGHBOURS_LEASE_S: Final = 30 * 86400.0
 """The list stays so long, for the next one to be sent as a delta of it."""
 LEASE_OWNER: Final = "fetch"
@@ -57,7 +59,7 @@ LEASE_S: Final = 86400.0
 NOTHING: Final = Counted()
 CATCH_UP_S: Final = 60.0
 """So often it is looked whether a blob of what runs here is gone."""
-LOOSE_S: Final = 900.0
+LOOSE_S: Final = 3600.0
 """What has arrived of a form that nothing asks for is kept so long, for a sender that begins again."""
 
 _log = logging.getLogger(__name__)
@@ -132,7 +134,7 @@ class Peering:
         known = await asyncio.to_thread(self._acquaint, acquaint)
         if not known and acquaint.bring:
             with contextlib.suppress(BlobMissing):
-                data = await self.rescue.fetch(acquaint.neighbours, max_bytes=MAX_LISTING_BYTES)
+                data = await self.rescue.fetch(acquaint.neighbours, max_bytes=MAX_LIST_BYTES)
                 await asyncio.to_thread(self._store.put, data, expect=acquaint.neighbours)
                 known = await asyncio.to_thread(self._acquaint, acquaint)
         return known

@@ -68,14 +68,22 @@ class Release:
         self.operator = authority().issue(hood.tmp / "operator", OPERATOR)
         everybody = tuple(sorted(hood.addresses))
         neighbours = Neighbours(tuple(Neighbour(name, REGIONS[name], hood.addresses[name]) for name in everybody))
-        put = hood.source.put
+        wishes = Wishes((Party((), tuple(blobs)),), (), tuple(behind))
+        names = (
+            hood.listed(blobs),
+            *(hood.source.put(encode_record(record)).digest for record in (wishes, neighbours)),
+        )
+        sizes = [hood.source.stat(name).size for name in names]
         self.word = Word(
-            ref="prod",
-            release=digest_of(str(at_unix_ns).encode()),
-            at_unix_ns=at_unix_ns,
-            inventory=hood.listed(blobs),
-            wishes=put(encode_record(Wishes((Party((), tuple(blobs)),), (), tuple(behind)))).digest,
-            neighbours=put(encode_record(neighbours)).digest,
+            "prod",
+            digest_of(str(at_unix_ns).encode()),
+            at_unix_ns,
+            names[0],
+            sizes[0],
+            names[1],
+            sizes[1],
+            names[2],
+            sizes[2],
         )
         manifests = inventory.decode(hood.source.read(self.word.inventory)).manifests()
         self.listing = [self.word.inventory, self.word.wishes, self.word.neighbours, *manifests]
@@ -257,6 +265,7 @@ def test_a_word_that_names_nonsense_is_given_up_when_a_newer_one_comes(tmp_path:
             await release.leave("fra1")
             await until(lambda: heard(hood, "fra2") == release.word.release)
             await until(lambda: hood.members["fra2"].has([wrong]))
+            assert (await hood.members["fra2"].client.host()).waiting is msgspec.UNSET
             right = Release(hood, [hood.source.put(noise(MiB)).digest], behind=[], at_unix_ns=NOW_NS + 1)
             await right.leave("fra1")
             await until(lambda: hood.members["fra2"].has(right.listing))
@@ -275,8 +284,11 @@ def kept(tmp: Path, **fields: Any) -> tuple[Words, SignedWord]:
             "release": digest_of(b"r"),
             "at_unix_ns": NOW_NS,
             "inventory": digest_of(b"i"),
+            "inventory_bytes": 1,
             "wishes": digest_of(b"w"),
+            "wishes_bytes": 1,
             "neighbours": digest_of(b"n"),
+            "neighbours_bytes": 1,
             **fields,
         }
     )

@@ -51,8 +51,11 @@ def test_records_between_hosts_are_these_bytes() -> None:
         release=digest_of(b"release"),
         at_unix_ns=1_790_000_000_000_000_000,
         inventory=digest_of(b"inventory"),
+        inventory_bytes=9,
         wishes=digest_of(encode_record(wishes)),
+        wishes_bytes=len(encode_record(wishes)),
         neighbours=digest_of(encode_record(listed)),
+        neighbours_bytes=len(encode_record(listed)),
     )
     assert encode_record(listed) == (
         b"lowcloud neighbours 1\n\x81\xaaneighbours\x92"
@@ -62,7 +65,7 @@ def test_records_between_hosts_are_these_bytes() -> None:
     assert [digest_of(encode_record(record)) for record in (listed, wishes, word)] == [
         "b3:2d682c45bceb3c31b94afc6160596f9f1c5dcce4dd7821ae27d7f33ce19cdaea",
         "b3:dcbd7137db0443dc1be53eebc4508148cac56ba4f2f25a7578efc83d51429c3d",
-        "b3:1e9d97f59036fd2c095f0806d9fcc0ed06d248e3a332944ec43905419a487269",
+        "b3:ad9ae3e183dd28ca5d0842c59db0732df9cd1555e879bf210bd1947ad386e35a",
     ]
     kinds: tuple[type[Struct], ...] = (Neighbours, Wishes, Word)
     for record in (listed, wishes, word):
