@@ -53,7 +53,7 @@ def test_a_bad_neighbour_costs_little_and_spoils_nothing(tmp_path: Path, answer:
             member = hood.members["fra2"]
             assert member.store.read(blob) == data
             assert member.store.check().damaged == ()
-            assert not list((member.state_dir / "arriving").iterdir())
+            await until(lambda: not list((member.state_dir / "arriving").iterdir()))  # soon after the blob is there
             row = await seen(hood, "fra2", "fra1")
             assert (row.banned == (blob,)) == banned
             assert row.failures or row.banned or answer is liars.goes_on
