@@ -7,6 +7,7 @@ One that does not listen can still be sent everything.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -41,7 +42,7 @@ def keep_neighbours(site: Site, definition: Definition) -> tuple[Digest, Neighbo
 
 async def introduce(site: Site, hosts: Iterable[str], definition: Definition) -> None:
     """Tell these hosts of their neighbours. Never raises for what they answer."""
-    name, listed = keep_neighbours(site, definition)
+    name, listed = await asyncio.to_thread(keep_neighbours, site, definition)
     work = _Introduction(site, name, listed, time.time_ns())
     answers = await site.fleet.each(hosts, lambda client: client.acquaint(work.acquaint))
     lacking = [host for host, known in answers.results.items() if not known]

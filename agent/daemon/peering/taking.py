@@ -8,7 +8,9 @@ are durable. What had arrived before a stream broke off stays in the spool for a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import NamedTuple
 
 from agent.api import BlobReceipt, PiecesOffer, Reason
@@ -58,7 +60,12 @@ class Taking:
             whole: asyncio.Queue[Digest | None] = asyncio.Queue()
             keeping = asyncio.create_task(self._keep_all(forms, whole))
             try:
-                wire_bytes = await self._take_pieces(offer, forms, offered, parts, whole)
+                wire_bytes = 0
+                async with aclosing(self._take_pieces(offer, forms, offered, parts, whole)) as written:
+                    async for size in written:
+                        wire_bytes += size
+                        if keeping.done():
+                            break  # it has failed
                 whole.put_nowait(None)
                 kept = await keeping
             finally:
@@ -74,12 +81,17 @@ class Taking:
         offered: list[_Part],
         parts: AsyncIterator[bytes],
         whole: asyncio.Queue[Digest | None],
-    ) -> int:
-        """How many bytes they were."""
-        for name in offer.forms:
-            if not any(part.form == name for part in offered):  # all of it came before
-                whole.put_nowait(name)
-        wire_bytes = 0
+    ) -> AsyncGenerator[int, None]:
+        """The sizes of the pieces as they are written. Forms that have come are put into `whole` in the order of the
+        offer."""
+        coming = {part.form for part in offered}
+        waiting = deque(offer.forms)
+
+        def put_those_that_came() -> None:
+            while waiting and waiting[0] not in coming:
+                whole.put_nowait(waiting.popleft())
+
+        put_those_that_came()  # of some all pieces were here before
         held = bytearray()
         for part in offered:
             for index in range(part.first, part.end):
@@ -91,14 +103,14 @@ class Taking:
                     held += more
                 await asyncio.to_thread(self._write, forms, part.form, index, bytes(held[:size]))
                 del held[:size]
-                wire_bytes += size
                 self._tell()
+                yield size
             if part.is_last:
-                whole.put_nowait(part.form)
+                coming.discard(part.form)
+                put_those_that_came()
         rest = await anext(parts, b"")
         if held or rest:
             raise Refused(Reason.BAD_REQUEST, "the stream of pieces goes on after its last one")
-        return wire_bytes
 
     def _write(self, forms: Forms, name: Digest, index: int, data: bytes) -> None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
@@ -106,11 +105,13 @@ def test_what_came_before_a_stream_was_cut_off_is_kept_and_a_patch_follows_its_b
 
             with pytest.raises((HostUnreachable, ConnectionResetError)):
                 await give(client, broken())
-            parts = (PartAsked(0, 2, 2), PartAsked(1, 0, last))
-            receipt = await client.give_pieces(
-                PiecesOffer(inventory_, forms, parts), itertools.chain(pieces_of(old)[2:], pieces_of(found[1]))
-            )
-            assert (receipt.blobs, receipt.wire_bytes) == (2, MiB // 2 + patch.size)
+            early = PiecesOffer(inventory_, forms[1:], (PartAsked(0, 0, last),))
+            with pytest.raises(CallRefused) as caught:  # it is all there now, and its base is not
+                await client.give_pieces(early, pieces_of(found[1]))
+            assert caught.value.refusal.missing == (base,)
+            offer = PiecesOffer(inventory_, forms, (PartAsked(0, 2, 2),))
+            receipt = await client.give_pieces(offer, pieces_of(old)[2:])
+            assert (receipt.blobs, receipt.wire_bytes) == (2, MiB // 2)
             assert hood.members["fra1"].store.read(blob) == new
             assert not list((hood.members["fra1"].state_dir / "arriving").iterdir())
             again = await client.give_pieces(PiecesOffer(inventory_, forms, ()), ())
