@@ -8,7 +8,8 @@ and once more with nothing changed. Ours runs as on a host (`agent.daemon.snapsh
 held while it looks, and every blob is synced to disk; restic and borg encrypt, as they must.
 
 Bytes are what the place has more afterwards, processor time is of all processes of the command. `paused ms` is how long
-the process was held in each round: the others read while the volume changes under them.
+the process was held in each round, and in one more in which it writes a page each millisecond, anywhere in the volume:
+the others read while the volume changes under them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -35,6 +37,19 @@ WORDS = [f"word{n}" for n in range(2000)]
 PAGE_BYTES = 4096
 ROOM_BYTES = 1 << 40
 ROUNDS = ("first", "changed", "unchanged")
+BUSY = "busy"
+WRITING = threading.Event()
+WRITES = """
+import pathlib, random, sys, time
+files = sorted(path for path in pathlib.Path(sys.argv[1]).rglob("*") if path.is_file())
+while True:
+    if sys.argv[2] == "1":
+        path = random.choice(files)
+        with path.open("r+b") as file:
+            file.seek(random.randrange(max(1, path.stat().st_size // 4096)) * 4096)
+            file.write(random.randbytes(1024))
+    time.sleep(0.001)
+"""
 
 
 @dataclass
@@ -109,7 +124,7 @@ for how many seconds a process was held."""
 def ours(volume: Path, place: Path) -> Iterator[tuple[Cost, float]]:
     (place / "work").mkdir()
     while True:
-        with held_process() as pid:
+        with held_process(volume) as pid:
             order = Take(
                 place=Place(str(place / "store"), None, str(place / "work"), str(volume)),
                 memory=str(place / "seen"),
@@ -132,8 +147,9 @@ def ours(volume: Path, place: Path) -> Iterator[tuple[Cost, float]]:
 
 
 @contextmanager
-def held_process() -> Iterator[int]:
-    with subprocess.Popen(["sleep", "3600"]) as process:
+def held_process(volume: Path) -> Iterator[int]:
+    """A process that has the volume, and writes to it where WRITING says so."""
+    with subprocess.Popen([sys.executable, "-c", WRITES, volume, str(int(WRITING.is_set()))]) as process:
         try:
             yield process.pid
         finally:
@@ -199,6 +215,10 @@ def run(name: str, make: Callable[[Path], Files | Database], systems: list[str],
             row.wall_s[round_name] = cost.wall_s
             row.stored_bytes[round_name] = size_of(places[system]) - before
             row.paused_ms[round_name] = paused_s * 1000
+    if "lowcloud" in systems:
+        WRITING.set()
+        rows["lowcloud"].paused_ms[BUSY] = next(keeping["lowcloud"])[1] * 1000
+        WRITING.clear()
     return list(rows.values())
 
 
@@ -220,7 +240,7 @@ def show(rows: list[Row]) -> None:
     print(f"{'volume':10}{'system':16}{head}  paused ms")
     for row in rows:
         cells = " ".join(f"{row.stored_bytes[name] / 1000:>14.1f}{row.cpu_s[name]:>8.2f}" for name in ROUNDS)
-        paused = ", ".join(f"{row.paused_ms[name]:.0f}" for name in ROUNDS) if any(row.paused_ms.values()) else "-"
+        paused = ", ".join(f"{ms:.0f}" for ms in row.paused_ms.values()) if BUSY in row.paused_ms else "-"
         print(f"{row.volume:10}{row.system:16}{cells}  {paused}")
 
 

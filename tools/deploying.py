@@ -297,7 +297,8 @@ class Telling:
 
     def step(self, step: Step, state: Literal["begins", "done", "failed"], detail: str = "") -> None:
         if state == "done":
-            self._out.remark(f"  {step.kind} {step.subject}@{step.host}: done")
+            how = f" ({printable(detail)})" if detail else ""
+            self._out.remark(f"  {step.kind} {step.subject}@{step.host}: done{how}")
         if state == "failed":
             self._out.remark(f"  {step.kind} {step.subject}@{step.host}: FAILED: {printable(detail)}")
 

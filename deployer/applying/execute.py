@@ -182,6 +182,7 @@ class Execution:
             changed=outcome.changed,
             ms=_ms_since(began),
             steps=outcome.steps,
+            message=outcome.detail if outcome.changed else "",
         )
 
     async def _ask(self, step: Step) -> Outcome:

@@ -58,6 +58,7 @@ class CallDone(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason | None = None
     """Of a refusal; None where the host could not be reached."""
     message: str = ""
+    """Why it failed; of one that was carried out, what there is to say of how."""
     hint: str = ""
     output_tail: str = ""
     """What a guest that did not become ready had printed last."""

@@ -38,6 +38,8 @@ WORK_WITHIN_S: Final = 3 * 3600.0
 MAX_VERDICT_BYTES: Final = 64 << 10
 MAX_ORDER_BYTES: Final = 1 << 20
 NICENESS: Final = 10
+WORK_MEMORY_BYTES: Final = 4 << 30
+"""A volume with as many entries as a snapshot may have takes a part of it."""
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -151,6 +153,9 @@ def carry_out(order: Order) -> Verdict:
         return _failed(Reason.BUSY, error, "try again")
     except VolumeUnfit as error:
         return _failed(Reason.TOO_LARGE, error, "use what the program itself has to export its data")
+    except MemoryError:
+        unfit = VolumeUnfit(f"its list takes more than {WORK_MEMORY_BYTES >> 20} MiB of memory")
+        return _failed(Reason.TOO_LARGE, unfit, "use what the program itself has to export its data")
     except StoreFull as error:
         return _failed(Reason.NO_ROOM, error, error.hint)
     except BlobMissing as error:
@@ -272,6 +277,7 @@ def main(agent: int) -> int:
     linux.die_with_parent(agent, signal.SIGKILL)
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (WORK_MEMORY_BYTES, WORK_MEMORY_BYTES))
     allow_depth()
     verdict = carry_out(msgspec.json.decode(sys.stdin.buffer.read(MAX_ORDER_BYTES), type=Order))
     sys.stdout.buffer.write(msgspec.json.encode(verdict))
