@@ -243,15 +243,15 @@ class Supervision:
         if not starts_again(current.spec.restart, code_of(state)):
             await self.finish(state)
             return
-        self._standing.runs_not()
-        self._standing.restart_due = True
         ran_s = max(0.0, self._guests.clock() - state.started_unix)
         self._standing.remark = f"{how_it_ended(state)}, after {ran_s:.1f} s"
         if await self.count_failure(self._standing.remark, ran_s=ran_s, exit_code=code_of(state)):
             return
-        await self._guests.note(Event.EXITED, current, pid=state.pid, detail=how_it_ended(state))
+        self._standing.runs_not()
+        self._standing.restart_due = True
         wait_s = self.backoff.wait_s(ran_s)
         self._standing.show_wait(ProcessState.BACKOFF, told(self._standing.record) or self._standing.remark, wait_s)
+        await self._guests.note(Event.EXITED, current, pid=state.pid, detail=how_it_ended(state))
         await self._or_pause(self._sleep(wait_s))
 
     async def count_failure(self, last: str, *, ran_s: float = 0.0, exit_code: int | None = None) -> bool:
@@ -267,6 +267,7 @@ class Supervision:
         if record.current is None or record.finished is None:
             return False
         how = told(record)
+        self._standing.runs_not()
         self._standing.remark = ""
         self._standing.show(ProcessState.FAILED, how)
         _log.warning("%s: %s", record.process, how)
