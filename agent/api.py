@@ -666,6 +666,24 @@ class BlobAnswer(Struct, frozen=True):
     bases: tuple[Digest, ...]
 
 
+class BegunQuery(Struct, frozen=True):
+    """What has come of these blobs by streams that broke off?"""
+
+    blobs: Annotated[tuple[Digest, ...], Meta(max_length=20_000)]
+
+
+class BlobBegun(Struct, frozen=True):
+    """The first bytes of an encoding of a blob, unverified."""
+
+    digest: Digest
+    encoding: Annotated[str, Meta(pattern=r"^(plain|zstd)\Z")]
+    bytes: Annotated[int, Meta(ge=0)]
+
+
+class BegunAnswer(Struct, frozen=True):
+    begun: tuple[BlobBegun, ...]
+
+
 class BlobReceipt(Struct, frozen=True):
     """What a stream of blobs left behind."""
 
@@ -964,6 +982,8 @@ class Routes:
     JOURNAL = "/v1/journal"
     """`?after=SEQ&limit=N`: entries after a sequence number."""
     BLOBS_QUERY = "/v1/blobs/query"
+    BLOBS_BEGUN = "/v1/blobs/begun"
+    """POST: a `BegunQuery`; a sender that begins again sends the rest only."""
     CODE_QUERY = "/v1/code/query"
     BLOBS = "/v1/blobs"
     """POST: a stream of exchange frames (`cas.exchange`)."""

@@ -14,7 +14,7 @@ import itertools
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,10 @@ from agent.api import (
     MAX_SPECS_PER_STAGE,
     Acquaint,
     Acquainted,
+    BegunAnswer,
+    BegunQuery,
     BlobAnswer,
+    BlobBegun,
     BlobOffer,
     BlobQuery,
     BlobReceipt,
@@ -202,6 +205,16 @@ class AgentClient:
     async def query(self, query: BlobQuery) -> BlobAnswer:
         """What does the host lack, and which bases does it hold? Leases what is wanted."""
         return await self._ask("POST", Routes.BLOBS_QUERY, BlobAnswer, body=msgspec.msgpack.encode(query))
+
+    async def begun(self, blobs: Sequence[Digest]) -> tuple[BlobBegun, ...]:
+        """What has come of these by streams that broke off; nothing where the agent is of a version that keeps none."""
+        body = msgspec.msgpack.encode(BegunQuery(tuple(blobs)))
+        try:
+            return (await self._ask("POST", Routes.BLOBS_BEGUN, BegunAnswer, body=body)).begun
+        except CallRefused as error:
+            if not refused_because(error, Reason.NOT_FOUND):
+                raise
+            return ()
 
     async def uncompiled(self, binaries: Iterable[Digest]) -> tuple[Digest, ...]:
         """Those of these binaries that the host has never compiled, or not for the engine that it has now."""

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
@@ -42,7 +41,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from agent.daemon import networking
+from agent.daemon import allocator, networking
 from agent.daemon.capacity import Limits
 from agent.daemon.networking import DEFAULT, Mode
 
@@ -57,14 +56,9 @@ BACKLOG: Final = 128
 """So many connections are accepted per turn; where descriptors run out, asyncio logs as many errors each second."""
 READ_AHEAD_BYTES: Final = 256 << 10
 """What may have arrived of one request beyond what its handler has taken."""
-KEPT_FREE_BYTES: Final = 32 << 20
-MAPPED_BYTES: Final = 4 << 20
 THREADS: Final = 16
 """For disk work: fsync, the store, hashing."""
 
-M_TRIM_THRESHOLD: Final = -1
-M_MMAP_THRESHOLD: Final = -3
-"""Of glibc's malloc.h."""
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +104,7 @@ def run(
     # Strangers hold a connection each until their handshake has failed; they must not use up what the work needs.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    keep_freed_memory()
+    allocator.keep_freed()
     with hold(state_dir):
         asyncio.run(
             _serve(
@@ -125,16 +119,6 @@ def run(
                 network,
             )
         )
-
-
-def keep_freed_memory() -> None:
-    """Have buffers of less than `MAPPED_BYTES` used again, instead of given back to the kernel and asked for anew: 64
-    MiB that arrive cause 100 page faults so, and 15,000 otherwise. At most `KEPT_FREE_BYTES` are kept for it by each
-    of the allocator's arenas. Where the C library is not glibc, nothing changes."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 """How much of a link the agent's own server and client get out of it: one large blob, and very many small ones.
 
-    python -m benchmarks.exchange_link [--rounds N]
+    python -m benchmarks.exchange_link [--rounds N] [--large-only]
 
 An agent runs as its users run it, with certificates of a cloud made for this. A blob of 64 MiB that cannot be
 compressed is uploaded (verified and durable before it is acknowledged) and downloaded (read from the store and verified
 by the agent, verified again by the client; as a whole, and as a stream, as one host takes it from another), beside a
 bare TLS socket of the same protocol, cipher and certificates, and a plain one, each from one process to another over
-loopback. Then 100,000 small blobs go up in one stream, beside a request each over the same connections. Wall and
-CPU time (of both ends), medians of rounds that take turns, so that what else the machine does hits all alike.
+loopback. Then one such blob, and 16 at once, go up while the agent's memory is watched; and 100,000 small blobs go up
+in one stream, beside a request each over the same connections. Wall and CPU time (of both ends), medians of rounds that
+take turns, so that what else the machine does hits all alike.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ SMALL_BYTES = 100
 REQUESTS = 2_000
 """So many of the small blobs are sent with a request each; the time for all is in proportion."""
 AT_ONCE = 16
+WATCHED_EVERY_S = 0.005
 HOST = "bench"
 DEFINITION = """\
 name = "bench"
@@ -191,6 +193,27 @@ async def _stream(client: AgentClient, digest: Digest) -> None:
         raise RuntimeError("the agent sent other bytes")
 
 
+async def memory(cloud: Cloud, store: Store, streams: int) -> int:
+    """The most memory that the agent holds, beyond what it held before, while so many large blobs go up at once."""
+    digests = [store.put(os.urandom(BLOB_BYTES)).digest for _ in range(streams)]
+    before = most = held_bytes(cloud.pid)
+    async with contextlib.AsyncExitStack() as stack:
+        # A client has 16 connections, and one blob goes over each.
+        client = await stack.enter_async_context(AgentClient(HOST, cloud.address, cloud.operator))
+        sending = [asyncio.create_task(_upload(client, store, digest)) for digest in digests]
+        while not all(task.done() for task in sending):
+            most = max(most, held_bytes(cloud.pid))
+            await asyncio.sleep(WATCHED_EVERY_S)
+        await asyncio.gather(*sending)
+    return most - before
+
+
+def held_bytes(pid: int) -> int:
+    """What a process holds itself; pages of the mapped store are the kernel's to take back."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
 async def small(cloud: Cloud, store: Store) -> dict[str, Took]:
     def some(count: int) -> list[Digest]:
         return [one.digest for one in store.put_many(random.randbytes(SMALL_BYTES) for _ in range(count))]
@@ -244,6 +267,9 @@ async def main() -> None:
         async with running(scratch) as cloud:
             with Store.open(scratch / "store") as store:
                 print("\n".join(table(await large(cloud, store, arguments.rounds))), flush=True)
+                for streams in (1, AT_ONCE):
+                    held = await memory(cloud, store, streams)
+                    print(f"{streams} large blobs up at once: the agent holds {held >> 20} MiB for them", flush=True)
                 if arguments.large_only:
                     return
                 found = await small(cloud, store)

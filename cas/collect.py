@@ -18,7 +18,7 @@ from threading import Lock
 
 import msgspec
 
-from cas import entries, incoming, patches, protection, reading, refs, similarity
+from cas import begun, entries, incoming, patches, protection, reading, refs, similarity
 from cas.access import Access
 from cas.batch import Batch, clear_mark, set_mark, sparse_packs
 from cas.bodies import RecordMissing, read_stored
@@ -222,8 +222,11 @@ def _discard_abandoned(access: Access) -> None:
     access.write(lambda batch: protection.drop_expired(batch, now))
     with access.env.reading() as txn:
         bodies = incoming.expired(access.env, txn, now)
+        begun_there = [to_raw(digest) for digest in begun.stale(access.env, txn, bodies)]
     for body in bodies:
         access.write(partial(incoming.discard, body=body))
+    for raw in begun_there:
+        access.write(partial(begun.take, raw=raw))
 
 
 # --- packs ----------------------------------------------------------------------------------------------------------

@@ -45,8 +45,9 @@ DATABASES = (
     "touched",
     "sketches",
     "patches",
+    "begun",
 )
-ADDED = ("sketches", "patches")
+ADDED = ("sketches", "patches", "begun")
 """Databases that the first stores of this version do not have; they are made when such a store is opened."""
 
 _FORMAT_KEY = b"format"
@@ -77,6 +78,7 @@ class Environment:
         self.touched = dbs["touched"]
         self.sketches = dbs["sketches"]
         self.patches = dbs["patches"]
+        self.begun = dbs["begun"]
 
     @contextmanager
     def reading(self) -> Iterator[lmdb.Transaction[memoryview]]:

@@ -17,11 +17,12 @@ from itertools import groupby, islice
 from types import TracebackType
 
 import msgspec
+from blake3 import blake3
 
 from cas import wire
 from cas.digest import Digest, digest_of, from_raw, to_raw
 from cas.errors import BlobMissing, BlobTooLarge, DigestMismatch, ExchangeError
-from cas.interface import BlobStat, ExchangeStore, IncomingBlob
+from cas.interface import Begun, BlobStat, ExchangeStore, IncomingBlob
 from cas.routes import Stat, Step, cheapest, reach
 
 WHOLE_LEVEL = 9
@@ -62,10 +63,13 @@ def bases_of(store: ExchangeStore, digests: Iterable[Digest]) -> tuple[Digest, .
     return tuple(found)
 
 
-def frames(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest] = ()) -> Iterator[bytes]:
-    """A stream that brings `digests` to a receiver that holds `bases`. Raises BlobMissing, BlobDamaged; a stream that
-    was cut short by an error is recognised as such by the receiver."""
+def frames(
+    store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest] = (), begun: Iterable[Begun] = ()
+) -> Iterator[bytes]:
+    """A stream that brings `digests` to a receiver that holds `bases`, and of some blobs the first bytes. Raises
+    BlobMissing, BlobDamaged; a stream that was cut short by an error is recognised as such by the receiver."""
     sent = 0
+    there = {one.digest: one for one in begun}
     yield wire.preamble()
     for small, run in groupby(steps(store, digests, bases), key=_is_small_and_plain):
         if small:
@@ -75,7 +79,7 @@ def frames(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Dige
         else:
             for step in run:
                 sent += 1
-                yield from frame(store, step)
+                yield from frame(store, step, there.get(step.stat.digest))
     yield wire.end(sent)
 
 
@@ -113,9 +117,9 @@ def cost(store: ExchangeStore, digests: Iterable[Digest], bases: Iterable[Digest
     return wire.PREAMBLE_BYTES + sent + wire.HEADER_BYTES
 
 
-def frame(store: ExchangeStore, step: Step) -> Iterator[bytes]:
-    """One blob of a stream; whole after all where it was encoded anew since the step was planned. Raises BlobMissing,
-    BlobDamaged."""
+def frame(store: ExchangeStore, step: Step, begun: Begun | None = None) -> Iterator[bytes]:
+    """One blob of a stream, or what the receiver has not got of it; whole after all where it was encoded anew since the
+    step was planned. Raises BlobMissing, BlobDamaged."""
     digest, size, raw = step.stat.digest, step.stat.size, to_raw(step.stat.digest)
     if step.base is not None and (found := store.patch(digest, [step.base])) is not None:
         yield wire.header(wire.DELTA, raw, size, len(found[1])) + found[1]
@@ -125,9 +129,30 @@ def frame(store: ExchangeStore, step: Step) -> Iterator[bytes]:
         kind, payload = _compressed(store.read(digest))
         yield wire.header(kind, raw, size, len(payload)) + payload
         return
+    if begun is not None and begun.encoding == stat.encoding and 0 < begun.bytes <= stat.stored_bytes:
+        yield from _rest(stat, begun.bytes, pieces)
+        return
     first = next(pieces, b"")
     yield wire.header(_KINDS[stat.encoding], raw, size, stat.stored_bytes) + first
     yield from pieces
+
+
+def _rest(stat: BlobStat, offset: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The encoded bytes of a blob from an offset on."""
+    before = blake3()
+    left = offset
+    for piece in pieces:
+        if left:
+            before.update(piece[:left])
+            rest = piece[left:]
+            left -= len(piece) - len(rest)
+            if left:
+                continue
+            payload = wire.REST_BYTES + stat.stored_bytes - offset
+            yield wire.header(wire.REST, to_raw(stat.digest), stat.size, payload)
+            yield wire.rest(_KINDS[stat.encoding], offset, before.digest()) + rest
+        else:
+            yield piece
 
 
 def _compressed(data: bytes) -> tuple[int, bytes]:
@@ -197,10 +222,12 @@ class Receiver:
         return Received(self.blobs, self.wire_bytes, self.raw_bytes)
 
     def close(self) -> None:
-        """Keep what is complete, throw away what is not. Idempotent."""
+        """Keep what is complete, and the beginning of a large blob where only the stream has failed. Idempotent."""
         incoming, self._incoming = self._incoming, None
-        if incoming is not None:
+        if incoming is not None and self._failed:
             incoming.abort()
+        elif incoming is not None:
+            incoming.suspend()
         self._store_gathered()
 
     # Each step consumes a part of what has come, and returns how many bytes.
@@ -233,7 +260,7 @@ class Receiver:
         self._left = header.payload
         if header.payload > SMALL_BYTES:
             self._store.ensure_room(header.payload)
-        if header.kind != wire.DELTA and (header.payload > SMALL_BYTES or header.size > SMALL_BLOB_BYTES):
+        if header.kind in _ENCODINGS and (header.payload > SMALL_BYTES or header.size > SMALL_BLOB_BYTES):
             digest = from_raw(header.raw)
             self._lease(digest)
             self._incoming = self._store.receive(digest, encoding=_ENCODINGS[header.kind], size=header.size)
@@ -241,6 +268,8 @@ class Receiver:
             self._complete(header)
 
     def _payload(self, header: wire.Header, view: memoryview) -> int:
+        if header.kind == wire.REST and self._incoming is None:
+            return self._take_up(header, view)
         part = view[: self._left]
         self._left -= len(part)
         if self._incoming is not None:
@@ -249,6 +278,22 @@ class Receiver:
             self._held += part
         if self._left == 0:
             self._complete(header)
+        return len(part)
+
+    def _take_up(self, header: wire.Header, view: memoryview) -> int:
+        """Go on with a blob whose stream broke off."""
+        part = view[: wire.REST_BYTES - len(self._held)]
+        self._held += part
+        self._left -= len(part)
+        if len(self._held) == wire.REST_BYTES:
+            rest = wire.parse_rest(bytes(self._held), header)
+            self._held.clear()
+            digest = from_raw(header.raw)
+            self._lease(digest)
+            begun = Begun(digest, _ENCODINGS[rest.kind], rest.offset)
+            self._incoming = self._store.resume(begun, size=header.size, check=rest.check)
+            if self._left == 0:
+                self._complete(header)
         return len(part)
 
     def _complete(self, header: wire.Header) -> None:

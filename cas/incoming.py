@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import lmdb
 from blake3 import blake3
 
+from cas import begun
 from cas.access import Access
 from cas.batch import Batch
-from cas.bodies import RECORD_BYTES, delete_records, record_key
+from cas.begun import Note
+from cas.bodies import RECORD_BYTES, RecordMissing, delete_records, read_record, record_key
+from cas.digest import from_raw
 from cas.entries import CHECK_BYTES, NOT_PACKED, PLAIN, BadEntry, Entry, seal, unseal
 from cas.environment import Environment
-from cas.errors import CasError, StoreBusy
+from cas.errors import CasError, ExchangeError, StoreBusy
 from cas.writer import Job
 
 FLUSH_RECORDS = 16
@@ -94,6 +97,53 @@ class IncomingBody:
             return change(batch, entry)
 
         return self._access.submit(with_entry, after=self._last).wait()
+
+    def suspend(self, raw: bytes, encoding: int) -> None:
+        """Keep the whole records that have come, for `resume`. Raises StoreFull, StoreBusy."""
+        self._held = bytearray()
+        if self._full:
+            self._flush()
+        if self._last is None:
+            return
+        records = self._written
+
+        def change(batch: Batch) -> None:
+            if is_pending(batch, self._body) and not begun.note(batch, raw, Note(encoding, self._body, records)):
+                discard(batch, self._body)
+
+        self._access.submit(change, after=self._last).wait()
+
+    def resume(self, raw: bytes, encoding: int, size_bytes: int) -> Iterator[bytes]:
+        """Go on with what was begun of a blob, `size_bytes` of it; gives it out. Raises ExchangeError where it is not
+        here any more."""
+        gone = ExchangeError(f"what was begun of {from_raw(raw)} is gone", hint="send it again")
+
+        def change(batch: Batch) -> int:
+            found = begun.take(batch, raw)
+            if found is None or not is_pending(batch, found.body):
+                raise gone
+            self._body = found.body
+            if found.encoding != encoding or found.records * RECORD_BYTES != size_bytes:
+                discard(batch, found.body)
+                return 0
+            _note_pending(batch, found.body, self._access.clock() + PENDING_TTL_S)
+            return found.body
+
+        taken = self._access.submit(change)
+        body = taken.wait()
+        if not body:
+            raise gone
+        self._first = self._last = taken
+        self._written, self.stored = size_bytes // RECORD_BYTES, size_bytes
+        for index in range(self._written):
+            try:
+                with self._access.env.reading() as txn:
+                    record = bytes(read_record(self._access.env, txn, body, index, RECORD_BYTES))
+            except RecordMissing as error:
+                raise gone from error
+            if self._hasher is not None:
+                self._hasher.update(record)
+            yield record
 
     def abandon(self) -> None:
         """Delete what was written. Without effect once the body is indexed."""

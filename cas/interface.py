@@ -42,6 +42,15 @@ class BlobStat(msgspec.Struct, frozen=True):
     """Further deltas that `patch` gives out."""
 
 
+class Begun(msgspec.Struct, frozen=True):
+    """What a store has of a blob whose stream broke off: the first bytes of this encoding of it, unverified."""
+
+    digest: Digest
+    encoding: str
+    """`plain` or `zstd`."""
+    bytes: int
+
+
 class Stored(msgspec.Struct, frozen=True, gc=False):
     """What a `put` did."""
 
@@ -209,6 +218,11 @@ class IncomingBlob(Protocol):
         """Throw it away. Without effect after `commit`."""
         ...
 
+    def suspend(self) -> None:
+        """The stream has broken off: keep what has come, for one that goes on from there, or throw it away. Without
+        effect after `commit`."""
+        ...
+
 
 class ExchangeStore(BlobStore, Protocol):
     """A store whose blobs travel as they are stored, without being encoded again (`cas.exchange`)."""
@@ -241,6 +255,15 @@ class ExchangeStore(BlobStore, Protocol):
 
     def receive(self, digest: Digest, *, encoding: str, size: int) -> IncomingBlob:
         """Begin to take in a blob of `size` raw bytes that comes `plain` or as one `zstd` frame."""
+        ...
+
+    def begun(self, digests: Iterable[Digest]) -> tuple[Begun, ...]:
+        """What is here of those of these blobs whose streams broke off; it may be gone when it is asked for."""
+        ...
+
+    def resume(self, begun: Begun, *, size: int, check: bytes) -> IncomingBlob:
+        """Go on with a blob of `size` raw bytes. `check`: the BLAKE3-256 of the bytes that were begun, as the sender
+        has them. Raises ExchangeError where they are other bytes, or gone."""
         ...
 
     def put_many(self, blobs: Iterable[bytes], *, lease_owner: str | None = None, ttl_s: float = 0.0) -> list[Stored]:

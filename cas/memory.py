@@ -21,6 +21,7 @@ from cas.errors import (
     RefMoved,
 )
 from cas.interface import (
+    Begun,
     BlobSource,
     BlobStat,
     Checked,
@@ -89,6 +90,12 @@ class MemoryStore:
 
     def read_many(self, digests: Iterable[Digest]) -> Iterator[tuple[Digest, bytes]]:
         return ((digest, self.read(digest)) for digest in digests)
+
+    def begun(self, digests: Iterable[Digest]) -> tuple[Begun, ...]:  # noqa: ARG002 (the interface's name)
+        return ()
+
+    def resume(self, begun: Begun, *, size: int, check: bytes) -> IncomingBlob:  # noqa: ARG002 (the interface's names)
+        raise ExchangeError(f"nothing is here of {begun.digest}")
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         return [digest for digest in dict.fromkeys(digests) if not self.contains(digest)]
@@ -318,3 +325,6 @@ class _Incoming:
 
     def abort(self) -> None:
         self._held.clear()
+
+    def suspend(self) -> None:
+        self.abort()

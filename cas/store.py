@@ -24,6 +24,7 @@ from cas.entries import ENCODING_NAMES
 from cas.environment import Environment, acquire, relinquish
 from cas.errors import AmbiguousDigest, BlobMissing, NotADigest, StoreUnreadable
 from cas.interface import (
+    Begun,
     BlobSource,
     BlobStat,
     Checked,
@@ -229,6 +230,16 @@ class Store:
         from cas.receiving import ReceivedBlob
 
         return ReceivedBlob(self.access, to_raw(digest), ENCODING_NAMES.index(encoding), size)
+
+    def begun(self, digests: Iterable[Digest]) -> tuple[Begun, ...]:
+        from cas import begun
+
+        return begun.known(self._env, digests)
+
+    def resume(self, begun: Begun, *, size: int, check: bytes) -> IncomingBlob:
+        from cas.receiving import resume
+
+        return resume(self.access, begun, size, check)
 
     def ensure_room(self, size_bytes: int) -> None:
         """Before a transfer: raises StoreFull where so many bytes would break the quota or fill the disk."""

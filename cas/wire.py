@@ -2,7 +2,8 @@
 
     stream:  magic "lcxs" (4), version u16 = 1, then frames, then an end frame
     frame:   kind u8, digest (32), raw size u64, payload size u64, payload
-    kinds:   0 plain, 1 zstd, 2 delta (a patch of `delta`), 255 end
+    kinds:   0 plain, 1 zstd, 2 delta (a patch of `delta`), 3 rest, 255 end
+    rest:    kind u8 (0 or 1), offset u64, BLAKE3-256 of the encoded bytes before it (32), the encoded bytes behind it
 
 Integers are little-endian. An end frame has a digest of zeros, the number of frames in the place of the raw size, and
 no payload; a stream without one was cut off. All bounds are checked from the header, before any memory is taken.
@@ -12,6 +13,7 @@ Specified in docs/formats.md.
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,6 +25,7 @@ VERSION = 1
 PLAIN = 0
 ZSTD = 1
 DELTA = 2
+REST = 3
 END = 255
 
 MAX_BLOB_BYTES = 64 << 30
@@ -35,6 +38,8 @@ _PREAMBLE = struct.Struct("<4sH")
 _HEADER = struct.Struct("<B32sQQ")
 PREAMBLE_BYTES = _PREAMBLE.size
 HEADER_BYTES = _HEADER.size
+_REST = struct.Struct("<BQ32s")
+REST_BYTES = _REST.size
 _NOBODY = bytes(RAW_BYTES)
 
 
@@ -81,8 +86,32 @@ def parse_header(data: bytes) -> Header:
         fits = size <= MAX_BLOB_BYTES and 0 < payload <= size + ZSTD_MARGIN_BYTES
     elif kind == DELTA:
         fits = size <= MAX_DELTA_BYTES and 0 < payload <= MAX_DELTA_BYTES
+    elif kind == REST:
+        fits = size <= MAX_BLOB_BYTES and REST_BYTES <= payload <= REST_BYTES + size + ZSTD_MARGIN_BYTES
     else:
         raise ExchangeError(f"a frame of the unknown kind {kind}")
     if not fits:
         raise ExchangeError(f"a frame of kind {kind} cannot have {size} bytes in a payload of {payload}")
     return Header(kind, raw, size, payload)
+
+
+class Rest(NamedTuple):
+    """What a frame of kind REST begins with."""
+
+    kind: int
+    offset: int
+    check: bytes
+
+
+def rest(kind: int, offset: int, check: bytes) -> bytes:
+    return _REST.pack(kind, offset, check)
+
+
+def parse_rest(data: bytes, header: Header) -> Rest:
+    """Raises ExchangeError for what no sender would make."""
+    found = Rest(*_REST.unpack(data))
+    whole = found.offset + header.payload - REST_BYTES
+    fits = whole == header.size if found.kind == PLAIN else whole <= header.size + ZSTD_MARGIN_BYTES
+    if found.kind not in (PLAIN, ZSTD) or not fits:
+        raise ExchangeError(f"the rest of a blob of {header.size} bytes, of kind {found.kind}, does not end at {whole}")
+    return found

@@ -358,7 +358,8 @@ def show_applied(applied: Applied, out: Output) -> None:
     if applied.unheard:
         out.line(f"hosts that were away do not hear of this release from others: {printable(applied.unheard)}")
     calls = f"{len(applied.calls)} {'call' if len(applied.calls) == 1 else 'calls'}"
-    sent = f"{size(applied.bytes_sent)} sent"
+    whole_bytes = sum(one.whole_bytes for one in applied.brought.values())
+    sent = f"{size(applied.bytes_sent)} sent{_saved(whole_bytes, applied.bytes_sent)}"
     out.line(f"{applied.outcome}: release {shorten(applied.release)}, {calls}, {sent}, {applied.seconds:.2f} s")
 
 
@@ -367,16 +368,37 @@ def _show_brought(applied: Applied, out: Output) -> None:
     brought = applied.brought
     if not any(one.region_bytes or one.border_bytes for one in brought.values()):
         return
-    rows = [
-        (host, size(one.deployer_bytes), size(one.region_bytes), size(one.border_bytes))
-        for host, one in sorted(brought.items())
-    ]
-    out.table(("HOST", "FROM HERE", "FROM ITS REGION", "ACROSS A BORDER"), rows)
+    by_region: dict[str, list[tuple[str, Brought]]] = {}
+    for host, one in sorted(brought.items()):
+        by_region.setdefault(one.region, []).append((host, one))
+    rows: list[tuple[str, ...]] = []
+    for region, hosts in sorted(by_region.items()):
+        rows += [(region, host, *_brought_as_row([one])) for host, one in hosts]
+        if len(hosts) > 1:
+            rows.append((region, f"all {len(hosts)}", *_brought_as_row([one for _, one in hosts])))
+    out.table(("REGION", "HOST", "FROM HERE", "FROM ITS REGION", "ACROSS A BORDER", "WHOLE"), rows)
     for host, one in sorted(brought.items()):
         for liar in one.wrong:
             out.line(
                 f"{liar} sent wrong bytes to {host}, which threw them away\n  hint: `lowcloud check --host {liar}`"
             )
+
+
+def _brought_as_row(some: list[Brought]) -> tuple[str, ...]:
+    """From where how many bytes came, and what they have made."""
+    return (
+        size(sum(one.deployer_bytes for one in some)),
+        size(sum(one.region_bytes for one in some)),
+        size(sum(one.border_bytes for one in some)),
+        size(sum(one.whole_bytes for one in some)),
+    )
+
+
+def _saved(whole_bytes: int, sent_bytes: int) -> str:
+    """What deltas, compression and neighbours have spared this machine."""
+    if sent_bytes >= whole_bytes:
+        return ""
+    return f" ({size(whole_bytes - sent_bytes)} of {size(whole_bytes)} saved)"
 
 
 def exit_code(applied: Applied) -> int:
@@ -389,6 +411,8 @@ def _brought_as_dict(brought: Brought) -> dict[str, Any]:
         "region_bytes": brought.region_bytes,
         "border_bytes": brought.border_bytes,
         "blobs": brought.blobs,
+        "whole_bytes": brought.whole_bytes,
+        "region": brought.region,
         "wrong": list(brought.wrong),
     }
 

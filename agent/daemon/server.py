@@ -24,7 +24,10 @@ from agent import tls
 from agent.api import (
     MAX_CALL_BYTES,
     STATUS_OF_REASON,
+    BegunAnswer,
+    BegunQuery,
     BlobAnswer,
+    BlobBegun,
     BlobQuery,
     BlobReceipt,
     CodeAnswer,
@@ -35,6 +38,7 @@ from agent.api import (
     Refusal,
     Routes,
 )
+from agent.daemon import allocator
 from agent.daemon.handlers import Handlers
 from agent.daemon.intake import Intake
 from agent.daemon.journal import MAX_PAGE_ENTRIES, Journal, JournalUnreadable, JournalUnwritable
@@ -121,6 +125,7 @@ class Service:
             ("GET", Routes.OUTPUT, self._read_output, (tls.OPERATOR,)),
             ("GET", Routes.JOURNAL, self._read_journal, (tls.OPERATOR,)),
             ("POST", Routes.BLOBS_QUERY, self._query_blobs, (tls.OPERATOR,)),
+            ("POST", Routes.BLOBS_BEGUN, self._tell_begun, (tls.OPERATOR,)),
             ("POST", Routes.CODE_QUERY, self._query_code, (tls.OPERATOR,)),
             ("POST", Routes.BLOBS, self._receive_blobs, (tls.OPERATOR,)),
             ("POST", Routes.RECONCILE, self._reconcile, (tls.OPERATOR,)),
@@ -215,6 +220,11 @@ class Service:
         self._store.lease(bases, owner=LEASE_OWNER, ttl_s=query.lease_s)
         return BlobAnswer(missing=tuple(self._store.missing(query.want)), bases=bases)
 
+    async def _tell_begun(self, request: web.Request) -> web.Response:
+        query = decode(await read_body(request, MAX_QUERY_BYTES), BegunQuery)
+        begun = await asyncio.to_thread(self._store.begun, query.blobs)
+        return answer(BegunAnswer(tuple(BlobBegun(one.digest, one.encoding, one.bytes) for one in begun)))
+
     async def _query_code(self, request: web.Request) -> web.Response:
         query = decode(await read_body(request, MAX_QUERY_BYTES), CodeQuery)
         return answer(CodeAnswer(await self._handlers.uncompiled(query.binaries)))
@@ -232,6 +242,8 @@ class Service:
             finally:
                 await asyncio.to_thread(receiver.close)
                 self._arrived(receiver.wire_bytes)
+        if self._uploads.were_many():
+            await asyncio.to_thread(allocator.give_back)
         return answer(BlobReceipt(received.blobs, received.wire_bytes, received.raw_bytes))
 
     async def _reconcile(self, request: web.Request) -> web.Response:

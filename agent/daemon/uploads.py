@@ -16,6 +16,8 @@ from agent.api import Reason
 from agent.daemon.refusal import Refused
 
 PLACES: Final = 16
+MANY: Final = 4
+"""So many streams at once take memory that is worth giving back when they are over."""
 MAX_WAITING: Final = 64
 WAIT_S: Final = 30.0
 """For a place; MAX_WAITING stalled senders in front are gone by then."""
@@ -43,6 +45,8 @@ class Uploads:
         self._stalled_s = stalled_s
         self._idle_s = idle_s
         self._waiting = 0
+        self._taken = 0
+        self._most = 0
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -57,10 +61,20 @@ class Uploads:
             raise _busy(f"others have sent blobs for {self._wait_s:.0f} s") from error
         finally:
             self._waiting -= 1
+        self._taken += 1
+        self._most = max(self._most, self._taken)
         try:
             yield
         finally:
+            self._taken -= 1
             self._places.release()
+
+    def were_many(self) -> bool:
+        """Whether at least `MANY` had a place at once, and nobody has one any more; true once each time."""
+        if self._taken:
+            return False
+        most, self._most = self._most, 0
+        return most >= MANY
 
     async def next_piece(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
         """What `read` gives, for a sender that has a place. Raises Refused where it has paused for too long."""

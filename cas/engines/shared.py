@@ -22,7 +22,18 @@ from cas.engines.errors import EngineRefused, EngineUnreachable
 from cas.engines.last_seen import RememberedRefs
 from cas.engines.origin import Origin
 from cas.errors import AmbiguousDigest, BlobDamaged, BlobMissing
-from cas.interface import BlobSource, BlobStat, Checked, Collected, IncomingBlob, RefStore, Repacked, Stored, Usage
+from cas.interface import (
+    Begun,
+    BlobSource,
+    BlobStat,
+    Checked,
+    Collected,
+    IncomingBlob,
+    RefStore,
+    Repacked,
+    Stored,
+    Usage,
+)
 from cas.store import Store
 
 FETCH_OWNER = "origin"
@@ -194,6 +205,13 @@ class SharedStore:
     def receive(self, digest: Digest, *, encoding: str, size: int) -> IncomingBlob:
         return _Incoming(self, self.local.receive(digest, encoding=encoding, size=size))
 
+    def begun(self, digests: Iterable[Digest]) -> tuple[Begun, ...]:
+        """In the local store."""
+        return self.local.begun(digests)
+
+    def resume(self, begun: Begun, *, size: int, check: bytes) -> IncomingBlob:
+        return _Incoming(self, self.local.resume(begun, size=size, check=check))
+
     def share(self, digests: Iterable[Digest]) -> int:
         """See to it that these blobs are at the origin; returns how many were new there. Raises BlobMissing for one
         that is nowhere."""
@@ -304,3 +322,6 @@ class _Incoming:
 
     def abort(self) -> None:
         self._incoming.abort()
+
+    def suspend(self) -> None:
+        self._incoming.suspend()

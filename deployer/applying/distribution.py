@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.api import Fetch, Fetched, Party
+from agent.api import BlobReceipt, Fetch, Fetched, Party
 from agent.client import AgentError
 from cas.digest import Digest
 from cas.errors import CasError
@@ -65,9 +65,8 @@ async def distribute(
     regions = _regions(blobs, definition)
     crowded = {region: hosts for region, hosts in regions.items() if len(hosts) > 1}
     if inventory is None or not crowded:
-        return {
-            host: _direct(receipt.wire_bytes, receipt.blobs) for host, receipt in (await transfer(site, blobs)).items()
-        }
+        receipts = await transfer(site, blobs)
+        return {host: _added(_nothing(host, definition), receipt) for host, receipt in receipts.items()}
     listed = await asyncio.to_thread(read_inventory, site.store, inventory)
     work = _Distribution(site, blobs, definition, inventory, listed)
     alone = [host for host in blobs if not any(host in hosts for hosts in crowded.values())]
@@ -202,7 +201,7 @@ class _Distribution:
             try:
                 wanted = (*self._blobs[host], *self._listing(self._blobs[host]))
                 found[host] = await self._source.lack(await self._site.fleet.client(host), wanted)
-                self.brought.setdefault(host, Brought())
+                self.brought.setdefault(host, _nothing(host, self._definition))
             except (AgentError, CasError) as error:
                 self.failures[host] = str(error)
 
@@ -267,10 +266,7 @@ class _Distribution:
             except (AgentError, CasError) as error:
                 self.failures[host] = str(error)
                 return
-        so_far = self.brought.get(host, Brought())
-        self.brought[host] = msgspec.structs.replace(
-            so_far, deployer_bytes=so_far.deployer_bytes + receipt.wire_bytes, blobs=so_far.blobs + receipt.blobs
-        )
+        self.brought[host] = _added(self.brought.get(host, _nothing(host, self._definition)), receipt)
 
     async def _help(self, host: str, blobs: tuple[Digest, ...], bringing: _Bringing, told: asyncio.Task[None]) -> None:
         """Have a host fetch these once it was told of them, and send it what it does not get."""
@@ -282,16 +278,21 @@ class _Distribution:
             fetched = await self._fetched(host, blobs, bringing)
         except AgentError:
             pass  # what it lacks is sent to it, and that it cannot be reached is found out there
+        whole_bytes = await asyncio.to_thread(self._whole_bytes, {*blobs} - {*fetched.missing})
         so_far = self.brought[host]
         self.brought[host] = msgspec.structs.replace(
             so_far,
             region_bytes=fetched.region_bytes,
             border_bytes=fetched.border_bytes,
             blobs=so_far.blobs + fetched.blobs,
+            whole_bytes=so_far.whole_bytes + whole_bytes,
             wrong=fetched.wrong,
         )
         if self.failures.pop(host, None) or fetched.missing:
             await self._serve(host, blobs)
+
+    def _whole_bytes(self, blobs: Collection[Digest]) -> int:
+        return sum(stat.size for stat in self._site.store.stats(blobs).values())
 
     def _listing(self, blobs: Iterable[Digest]) -> tuple[Digest, ...]:
         """What it takes to check the pieces of these blobs; nothing for none."""
@@ -351,5 +352,16 @@ def _of(lack: Lack, blobs: Iterable[Digest]) -> Lack:
     return lack._replace(missing=tuple(blob for blob in lack.missing if blob in wanted))
 
 
-def _direct(wire_bytes: int, blobs: int) -> Brought:
-    return Brought(deployer_bytes=wire_bytes, blobs=blobs)
+def _nothing(host: str, definition: Definition) -> Brought:
+    """To a host that may have left the definition."""
+    return Brought(region=definition.host[host].region if host in definition.host else "")
+
+
+def _added(brought: Brought, receipt: BlobReceipt) -> Brought:
+    """With what the deployer has sent."""
+    return msgspec.structs.replace(
+        brought,
+        deployer_bytes=brought.deployer_bytes + receipt.wire_bytes,
+        blobs=brought.blobs + receipt.blobs,
+        whole_bytes=brought.whole_bytes + receipt.raw_bytes,
+    )

@@ -73,6 +73,9 @@ class Brought(msgspec.Struct, frozen=True):
     border_bytes: int = 0
     """From hosts of other regions."""
     blobs: int = 0
+    whole_bytes: int = 0
+    """What these blobs are, each whole."""
+    region: str = ""
     wrong: tuple[str, ...] = ()
     """Hosts that sent it wrong bytes."""
 

@@ -12,13 +12,14 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from agent.api import BlobAnswer, BlobQuery, BlobReceipt
-from agent.client import AgentClient, AgentError, HostSilent, HostUnreachable
+from agent.api import BlobAnswer, BlobQuery, BlobReceipt, Reason
+from agent.client import AgentClient, AgentError, CallRefused, HostSilent, HostUnreachable, refused_because
+from cas.bodies import RECORD_BYTES
 from cas.digest import Digest, short
 from cas.errors import BlobMissing, CasError
 from cas.exchange import bases_of, cost, frames, steps
 from cas.fresh import RELATIVES, freshen
-from cas.interface import ExchangeStore
+from cas.interface import Begun, ExchangeStore
 from cas.inventory import Form
 from cas.manifest import PIECE_BYTES
 from cas.routes import Step
@@ -82,9 +83,15 @@ class Source:
         """What the stream consists of. Raises BlobMissing."""
         return list(steps(self._store, lack.missing, lack.bases))
 
-    def frames(self, lack: Lack) -> Iterator[bytes]:
-        """The stream."""
-        return frames(self._store, lack.missing, lack.bases)
+    def frames(self, lack: Lack, begun: Iterable[Begun] = ()) -> Iterator[bytes]:
+        """The stream, without what the host has of it already."""
+        return frames(self._store, lack.missing, lack.bases, begun)
+
+    def may_have_begun(self, lack: Lack) -> list[Digest]:
+        """What is worth asking for whether a stream that broke off has brought a part of it. Raises BlobMissing."""
+        if not any(one.size > RECORD_BYTES for one in self._store.stats(lack.missing).values()):
+            return []
+        return [step.stat.digest for step in self.steps(lack) if step.base is None and step.bytes > RECORD_BYTES]
 
     def pieces(self, blob: Digest, form: Form, wanted: int) -> Iterator[bytes]:
         """The pieces of a form in this set, ascending. Raises BlobMissing where the store has the blob in another form
@@ -221,8 +228,16 @@ Send = Callable[[Source, AgentClient, Lack, Meter], Awaitable[BlobReceipt]]
 
 
 async def send_stream(source: Source, client: AgentClient, lack: Lack, meter: Meter) -> BlobReceipt:
-    """All of it in one stream."""
-    receipt = await client.send_blobs(meter.metered(source.frames(lack)))
+    """All of it in one stream, without what has come of it before by one that broke off."""
+    large = await asyncio.to_thread(source.may_have_begun, lack)
+    told = await client.begun(large[:QUERY_BLOBS]) if large else ()
+    begun = [Begun(one.digest, one.encoding, one.bytes) for one in told]
+    try:
+        receipt = await client.send_blobs(meter.metered(source.frames(lack, begun)))
+    except CallRefused as error:
+        if not begun or not refused_because(error, Reason.BAD_BLOB):
+            raise  # Otherwise what was begun is not what it was, or gone, and by now it is not there any more.
+        receipt = await client.send_blobs(meter.metered(source.frames(lack)))
     if receipt.blobs < len(lack.missing):
         raise HostUnreachable(
             f"{client.host_name} kept {receipt.blobs} of {len(lack.missing)} blobs, from {short(lack.missing[0])} on"

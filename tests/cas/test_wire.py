@@ -89,4 +89,13 @@ def test_a_header_is_read_back_or_refused(kind: int, raw: bytes, size: int, payl
     except ExchangeError:
         return
     assert size <= wire.MAX_BLOB_BYTES
-    assert payload <= size + wire.ZSTD_MARGIN_BYTES or kind == wire.DELTA
+    assert (
+        payload <= size + wire.ZSTD_MARGIN_BYTES + (wire.REST_BYTES if kind == wire.REST else 0) or kind == wire.DELTA
+    )
+
+
+def test_the_rest_of_a_blob_begins_as_documented() -> None:
+    header = wire.header(wire.REST, bytes.fromhex(HELLO), 262_130, wire.REST_BYTES + 2)
+    head = wire.rest(wire.PLAIN, 262_128, bytes(range(32)))
+    assert head.hex() == "00f0ff030000000000" + bytes(range(32)).hex()
+    assert wire.parse_rest(head, wire.parse_header(header)) == (wire.PLAIN, 262_128, bytes(range(32)))

@@ -193,6 +193,8 @@ def test_a_region_is_sent_each_blob_once(hosts: Ground) -> None:
     assert 6 * MiB <= sum(one.region_bytes for one in of_region) < 6.1 * MiB
     assert sum(one.border_bytes for one in brought.values()) == 0
     assert 3 * MiB < brought["b1"].deployer_bytes < 3.1 * MiB
+    assert {host: one.region for host, one in brought.items()} == REGIONS
+    assert all(3 * MiB < one.whole_bytes < 3.1 * MiB for one in brought.values())
 
 
 def test_hosts_that_help_each_other_are_asked_once(hosts: Ground) -> None:

@@ -8,12 +8,14 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
-from agent.api import BlobReceipt
+from agent.api import BlobBegun, BlobReceipt
+from agent.client import AgentClient, HostUnreachable
 from cas.digest import digest_of
+from cas.exchange import frames
 from deployer.applying.fleet import Fleet
 from deployer.applying.site import Site
 from deployer.applying.transfer import estimate, transfer
@@ -162,6 +164,44 @@ def test_a_transfer_that_is_cut_off_goes_on_where_it_was(ground: Ground, cut: Cu
     assert cut.cuts_left == 0
     assert 0 < receipt.blobs < len(blobs)
     assert receipt.wire_bytes > receipt.raw_bytes + 2 * MiB
+
+
+def test_of_a_blob_that_was_cut_off_in_the_middle_only_the_rest_is_sent(ground: Ground) -> None:
+    address, _, port = ground.agents["h1"].listen.rpartition(":")
+    cut = CuttingProxy((address, int(port)), cut_after=6 * MiB, cuts=1)
+    data = os.urandom(12 * MiB)
+    blob = ground.blob(data)
+
+    async def act() -> tuple[int, int]:
+        async with Fleet({"h1": cut.address}, ground.cloud.credentials) as fleet:
+            client = await fleet.client("h1")
+            with pytest.raises(HostUnreachable):
+                await client.send_blobs(frames(ground.store, [blob]))
+            async with asyncio.timeout(20):
+                while not (begun := await client.begun([blob])):
+                    pass
+            site = Site(ground.store, ground.ref, fleet, ground.by)
+            return begun[0].bytes, (await transfer(site, {"h1": [blob]}))["h1"].wire_bytes
+
+    had_bytes, sent_bytes = asyncio.run(act())
+    cut.close()
+    assert had_bytes > 5 * MiB
+    assert len(data) - had_bytes < sent_bytes < len(data) - had_bytes + 200
+
+
+def test_a_blob_whose_begun_part_is_gone_when_the_rest_comes_is_sent_whole(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = ground.blob(os.urandom(MiB))
+
+    async def told_wrongly(self: AgentClient, blobs: Sequence[str]) -> tuple[BlobBegun, ...]:  # noqa: ARG001
+        return tuple(BlobBegun(digest, "plain", MiB // 2) for digest in blobs)
+
+    async def act(site: Site) -> BlobReceipt:
+        return (await transfer(site, {"h1": [blob]}))["h1"]
+
+    monkeypatch.setattr(AgentClient, "begun", told_wrongly)
+    assert asyncio.run(ground.on_site(act)).raw_bytes == MiB
 
 
 def test_hosts_that_cannot_be_asked_are_named_by_an_estimate(ground: Ground) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.tools.shop import Shop
 
 
@@ -11,6 +13,12 @@ def test_a_new_binary_takes_over_on_every_host(shop: Shop) -> None:
     assert (applied["outcome"], applied["calls"], applied["failed"]) == ("applied", 2, 0)
     assert shop.answers() == {"hello from web 2.0\n"}
     assert shop.json("history")[0]["release"] == applied["release"]
+
+
+def test_a_person_is_told_what_was_sent_and_what_that_saved(shop: Shop) -> None:
+    shop.use(web="web-2")
+    last = shop.succeed("apply", "--yes").out.splitlines()[-1]
+    assert re.search(r"2 calls, [0-9.]+ (B|KiB) sent \([0-9.]+ KiB of [0-9.]+ KiB saved\), ", last), last
 
 
 def test_a_new_configuration_restarts_exactly_its_process(shop: Shop) -> None:

@@ -39,6 +39,10 @@ class Forms:
         """The blob that a form makes."""
         return self._forms[name][0].whole.digest
 
+    def raw_bytes(self, name: Digest) -> int:
+        """How large that is."""
+        return self._forms[name][0].whole.size
+
     def spooled(self) -> dict[Digest, int]:
         """The pieces that the spool has of them, as sets; nothing of a form that it has nothing of."""
         return {name: held for name in self._forms if (held := self._spool.held(name))}

@@ -72,7 +72,7 @@ class Taking:
                 keeping.cancel()
         finally:
             del self._under_way[number]
-        return BlobReceipt(len(kept), wire_bytes, sum(forms.form(name).size for name in kept))
+        return BlobReceipt(len(kept), wire_bytes, sum(map(forms.raw_bytes, kept)))
 
     async def _take_pieces(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from agent.api import Reason
 from agent.client import AgentClient, CallRefused
 from agent.daemon.refusal import Refused
-from agent.daemon.uploads import PLACES, Uploads
+from agent.daemon.uploads import MANY, PLACES, Uploads
 from cas import wire
 from cas.exchange import frames
 from cas.store import Store
@@ -79,3 +79,16 @@ async def enter(uploads: Uploads) -> Refused:
         async with uploads.place():
             pass
     return caught.value
+
+
+def test_many_streams_at_once_are_noticed_when_the_last_one_ends_and_once() -> None:
+    async def work() -> None:
+        uploads = Uploads()
+        for count, many in ((MANY, True), (MANY - 1, False)):
+            async with AsyncExitStack() as stack:
+                for _ in range(count):
+                    await stack.enter_async_context(uploads.place())
+                assert not uploads.were_many()
+            assert [uploads.were_many(), uploads.were_many()] == [many, False]
+
+    asyncio.run(work())
