@@ -126,8 +126,9 @@ def test_a_check_meets_exactly_the_version_that_it_judges(network: Mode) -> None
 
 
 @needs_guests
+@both_networks
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_a_check_meets_a_dark_udp_listener(address: str) -> None:
+def test_a_check_meets_a_dark_udp_listener(address: str, network: Mode) -> None:
     async def work(tmp: Path) -> None:
         port = free_port()
         (probe,) = put(tmp / "state", guests.path("probe").read_bytes())
@@ -137,7 +138,7 @@ def test_a_check_meets_a_dark_udp_listener(address: str) -> None:
             args = ("udp-echo", str(port), address, *how)
             return job(probe, *args, run=("udp-ask", address, str(port)), listen=listen, **fields)
 
-        async with real(tmp) as cloud:
+        async with real(tmp, network) as cloud:
             answers, mute = echo(), echo("mute", within_s=1.0)
             await cloud.ask(Start(answers))
             refusal = await refusal_of(cloud, Replace(mute, expect=spec_digest(answers)))
