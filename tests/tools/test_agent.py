@@ -84,3 +84,23 @@ def shut_down(shop: Shop, state: Path, host: str = "fra1") -> None:
             await client.shut_down(guests=True)
 
     asyncio.run(ask())
+
+
+def test_namespaces_that_this_host_cannot_make_are_a_reason_not_to_start(tmp_path: Path) -> None:
+    words: list[str | Path] = [
+        "--state",
+        tmp_path,
+        "--host",
+        "fra1",
+        "--listen",
+        "127.0.0.1:0",
+        "--network",
+        "namespaces",
+    ]
+    without_rights = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
+    done = subprocess.run(
+        [*without_rights, *command("agent", *words)], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "guests cannot be given network namespaces here" in done.stderr
+    assert "leave --network out" in done.stderr

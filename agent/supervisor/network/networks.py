@@ -22,7 +22,7 @@ import functools
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -42,6 +42,14 @@ BLOCK_ATTEMPTS: Final = 64
 SLOT_ATTEMPTS: Final = 64
 
 
+class Opened(NamedTuple):
+    """What is there while any guest has a namespace."""
+
+    block: Block
+    rules: Nftables
+    tracked: Netlink
+
+
 class Networks:
     """See the module's head. `name` tells this agent from the others of the machine (a hash of its state directory);
     `block`: the number of the one it had before. Use from one thread."""
@@ -52,8 +60,7 @@ class Networks:
         self._loop = loop
         self._log = log
         self._before = block
-        self._block: Block | None = None
-        self._filter: Nftables | None = None
+        self._opened: Opened | None = None
         self._served: dict[Endpoint, Target] = {}
         self._exits: dict[int, Exit] = {}
         self._living: dict[int, Namespace] = {}
@@ -65,7 +72,7 @@ class Networks:
     @property
     def block(self) -> int | None:
         """The number of the block that is in use; the supervisor keeps it for its successor."""
-        return self._block.number if self._block else None
+        return self._opened.block.number if self._opened else None
 
     # --- namespaces -------------------------------------------------------------------------------------------------
 
@@ -73,10 +80,10 @@ class Networks:
         """A namespace for a guest that is to come. Raises GuestFailed."""
         made: Namespace | None = None
         try:
-            block = self._open()
-            self._forward(order)
-            slot, descriptor = self._make_in_free_slot(block)
-            made = self._take(block, slot, descriptor, order)
+            opened = self._open()
+            forward(order, opened.rules)
+            slot, descriptor = self._make_in_free_slot(opened.block)
+            made = self._take(opened.block, slot, descriptor, order)
             self._let_out(made, order)
         except OSError as error:
             if made is not None:
@@ -94,15 +101,15 @@ class Networks:
         if known is not None or slot is None:
             os.close(descriptor)
             return known
-        found = self._take(self._open(), slot, descriptor, order)
+        found = self._take(self._open().block, slot, descriptor, order)
         self._let_out(found, order)
         return found
 
     def _slot_of(self, descriptor: int) -> int | None:
         with inside(descriptor):
             names = [name for _, name in socket.if_nameindex()]
-        block = self._block or (Block(self._before) if self._before is not None else None)
-        slots = [block.slot_of(name) for name in names] if block else []
+        number = self.block if self._opened else self._before
+        slots = [Block(number).slot_of(name) for name in names] if number is not None else []
         return next((slot for slot in slots if slot is not None), None)
 
     def _make_in_free_slot(self, block: Block) -> tuple[int, int]:
@@ -144,9 +151,9 @@ class Networks:
         leaving = self._exits.pop(one.slot, None)
         if leaving is not None:
             self._run(ruleset.closed(self._name, one.block, leaving))
-        with Netlink.tracked() as tracked:
+        if self._opened is not None:
             for version in namespace.versions():
-                tracked.forget_connections(one.block.address(one.slot, version))
+                self._opened.tracked.forget_connections(one.block.address(one.slot, version))
 
     # --- who serves -------------------------------------------------------------------------------------------------
 
@@ -155,9 +162,9 @@ class Networks:
         step. Raises OSError: then nothing has changed."""
         wanted = {endpoint: Target(to[0].slot, to[1]) if to else None for endpoint, to in changes.items()}
         differing = {endpoint: to for endpoint, to in wanted.items() if self._served.get(endpoint) != to}
-        if not differing or self._block is None:
+        if not differing or self._opened is None:
             return
-        self._run(ruleset.moved(self._name, self._block, self._served, differing))
+        self._run(ruleset.moved(self._name, self._opened.block, self._served, differing))
         for endpoint, target in differing.items():
             if target is None:
                 self._served.pop(endpoint, None)
@@ -166,13 +173,13 @@ class Networks:
 
     # --- what all of them need --------------------------------------------------------------------------------------
 
-    def _open(self) -> Block:
+    def _open(self) -> Opened:
         """Reserve a block, and lay down the rules. Raises OSError."""
-        if self._block is None:
-            self._filter = Nftables()
-            self._block = self._reserve()
-            self._run(ruleset.table(self._name, self._block))
-        return self._block
+        if self._opened is None:
+            rules = Nftables()  # first, because it fails where the library is missing
+            self._opened = Opened(self._reserve(), rules, Netlink.tracked())
+            self._run(ruleset.table(self._name, self._opened.block))
+        return self._opened
 
     def _reserve(self) -> Block:
         """The block from before, whose reservation may still be there, or the first free one from a place that
@@ -194,33 +201,24 @@ class Networks:
                     return block
         raise OSError(errno.EADDRINUSE, "other agents of this machine have all blocks of addresses")
 
-    def _forward(self, order: GuestOrder) -> None:
-        if self._filter is None:
-            return
-        forwarding = Forwarding(self._filter)
-        forwarding.switch_on(4)
-        if any(":" in endpoint.address for endpoint in order.endpoints):
-            forwarding.switch_on(6)
-
     def _close_if_empty(self) -> None:
-        if not self._living and self._block is not None:
-            self._try(self._close)
-            self._block = self._filter = self._before = None
+        if not self._living and self._opened is not None:
+            opened, self._opened, self._before = self._opened, None, None
             self._served.clear()
+            self._close(opened)
 
-    def _close(self) -> None:
-        """Take away what all of them needed. What fails is tried no more."""
-        if self._filter is None or self._block is None:
-            return
-        self._filter.run(f"delete table inet {self._name}")
+    def _close(self, opened: Opened) -> None:
+        """Take away what all of them needed. What fails is not tried again."""
+        self._try(lambda: opened.rules.run(f"table inet {self._name}\ndelete table inet {self._name}"))
         with Netlink.routes() as routes:
             for _, name in socket.if_nameindex():
-                if self._block.slot_of(name) is not None:
+                if opened.block.slot_of(name) is not None:
                     self._try(functools.partial(routes.delete_link, name))
             for version in namespace.versions():
-                self._try(functools.partial(routes.free, self._block.network(version)))
-        Forwarding(self._filter).switch_off_after_last()
-        self._filter.close()
+                self._try(functools.partial(routes.free, opened.block.network(version)))
+        self._try(Forwarding(opened.rules).switch_off_after_last)
+        opened.rules.close()
+        opened.tracked.close()
 
     def close(self) -> None:
         """Bury all that nobody holds any more, at once."""
@@ -229,7 +227,7 @@ class Networks:
 
     def sweep(self) -> None:
         """Remove what a killed supervisor has left of namespaces, where nothing of them was taken over."""
-        if self._before is not None and self._block is None:
+        if self._before is not None and self._opened is None:
             self._try(self._open)
         for one in self._living.values():
             one.hold().let_go()
@@ -239,14 +237,15 @@ class Networks:
         """Raises OSError; then nothing has changed."""
         if self._begun is not None:
             self._begun.append(commands)
-        elif commands and self._filter is not None:
+        elif commands and self._opened is not None:
+            rules = self._opened.rules
             try:
-                self._filter.run(commands)
+                rules.run(commands)
             except RulesRefused:
-                if self._block is None or self._name in self._filter.tables():
+                if self._name in rules.tables():
                     raise
                 self._log("network: somebody has removed the rules; they are laid down again")
-                self._filter.run(f"{self._whole(self._block)}\n{commands}")
+                rules.run(f"{self._whole(self._opened.block)}\n{commands}")
 
     def _whole(self, block: Block) -> str:
         """The table with all that is in it."""
@@ -270,3 +269,11 @@ class Networks:
             work()
         except OSError as error:
             self._log(f"network: {error}")
+
+
+def forward(order: GuestOrder, rules: Nftables) -> None:
+    """See that the machine forwards what this guest is sent and sends. Raises OSError."""
+    forwarding = Forwarding(rules)
+    forwarding.switch_on(4)
+    if any(":" in endpoint.address for endpoint in order.endpoints):
+        forwarding.switch_on(6)

@@ -35,15 +35,15 @@ def why_not() -> str:
 
 
 def _try() -> str:
-    step = "network namespaces"
+    step = "no network namespace can be made"
     try:
         linux.own_network()
-        step = "nftables (package nftables)"
+        step = "nftables cannot be used (package nftables)"
         rules = Nftables()
         rules.run(table(f"{GUARD_TABLE}-trial", Block(0)))
         rules.close()
-        step = "pairs of interfaces (veth)"
+        step = "no pair of interfaces (veth) can be made"
         os.close(namespace.make(Block(0), FIRST_SLOT))
     except OSError as error:
-        return f"{step} cannot be had: {os.strerror(error.errno) if error.errno else error}"
+        return f"{step}: {os.strerror(error.errno) if error.errno else error}"
     return ""
