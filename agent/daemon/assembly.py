@@ -66,6 +66,8 @@ class Agent:
         peering: Peering,
         network: Mode,
         store_quota_bytes: int | None,
+        groups: Groups,
+        cpus: tuple[int, ...],
     ) -> None:
         self.ended = asyncio.Event()
         """Set when the agent is to end."""
@@ -87,22 +89,23 @@ class Agent:
         staging = Staging(store, cache, work, lambda: self._binaries(), self._sealing, peering.restore)
         guest_files = state_dir / "guests"
         self._secrets = OpenedSecrets(state_dir, guest_files)
-        self._groups = Groups.open(f"lowcloud-{kernel_name(state_dir)}")
+        self._groups = groups
+        self._cpus = cpus
         self._users = Users(state_dir, lambda: self._who_keeps_a_user())
         self._builder = GuestBuilder(
             guest_files,
             staging,
             self._volumes,
             output,
-            lambda process: self.processes.cpus_of(process),
+            lambda process: self.processes.claim_of(process),
             self._secrets,
             self._users,
             self._groups,
             lambda spec: network_of(spec, network),
         )
         guests = Guests(self._builder, journal, boot=host_facts.boot())
-        cpus = host_facts.usable_cpus() if pin else ()
-        self.processes = Processes(State(state_dir / "processes"), guests, self._volumes, limits, cpus, runtime)
+        pinned_to = cpus if pin else ()
+        self.processes = Processes(State(state_dir / "processes"), guests, self._volumes, limits, pinned_to, runtime)
         home = Home(host, state_dir / "store", store_quota_bytes, work)
         self._volume_calls = VolumeCalls(home, self.processes, self._volumes, journal, store)
         handlers = Handlers(self.processes, guests, staging, self._volume_calls, journal, store, cache, peering.source)
@@ -140,12 +143,16 @@ class Agent:
         `network`: which guests get a network namespace."""
         store = await asyncio.to_thread(Store.open, state_dir / "store", quota_bytes=store_quota_bytes)
         journal = await asyncio.to_thread(Journal.open, state_dir / "journal", host)
-        room = limits or host_facts.machine_limits(state_dir)
+        groups = await asyncio.to_thread(Groups.open, groups_name(state_dir))
+        cpus = host_facts.usable_cpus(groups.closed_cpus())
+        room = limits or host_facts.machine_limits(state_dir, cpus)
         if limits is None and not pin:
             room = msgspec.structs.replace(room, cores_milli=SHARED_CORES_MILLI)
         peering = Peering(host, state_dir, store, credentials or state_dir / "credentials", limits=peer_limits)
         connecting = runtime or (lambda: connect(state_dir))
-        agent = cls(host, state_dir, store, journal, room, pin, connecting, peering, network, store_quota_bytes)
+        agent = cls(
+            host, state_dir, store, journal, room, pin, connecting, peering, network, store_quota_bytes, groups, cpus
+        )
         what = f"{PACKAGE} {version_of(PACKAGE) or 'of a checkout'}"
         detail = "; ".join(part for part in (what, journal.repaired) if part)
         await asyncio.to_thread(journal.append, Event.AGENT_STARTED, detail=detail)
@@ -180,7 +187,9 @@ class Agent:
             addresses=host_facts.addresses(),
             kernel=host_facts.kernel(),
             engine=fingerprint(),
-            guarantees=guarantees(self._groups.controllers, pinned=self._pinned, network=self._network),
+            guarantees=guarantees(
+                self._groups.controllers, pinned_to=self._cpus if self._pinned else (), network=self._network
+            ),
             volumes=tuple(self._volume(name, size) for name, size in sorted(self._volumes.sizes.items())),
             store_blobs=usage.blobs,
             store_bytes=usage.stored_bytes,
@@ -191,7 +200,7 @@ class Agent:
 
     def _cores(self) -> int:
         cores_milli = self._limits.cores_milli
-        return len(host_facts.usable_cpus()) if cores_milli == SHARED_CORES_MILLI else cores_milli // MILLI
+        return len(self._cpus) if cores_milli == SHARED_CORES_MILLI else cores_milli // MILLI
 
     def _sealing_key(self) -> str | UnsetType:
         try:
@@ -223,3 +232,8 @@ class Agent:
         if guests:
             self._end_guests_for = by
         self.ended.set()
+
+
+def groups_name(state_dir: Path) -> str:
+    """What this agent's control groups are called by, before a dot and the process."""
+    return f"lowcloud-{kernel_name(state_dir)}"

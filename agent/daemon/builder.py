@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +33,7 @@ from agent.daemon.volumes import Volumes, make_image
 from agent.runtime import MEMORY_OVERHEAD_BYTES, Checked, GuestId, GuestOrder, Mount, Network, local_address
 from agent.sandbox import ownership, privileges
 from agent.sandbox.cgroups import Groups, Limits
+from agent.sandbox.cpusets import Claim
 from cas.digest import Digest, digest_of
 
 TAIL_BYTES: Final = 8 << 10
@@ -52,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 class GuestBuilder:
-    """The `Builder` of a host. `cpus` tells where a process may run, `network` how it is connected."""
+    """The `Builder` of a host. `claims` tells where a process may run, `network` how it is connected."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class GuestBuilder:
         staging: Staging,
         volumes: Volumes,
         output: OutputFiles,
-        cpus: Callable[[str], tuple[int, ...]],
+        claims: Callable[[str], Claim],
         secrets: OpenedSecrets,
         users: Users,
         groups: Groups,
@@ -74,7 +75,7 @@ class GuestBuilder:
         self._staging = staging
         self._volumes = volumes
         self._output = output
-        self._cpus = cpus
+        self._claims = claims
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def order(self, version: Version) -> GuestOrder:
@@ -117,9 +118,10 @@ class GuestBuilder:
                 await self._staging.write_secret(digest, opened / relative)
             mounts = await asyncio.to_thread(self._mounts, spec, own)
             uid = await asyncio.to_thread(self._users.of, spec.name)
-            groups = await asyncio.to_thread(self._groups.make, guest, limits_of(spec))
+            claim = self._claims(spec.name)
+            groups = await asyncio.to_thread(self._groups.make, spec.name, guest, limits_of(spec), claim)
         except BaseException:
-            await self.clear(guest)
+            await self.clear(spec.name, guest)
             raise
         return GuestOrder(
             guest=guest,
@@ -132,7 +134,7 @@ class GuestBuilder:
             listen=dict(spec.listen),
             connect=dict(spec.connect),
             memory_bytes=spec.memory_bytes,
-            cpus=self._cpus(spec.name),
+            cpus=claim.cpus,
             output_path=str(own / SAID),
             uid=uid,
             mounts=mounts,
@@ -176,12 +178,16 @@ class GuestBuilder:
             await asyncio.to_thread(fresh.replace, path)
 
     async def resized(self, version: Version) -> None:
-        await asyncio.to_thread(self._groups.change, guest_of(version), limits_of(version.spec))
+        limits = limits_of(version.spec)
+        await asyncio.to_thread(self._groups.change, version.spec.name, guest_of(version), limits)
 
-    async def clear(self, guest: GuestId) -> None:
+    async def placed(self, claims: Mapping[str, Claim]) -> None:
+        await asyncio.to_thread(self._groups.give, claims)
+
+    async def clear(self, process: str, guest: GuestId) -> None:
         await asyncio.to_thread(_remove, self._directory / guest)
         await asyncio.to_thread(self._secrets.clear, guest)
-        await asyncio.to_thread(self._groups.remove, guest)
+        await asyncio.to_thread(self._groups.remove, process, guest)
 
     def scratch(self, guest: GuestId) -> Path:
         return self._directory / guest / SCRATCH_DIRECTORY

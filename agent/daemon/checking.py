@@ -55,7 +55,7 @@ class Checking:
         self,
         builder: CheckBuilder,
         run: Callable[[GuestOrder, float], Awaitable[GuestState]],
-        discard: Callable[[GuestId], Awaitable[None]],
+        discard: Callable[[str, GuestId], Awaitable[None]],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,7 +94,7 @@ class Checking:
                 raise  # the guest that it checks has ended
             raise GuestFailed(f"its check cannot be run: {error}") from error
         finally:
-            await asyncio.shield(asyncio.ensure_future(self._discard(check)))
+            await asyncio.shield(asyncio.ensure_future(self._discard(version.spec.name, check)))
 
 
 def _failed(version: Version, state: GuestState, output: str) -> CheckFailed:

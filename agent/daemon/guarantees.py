@@ -8,7 +8,7 @@ tests try to break every row that is.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,25 +16,27 @@ from agent.api import Guarantee
 from agent.daemon.networking import DEFAULT, Mode, why_not
 from agent.daemon.users import FIRST, LAST
 from agent.sandbox import landlock, privileges, seccomp
-from agent.sandbox.cgroups import MAX_THREADS
+from agent.sandbox.cgroups import CPUSET, MAX_THREADS
 
 _ACTIONS: Final = Path("/proc/sys/kernel/seccomp/actions_avail")
 _QUESTIONS_SINCE: Final = (5, 19)
 _SIGNAL_SCOPE_ABI: Final = 6
 _TRUNCATE_ABI: Final = 3
+_NOT_CLOSED: Final = "the agent may make no cpuset partition here (version 2 of control groups, as root)"
 _NO_GROUP: Final = "the agent may make no control groups here"
 
 
 def guarantees(
-    groups: Mapping[str, int] | None = None, *, pinned: bool = True, network: Mode = DEFAULT
+    groups: Mapping[str, int] | None = None, *, pinned_to: Sequence[int] = (0,), network: Mode = DEFAULT
 ) -> tuple[Guarantee, ...]:
     """The table for this host, now. `groups`: by which version of control groups each controller can be had
-    (`agent.sandbox.cgroups`). `pinned`: whole cores are given to one process alone. `network`: which guests get a
-    network namespace. Reads a few files of `/proc`, and changes nothing. Call it in a thread."""
+    (`agent.sandbox.cgroups`). `pinned_to`: the CPUs that are given to one process alone; none where several agents
+    share them. `network`: which guests get a network namespace. Reads a few files of `/proc`, and changes nothing. Call
+    it in a thread."""
     groups = groups or {}
     return (
         _memory(groups),
-        _cores(pinned),
+        _cores(groups, pinned_to),
         _cpu_share(groups),
         _threads(groups),
         _disk(),
@@ -57,10 +59,14 @@ def _memory(groups: Mapping[str, int]) -> Guarantee:
     )
 
 
-def _cores(pinned: bool) -> Guarantee:
-    if pinned:
-        return Guarantee("cores", True, "CPU affinity, which the guest cannot change; cores are not closed to others")
-    return Guarantee("cores", False, "several agents share this machine, so no core is one process's alone", soft=True)
+def _cores(groups: Mapping[str, int], pinned_to: Sequence[int]) -> Guarantee:
+    if not pinned_to:
+        how = "several agents share this machine, so no core is one process's alone"
+        return Guarantee("cores", False, how, soft=True)
+    if CPUSET not in groups:
+        return Guarantee("cores", True, f"no other guest: CPU affinity. Other programs may run there: {_NOT_CLOSED}")
+    first = f"CPU {min(pinned_to)} stays open to the machine's other programs, whoever has it"
+    return Guarantee("cores", True, f"no other program: a partition of the machine's CPUs (cpuset). {first}")
 
 
 def _cpu_share(groups: Mapping[str, int]) -> Guarantee:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol, TypeVar, Unpack
@@ -23,6 +23,7 @@ from agent.daemon.checking import CheckBuilder, Checking
 from agent.daemon.journal import Facts, Journal, JournalUnwritable
 from agent.daemon.state import Version
 from agent.runtime import GuestFailed, GuestId, GuestOrder, GuestState, Runtime, RuntimeUnavailable
+from agent.sandbox.cpusets import Claim
 
 READY_WITHIN_S: Final = 30.0
 """How long a process without a readiness rule may take until its listeners are open."""
@@ -50,8 +51,12 @@ class Builder(CheckBuilder, Protocol):
         now. Raises OSError."""
         ...
 
-    async def clear(self, guest: GuestId) -> None:
-        """Remove the guest's files. Its output stays for a while."""
+    async def placed(self, claims: Mapping[str, Claim]) -> None:
+        """Give these processes, as far as they run, their CPUs, and close those that are theirs alone to others."""
+        ...
+
+    async def clear(self, process: str, guest: GuestId) -> None:
+        """Remove the files of a guest of the process. Its output stays for a while."""
         ...
 
     def scratch(self, guest: GuestId) -> Path:
@@ -135,7 +140,7 @@ class Guests:
         guest = guest_of(version)
         if guest in await self.known():
             await self.forget_guest(guest)
-        await self.builder.clear(guest)
+        await self.builder.clear(version.spec.name, guest)
 
     async def discard(self, version: Version) -> None:
         """End and forget. Raises RuntimeUnavailable."""
@@ -155,11 +160,11 @@ class Guests:
     async def _check(self, order: GuestOrder, within_s: float) -> GuestState:
         return await self._bounded(self._runtime.check(order, deadline_s=within_s), within_s + SUPERVISOR_ANSWERS_S)
 
-    async def _discard_check(self, check: GuestId) -> None:
+    async def _discard_check(self, process: str, check: GuestId) -> None:
         """End a check, should it still run, and remove its files. What cannot be reached now is swept up later."""
         with suppress(GuestFailed, RuntimeUnavailable):
             await self.kill(check)
-        await self.builder.clear(check)
+        await self.builder.clear(process, check)
 
     async def set_memory(self, version: Version) -> None:
         """Give its guest, which runs, the memory that the specification says. Raises GuestFailed, RuntimeUnavailable,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,15 +26,16 @@ class Disk(NamedTuple):
     free_bytes: int
 
 
-def usable_cpus() -> tuple[int, ...]:
-    """The CPUs that this agent, and so its guests, may run on."""
-    return tuple(sorted(os.sched_getaffinity(0)))
+def usable_cpus(closed: Collection[int] = ()) -> tuple[int, ...]:
+    """The CPUs that this agent's guests may run on: those that the agent may, and those that are closed to it, because
+    they belong to its guests."""
+    return tuple(sorted(os.sched_getaffinity(0) | set(closed)))
 
 
-def machine_limits(state_dir: Path) -> Limits:
-    """All that the machine has."""
+def machine_limits(state_dir: Path, cpus: Collection[int]) -> Limits:
+    """All that the machine has, of whose CPUs these may be used."""
     return Limits(
-        cores_milli=len(usable_cpus()) * MILLI,
+        cores_milli=len(cpus) * MILLI,
         memory_bytes=memory_bytes(),
         disk_bytes=disk(state_dir).total_bytes,
     )

@@ -42,6 +42,17 @@ def assign(
     return {name: given.get(name, unpinned) for name in wants}
 
 
+def closable(cpus: Sequence[int], wants: Mapping[str, int], given: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The processes whose whole cores can be closed to every other program of the machine. The first CPU never is: the
+    agent, and all that the machine does besides, need one."""
+    first = min(cpus, default=0)
+    return {
+        name
+        for name, milli in wants.items()
+        if len(given[name]) * MILLI == milli and given[name] and first not in given[name]
+    }
+
+
 def _keeps(item: tuple[str, int], held: Mapping[str, tuple[int, ...]], free: set[int]) -> bool:
     name, count = item
     return len(held.get(name, ())) == count and set(held[name]) <= free

@@ -20,12 +20,13 @@ from agent.daemon import host
 from agent.daemon.capacity import Limits, conflict, shortage
 from agent.daemon.guests import Guests
 from agent.daemon.lifecycle import Lifecycle
-from agent.daemon.placement import assign
+from agent.daemon.placement import assign, closable
 from agent.daemon.refusal import Refused
 from agent.daemon.state import Record, State
 from agent.daemon.usage import Running, usage_of
 from agent.daemon.volumes import Volumes
 from agent.runtime import GuestFailed, GuestId, GuestState, Runtime, RuntimeUnavailable
+from agent.sandbox.cpusets import Claim
 
 LINK_WITHIN_S: Final = 60.0
 FIRST_RETRY_S: Final = 0.2
@@ -56,6 +57,7 @@ class Processes:
         self._table: dict[str, Lifecycle] = {}
         self._promised: list[ProcessSpec] = []
         self._given: dict[str, tuple[int, ...]] = {}
+        self._alone: set[str] = set()
         self._link: asyncio.Task[None] | None = None
         self.linked = asyncio.Event()
         """Set while the supervisor can be reached."""
@@ -198,16 +200,17 @@ class Processes:
 
     # --- CPUs --------------------------------------------------------------------------------------------------------
 
-    def cpus_of(self, process: str) -> tuple[int, ...]:
-        """Where a process may run; empty for everywhere."""
+    def claim_of(self, process: str) -> Claim:
+        """Where a process may run."""
         if process not in self._given:
             self._assign()
-        return self._given.get(process, ())
+        return Claim(self._given.get(process, ()), process in self._alone)
 
     async def place(self) -> None:
         """Give every process its CPUs again after something changed, and move the guests that this concerns."""
         before = self._given
         self._assign()
+        await self._guests.builder.placed({name: self.claim_of(name) for name in self._given})
         for name, lifecycle in list(self._table.items()):
             if name in before and before[name] != self._given.get(name, ()):
                 await lifecycle.set_cpus(self._given.get(name, ()))
@@ -215,6 +218,7 @@ class Processes:
     def _assign(self) -> None:
         wants = {name: spec.cores_milli for name, spec in self.desired().items()}
         self._given = assign(self._cpus, wants, self._given) if self._cpus else dict.fromkeys(wants, ())
+        self._alone = closable(self._cpus, wants, self._given)
 
     # --- the link to the supervisor ----------------------------------------------------------------------------------
 
@@ -245,6 +249,7 @@ class Processes:
         """The guests may have changed: bring every process and its record together again, and end what is unknown."""
         known = await self._guests.known()
         self._remember_cpus(known)
+        await self._guests.builder.placed({name: self.claim_of(name) for name in self._given})
         for lifecycle in self._table.values():
             lifecycle.unsettle()
             lifecycle.resume()

@@ -105,10 +105,11 @@ def become_separate(order: GuestOrder, control: int, output: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    if order.cpus:
-        os.sched_setaffinity(0, order.cpus)
     for directory in order.cgroups:
         cgroups.join(directory)
+    if order.cpus:
+        # After the groups: CPUs that are closed to others are closed to whoever is not in theirs.
+        os.sched_setaffinity(0, order.cpus)
 
 
 def open_directories(order: GuestOrder) -> int | None:

@@ -151,11 +151,12 @@ def _command(image: Image, port: int, console: Path, cpus: int, memory_mib: int)
 def _ssh(image: Image, port: int, directory: Path) -> list[str]:
     options = {
         "BatchMode": "yes",
-        "ConnectTimeout": "5",
+        "ConnectTimeout": "60",
         "ControlMaster": "auto",
         "ControlPath": str(directory / "ssh"),
+        "ControlPersist": "300",
         "LogLevel": "ERROR",
-        "ServerAliveInterval": "5",
+        "ServerAliveInterval": "30",
         "StrictHostKeyChecking": "no",
         "UserKnownHostsFile": "/dev/null",
     }

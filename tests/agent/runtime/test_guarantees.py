@@ -35,6 +35,7 @@ BROKEN_BY = {
 
 
 GROUPS = {"memory": 1, "cpu": 1, "pids": 2}
+WITH_CPUSET = {"memory": 2, "cpu": 2, "pids": 2, "cpuset": 2}
 
 
 def test_every_row_that_is_given_is_one_that_the_tests_try_to_break() -> None:
@@ -42,13 +43,13 @@ def test_every_row_that_is_given_is_one_that_the_tests_try_to_break() -> None:
 
 
 def test_every_promise_has_one_row_that_says_how_or_what_is_missing() -> None:
-    for rows in (guarantees(GROUPS), guarantees(), guarantees(pinned=False)):
+    for rows in (guarantees(GROUPS), guarantees(WITH_CPUSET), guarantees(), guarantees(pinned_to=())):
         assert sorted(row.name for row in rows) == sorted(typing.get_args(Promise))
         assert all(len(row.how) > 10 for row in rows)
 
 
 def test_what_is_not_enforced_is_not_given() -> None:
-    rows = {row.name: row.strength for row in guarantees(pinned=False)}
+    rows = {row.name: row.strength for row in guarantees(pinned_to=())}
     assert (rows["cpu-share"], rows["cores"]) == ("soft", "soft")
     given = {row.name: row.given for row in guarantees(GROUPS)}
     assert given["cpu-share"]
@@ -56,6 +57,15 @@ def test_what_is_not_enforced_is_not_given() -> None:
     assert given["own-user"] == (not privileges.no_users(FIRST, LAST))
     assert given["udp-egress"] == (not networking.why_not())
     assert {row.name: row.given for row in guarantees(network="listeners")}["udp-egress"] is False
+
+
+def test_whose_a_core_is_says_no_more_than_the_host_can_keep() -> None:
+    said = [
+        {row.name: row.how for row in guarantees(groups, pinned_to=(2, 3))}["cores"] for groups in (GROUPS, WITH_CPUSET)
+    ]
+    assert "Other programs may run there" in said[0]
+    assert said[1].startswith("no other program")
+    assert "CPU 2 stays open" in said[1]
 
 
 @needs_root

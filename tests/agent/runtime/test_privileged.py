@@ -10,11 +10,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.daemon.users import BLOCK, FIRST, LAST, Users
 from agent.daemon.volumes import DATA, Volumes
 from agent.runtime import GuestOrder, Mount, Preopen
-from agent.sandbox import cgroups, mounts, ownership, privileges
+from agent.sandbox import cgroups, cpusets, mounts, ownership, privileges
 from agent.sandbox.cgroups import Groups, Hierarchy, Limits
 from agent.supervisor.client import SupervisorClient, connect
 from tests.agent.runtime.support import DEADLINE_S, OTHER_UID, is_alive, needs_root, order, output_of, supervisor, until
@@ -228,17 +230,19 @@ V1_OWN = "4:memory:/user/one\n3:cpu,cpuacct:/\n0::/user.slice\n"
 
 
 def test_both_versions_of_control_groups_are_found_where_the_agent_is() -> None:
+    everything = ("memory", "cpu", "pids", "cpuset")
     assert cgroups.hierarchies(V1, V1_OWN) == [
         Hierarchy(Path("/sys/fs/cgroup/cpu"), 1, ("cpu",)),
         Hierarchy(Path("/sys/fs/cgroup/memory/user/one"), 1, ("memory",)),
-        Hierarchy(Path("/sys/fs/cgroup/unified"), 2, ("memory", "cpu", "pids")),
+        Hierarchy(Path("/sys/fs/cgroup/unified"), 2, everything),
     ]
-    for own, place in {
-        "/system.slice/agent.service": "/sys/fs/cgroup",
-        "/user.slice/lowcloud.service/agent": "/sys/fs/cgroup/user.slice/lowcloud.service",
+    for own, places in {
+        "/": ["/sys/fs/cgroup"],
+        "/system.slice/agent.service": ["/sys/fs/cgroup", "/sys/fs/cgroup/system.slice"],
+        "/user.slice/lowcloud.service/agent": ["/sys/fs/cgroup/user.slice/lowcloud.service"],
     }.items():
         alone = cgroups.hierarchies("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n", f"0::{own}\n")
-        assert [found.directory for found in alone] == [Path(place)]
+        assert alone == [Hierarchy(Path(place), 2, everything) for place in places]
     assert cgroups.hierarchies("", "") == []
 
 
@@ -251,10 +255,16 @@ def test_limits_are_said_in_the_words_of_each_version() -> None:
     assert cgroups.files_of(1, ("cpu",), Limits(1, 1))["cpu.shares"] == "2"
 
 
+@given(st.sets(st.integers(0, 255)))
+def test_cpus_are_heard_as_they_were_said(cpus: set[int]) -> None:
+    assert cpusets.heard(cpusets.said(sorted(cpus)) + "\n") == tuple(sorted(cpus))
+    assert cpusets.heard("0-2,5\n") == (0, 1, 2, 5)
+
+
 def test_a_machine_without_control_groups_limits_nothing_and_fails_nothing() -> None:
     groups = Groups("none", ())
-    assert groups.make("web-1", Limits(MIB, 100)) == ()
-    groups.remove("web-1")
+    assert groups.make("web", "web-1", Limits(MIB, 100)) == ()
+    groups.remove("web", "web-1")
     groups.sweep(())
     assert dict(groups.controllers) == {}
 
@@ -262,19 +272,19 @@ def test_a_machine_without_control_groups_limits_nothing_and_fails_nothing() -> 
 @needs_root
 def test_a_guest_is_in_its_groups_and_they_go_when_it_has_gone(tmp_path: Path) -> None:
     groups = Groups.open("lowcloud-test-" + tmp_path.name)
-    assert set(groups.controllers) == {"memory", "cpu", "pids"}
+    assert set(groups.controllers) >= {"memory", "cpu", "pids"}
 
     async def scenario() -> tuple[str, ...]:
-        directories = groups.make("spin-1", Limits(256 * MIB, 500))
+        directories = groups.make("spin", "spin-1", Limits(256 * MIB, 500))
         try:
             async with supervisor(tmp_path) as client:
                 made = order(tmp_path, "spin-1", "probe", "spin", uid=OTHER_UID)
                 state = await client.spawn(msgspec.structs.replace(made, cgroups=directories))
                 assert all(state.pid in members_of(directory) for directory in directories)
-                groups.change("spin-1", Limits(256 * MIB, 250))
+                groups.change("spin", "spin-1", Limits(256 * MIB, 250))
                 await client.kill("spin-1")
         finally:
-            groups.remove("spin-1")
+            groups.remove("spin", "spin-1")
         return directories
 
     for directory in asyncio.run(scenario()):
@@ -293,7 +303,7 @@ def test_two_guests_on_one_core_get_what_their_shares_say(tmp_path: Path) -> Non
                 pids = {}
                 for guest, milli in shares.items():
                     made = order(tmp_path, guest, "probe", "spin", cpus=(max(os.sched_getaffinity(0)),), uid=OTHER_UID)
-                    directories = groups.make(guest, Limits(256 * MIB, milli))
+                    directories = groups.make(guest, guest, Limits(256 * MIB, milli))
                     pids[guest] = (await client.spawn(msgspec.structs.replace(made, cgroups=directories))).pid
                 before = {guest: cpu_ticks(pid) for guest, pid in pids.items()}
                 await until(lambda: cpu_ticks(pids["large-1"]) - before["large-1"] >= 60, "it has run for a while")
@@ -315,7 +325,7 @@ def test_a_process_that_outgrows_its_group_is_ended_and_says_why(tmp_path: Path)
                 made = order(
                     tmp_path, "alloc-1", "probe", "alloc", "200", "hold", memory_bytes=256 * MIB, uid=OTHER_UID
                 )
-                directories = groups.make("alloc-1", Limits(100 * MIB, 1000))
+                directories = groups.make("alloc", "alloc-1", Limits(100 * MIB, 1000))
                 await client.spawn(msgspec.structs.replace(made, cgroups=directories))
 
                 async def ended() -> bool:

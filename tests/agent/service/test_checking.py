@@ -79,7 +79,7 @@ async def outcome(cloud: Cloud, *command: str, within_s: float) -> tuple[int | N
     check = new_check_id("web")
     state = await acts._check(await acts.builder.check_order(version, check), within_s)
     lines = (await acts.builder.said_by_check(check)).strip().splitlines()
-    await acts._discard_check(check)
+    await acts._discard_check("web", check)
     return state.exit_code, lines[-1] if lines else ""
 
 

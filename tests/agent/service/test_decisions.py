@@ -16,7 +16,7 @@ from agent.daemon.backoff import FIRST_S, GOOD_RUN_S, MOST_S, Backoff, starts_ag
 from agent.daemon.builder import environment
 from agent.daemon.capacity import Limits, conflict, shortage
 from agent.daemon.guest_files import plan_files
-from agent.daemon.placement import MILLI, assign
+from agent.daemon.placement import MILLI, assign, closable
 from agent.daemon.refusal import Refused
 from agent.daemon.retention import blobs_of_last_releases
 from agent.runtime import Preopen
@@ -49,6 +49,19 @@ def test_whole_cores_are_dedicated_and_nothing_moves_without_need(
     second = assign(sorted(cpus), both, first)
     if sum(both.values()) <= len(cpus) * MILLI and not any(milli % MILLI for milli in both.values()):
         assert all(second[name] == got for name, got in dedicated.items() if len(got) < len(cpus))
+
+
+@given(st.sets(st.integers(0, 15), min_size=1), WANTS, WANTS)
+def test_what_is_closed_to_others_is_one_process_s_and_never_the_first_cpu(
+    cpus: set[int], wants: dict[str, int], before: dict[str, int]
+) -> None:
+    given = assign(sorted(cpus), wants, assign(sorted(cpus), before, {}))
+    alone = closable(sorted(cpus), wants, given)
+    closed = [cpu for name in alone for cpu in given[name]]
+    assert len(closed) == len(set(closed))
+    assert min(cpus) not in closed
+    assert all(wants[name] % MILLI == 0 for name in alone)
+    assert not {cpu for name in wants.keys() - alone for cpu in given[name]} & set(closed)
 
 
 def test_what_would_exceed_the_host_is_named() -> None:

@@ -4,7 +4,6 @@ rule, control group or file. In CI a few; by hand LOWCLOUD_TEST_ROUNDS=250 makes
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import socket
@@ -84,11 +83,9 @@ def traces(state_dir: Path, port: int) -> Traces:
 
 def groups_of(state_dir: Path) -> list[Path]:
     """The guests' control groups, below those that bear the name of the state directory."""
-    found = []
-    for root in Path("/sys/fs/cgroup").glob(f"**/lowcloud-{kernel_name(state_dir)}"):
-        with contextlib.suppress(FileNotFoundError):  # it went with the last guest just now
-            found += [path for path in root.iterdir() if path.is_dir()]
-    return found
+    name = f"lowcloud-{kernel_name(state_dir)}"
+    walked = os.walk("/sys/fs/cgroup")  # which passes over what other tests remove meanwhile
+    return [Path(above, group) for above, groups, _ in walked if Path(above).name.startswith(name) for group in groups]
 
 
 def rules_of(state_dir: Path) -> str:
