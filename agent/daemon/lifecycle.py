@@ -245,6 +245,7 @@ class Lifecycle:
         try:
             await self._guests.set_memory(msgspec.structs.replace(current, spec=spec))
         except (GuestFailed, OSError) as error:
+            _log.warning("%s gets more memory by a swap: %s", self.record.process, error)
             return str(error)
         return ""
 

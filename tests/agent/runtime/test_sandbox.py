@@ -27,6 +27,7 @@ from agent.supervisor.guest_record import Guest
 from agent.supervisor.network.networks import Networks
 from agent.supervisor.notify import Notifications
 from tests.agent.runtime import support
+from tests.agent.runtime.hostile import LIMIT_ADDRESS
 from tests.agent.runtime.support import DEADLINE_S, OTHER_UID, needs_namespaces, needs_root, network
 from tests.ports import free_port
 
@@ -104,6 +105,7 @@ def attempt(
     assert guest.sandboxed, guest.exit_reason
     said = dict(line.split(" ", 1) for line in output.splitlines() if " " in line)
     said["refusals"] = "\n".join(guest.refusals)
+    said["limit address"] = str(guest.limit_address)
     return said
 
 
@@ -130,6 +132,12 @@ def test_no_system_call_outside_the_list_succeeds(tmp_path: Path) -> None:
     refused += ["unshare", "bpf", "io-uring", "keys", "user-faults", "other-numbers", "tcp-socket", "udp-socket"]
     said = attempt(tmp_path, *refused)
     assert {name: said[name] for name in refused} == dict.fromkeys(refused, "EPERM")
+
+
+def test_where_the_limit_of_memory_is_was_said_before_and_nothing_later_is_listened_to(tmp_path: Path) -> None:
+    said = attempt(tmp_path, "say-where,4096")
+    assert said["say-where,4096"] == "ok"
+    assert said["limit address"] == str(LIMIT_ADDRESS)
 
 
 @both_networks
