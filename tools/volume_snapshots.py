@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tools import errors
 from tools.cloud import open_cloud
 from tools.confirm import confirmed
+from tools.hosts import split_instance
 from tools.output import iso_time, local_time, printable, shorten, size
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ DEFAULT_PAUSE = "5s"
 def configure(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
     """Add the actions; each is a parser of its own."""
     taking = actions.add_parser("snapshot", help="keep in the cloud's store what a volume holds now")
-    taking.add_argument("volume", metavar="NAME", help="the volume, such as kv-data")
+    taking.add_argument("volume", metavar="NAME", help="the volume, such as kv-data or kv-data@fra1")
     taking.add_argument("--host", metavar="HOST", help="the host that has it, where several have one of that name")
     taking.add_argument("-m", "--message", metavar="TEXT", default="", help="why, for `volume snapshots`")
     taking.add_argument(
@@ -41,7 +42,9 @@ def configure(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> l
     listing = actions.add_parser("snapshots", help="the snapshots that are kept, the newest first")
     listing.add_argument("volume", nargs="?", metavar="NAME", help="only of this volume")
     restoring = actions.add_parser("restore", help="make a volume of a snapshot, on any host")
-    restoring.add_argument("volume", metavar="NAME", help="what the volume shall be called")
+    restoring.add_argument(
+        "volume", metavar="NAME", help="what the volume shall be called, such as kv-data or kv-data@ams1"
+    )
     restoring.add_argument("snapshot", metavar="SNAPSHOT", help="its hash, or a volume's name for the newest of it")
     restoring.add_argument("--host", metavar="HOST", help="where (default: where the snapshot was taken)")
     restoring.add_argument("--size", metavar="SIZE", help="of the volume (default: as when the snapshot was taken)")
@@ -59,14 +62,15 @@ def configure(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> l
 def take(args: argparse.Namespace, out: Output) -> int:
     import asyncio
 
+    volume, host = _named(args.volume, args.host)
     with open_cloud(args) as cloud:
-        host, brought = asyncio.run(_take(cloud, args, out))
+        host, brought = asyncio.run(_take(cloud, args, volume, host, out))
     facts = brought.facts
     if out.as_json:
         out.json(
             {
                 "snapshot": facts.snapshot,
-                "volume": args.volume,
+                "volume": volume,
                 "host": host,
                 "at": iso_time(facts.at_unix_ns),
                 "entries": facts.entries,
@@ -80,7 +84,7 @@ def take(args: argparse.Namespace, out: Output) -> int:
             }
         )
         return errors.DONE
-    out.line(f"{shorten(facts.snapshot)}  {args.volume}@{host}: {facts.entries} entries, {size(facts.data_bytes)}")
+    out.line(f"{shorten(facts.snapshot)}  {volume}@{host}: {facts.entries} entries, {size(facts.data_bytes)}")
     held = f"its process was held for {facts.pause_ms:.1f} ms" if facts.pause_ms else "no process was held"
     out.line(f"  read {size(facts.read_bytes)}, stored {size(facts.stored_bytes)} there; {held}")
     out.line(f"  received {size(brought.wire_bytes)}, {brought.blobs} blobs")
@@ -89,7 +93,9 @@ def take(args: argparse.Namespace, out: Output) -> int:
     return errors.DONE
 
 
-async def _take(cloud: Cloud, args: argparse.Namespace, out: Output) -> tuple[str, Brought]:
+async def _take(
+    cloud: Cloud, args: argparse.Namespace, volume: str, host: str | None, out: Output
+) -> tuple[str, Brought]:
     from agent.api import SnapshotVolume
     from deployer.applying import snapshots
     from tools.deploying import seconds
@@ -97,9 +103,9 @@ async def _take(cloud: Cloud, args: argparse.Namespace, out: Output) -> tuple[st
     pause_s = seconds(args.max_pause, "--max-pause") or 0.0
     if not 0 < pause_s <= 60:
         raise errors.UsageError("--max-pause is more than nothing and at most 60s")
-    call = SnapshotVolume(args.volume, secrets.token_hex(16), args.message, pause_s)
+    call = SnapshotVolume(volume, secrets.token_hex(16), args.message, pause_s)
     async with _site(cloud, out) as site:
-        host = args.host or _only_host(args.volume, await site.fleet.each(site.fleet.hosts, lambda c: c.host()))
+        host = host or _only_host(volume, await site.fleet.each(site.fleet.hosts, lambda c: c.host()))
         return host, await snapshots.take(site, host, call)
 
 
@@ -182,17 +188,18 @@ def restore(args: argparse.Namespace, out: Output) -> int:
         one = _snapshots(cloud).find(args.snapshot)
         size_bytes = _size(args.size) if args.size else one.snapshot.size_bytes
         refuse_small(one.snapshot, size_bytes)
-        host = args.host or one.snapshot.host
+        volume, named = _named(args.volume, args.host)
+        host = named or one.snapshot.host
         if args.replace:
-            out.line(f"{args.volume}@{host}: what is in it will be gone for good")
+            out.line(f"{volume}@{host}: what is in it will be gone for good")
             if not confirmed("replace it?", out, yes=args.yes):
                 return errors.DONE
-        call = RestoreVolume(args.volume, one.digest, size_bytes, secrets.token_hex(16), args.replace)
+        call = RestoreVolume(volume, one.digest, size_bytes, secrets.token_hex(16), args.replace)
         sent_bytes = asyncio.run(_restore(cloud, host, call, out))
     if out.as_json:
-        row = {"volume": args.volume, "host": host, "snapshot": one.digest, "size_bytes": size_bytes}
+        row = {"volume": volume, "host": host, "snapshot": one.digest, "size_bytes": size_bytes}
         out.json({**row, "data_bytes": one.snapshot.data_bytes, "sent_bytes": sent_bytes})
-    out.line(f"{args.volume}@{host}: {_source(one)}")
+    out.line(f"{volume}@{host}: {_source(one)}")
     out.line(f"  sent {size(sent_bytes)}; the volume has {size(size_bytes)}")
     return errors.DONE
 
@@ -222,6 +229,16 @@ def _size(text: str) -> int:
 
 
 # --- common ---------------------------------------------------------------------------------------------------------
+
+
+def _named(text: str, host: str | None) -> tuple[str, str | None]:
+    """A volume and its host, from `kv-data`, `kv-data@fra1` and what `--host` says. Raises UsageError."""
+    if "@" not in text:
+        return text, host
+    volume, named = split_instance(text)
+    if host not in (None, named):
+        raise errors.UsageError(f"{text} is not on {host}", hint="name the host once")
+    return volume, named
 
 
 def _snapshots(cloud: Cloud) -> Snapshots:

@@ -224,8 +224,8 @@ class VolumeCalls:
         return Outcome(changed=True, bytes=done.bytes, detail=f"restored from {source}")
 
     async def _restored(self, call: RestoreVolume) -> Done:
-        fresh = await asyncio.to_thread(self._volumes.prepare, call.volume, call.size_bytes, call.nonce)
         try:
+            fresh = await asyncio.to_thread(self._volumes.prepare, call.volume, call.size_bytes, call.nonce)
             place = self._place(fresh.data, str(fresh.image or ""))
             done = await _done(Restore(place, call.snapshot))
             self._refuse_held(call.volume)

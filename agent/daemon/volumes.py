@@ -5,6 +5,9 @@ volume's size is what it was promised: the sum of all promises is held against t
 mount, a volume is made as `image`, a sparse file with an ext4 file system of that size, which the guest's process
 mounts on `data` for itself (`agent.sandbox.mounts`); so the size is a hard limit, of which the file system's own tables
 take a few percent. Elsewhere it is a plain directory and the size a soft limit. What a volume was made as it stays.
+
+A volume that is made of a snapshot is made in `.restoring-NAME` and takes its place in one step; beside the others are
+`snapshots` and `seen`, which belong to `agent.daemon.snapshots`.
 """
 
 from __future__ import annotations

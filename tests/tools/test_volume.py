@@ -56,7 +56,7 @@ def test_a_volume_moves_to_another_host_by_a_snapshot_which_outlives_the_first(s
     assert (first["host"], first["entries"], first["left_out"]) == ("fra1", 1, 0)
     assert first["received_blobs"] >= 3
     assert ask(shop, "fra1", "SET number 2") == ["OK"]
-    told = shop.succeed("volume", "snapshot", "kv-data", "--host", "fra1", "--max-pause", "2s").out
+    told = shop.succeed("volume", "snapshot", "kv-data@fra1", "--host", "fra1", "--max-pause", "2s").out
     assert "kv-data@fra1: 1 entries" in told
     assert "received" in told
     newest, oldest = shop.json("volume", "snapshots", "kv-data")
@@ -71,7 +71,7 @@ def test_a_volume_moves_to_another_host_by_a_snapshot_which_outlives_the_first(s
     assert shop.run("volume", "restore", "kv-data", newest["snapshot"], "--replace").code == 2, "nobody could be asked"
     assert "the volume would have" in shop.run("volume", "restore", "x", "kv-data", "--size", "20B").err
 
-    restored = shop.json("volume", "restore", "kv-data", newest["snapshot"], "--host", "ams1")
+    restored = shop.json("volume", "restore", "kv-data@ams1", newest["snapshot"])
     assert (restored["host"], restored["size_bytes"]) == ("ams1", 16 << 20)
     run_kv_on(shop, "ams1")
     assert ask(shop, "ams1", "GET name", "GET number") == ["VALUE ada", "VALUE 2"]
@@ -95,6 +95,7 @@ def test_a_volume_moves_to_another_host_by_a_snapshot_which_outlives_the_first(s
 
 def test_a_snapshot_of_what_is_not_there_or_not_clear_says_so(shop: Shop) -> None:
     assert "no host has a volume other" in shop.run("volume", "snapshot", "other").err
+    assert "is not on ams1" in shop.run("volume", "snapshot", "kv-data@fra1", "--host", "ams1").err
     assert "no volume kv-data on this host" in shop.run("volume", "snapshot", "kv-data", "--host", "ams1").err
     assert "no snapshot of a volume" in shop.run("volume", "restore", "kv-data", "kv-data").err
     assert "--max-pause" in shop.run("volume", "snapshot", "kv-data", "--max-pause", "2m").err
