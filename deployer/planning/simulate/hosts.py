@@ -57,7 +57,7 @@ from deployer.planning.timing import CALL_S, STAGE_S, Links, compile_s, patience
 SLOWER_RATE: Final = 100
 SLOWER_ROUND_TRIP: Final = 50
 NOTICED_AFTER_S: Final = 25.0
-"""A host that dies while it owes an answer is noticed by keep-alive probes (`agent.client`)."""
+"""A host that dies while it owes an answer is noticed by its missing pulse (`agent.pulse`)."""
 
 Cost = Callable[[Lack], int]
 """Bytes on the wire for what a host lacks."""
