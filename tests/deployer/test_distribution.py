@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,6 +30,7 @@ from cas.swarm.ranking import Swarm
 from deployer.applying.apply import apply
 from deployer.applying.distribution import distribute, shares
 from deployer.applying.fleet import Fleet
+from deployer.applying.introducing import introduce
 from deployer.applying.outcome import Applied, Brought, Outcome
 from deployer.applying.site import Site
 from deployer.applying.transfer import lacks
@@ -278,6 +279,42 @@ def test_each_shared_blob_has_one_bringer_and_the_others_fetch_it() -> None:
     for blob in blobs[:-1]:
         assert sum(blob in split.sent[host] for host in lacking) == 1
     assert all(blobs[-1] in split.sent[host] for host in ("a1", "a2"))
+
+
+class Counting(AgentClient):
+    """Notes which hosts are sent blobs."""
+
+    sent: ClassVar[list[str]]
+
+    async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
+        self.sent.append(self.host_name)
+        return await super().send_blobs(chunks)
+
+
+def test_a_long_list_of_neighbours_goes_to_one_host_of_a_region_and_from_there_to_the_others(
+    hosts: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployer.applying.introducing.SMALL_BYTES", 10)
+    known = definition(hosts)
+    first = msgspec.structs.replace(known, host={**known.host, "new1": known.host["a1"]})
+    second = msgspec.structs.replace(first, host={**first.host, "new2": known.host["b1"]})
+    Counting.sent = []
+
+    async def act() -> None:
+        addresses = {name: agent.listen for name, agent in hosts.agents.items()}
+        credentials = hosts.cloud.credentials
+        async with Fleet(addresses, credentials, connect=lambda host, at: Counting(host, at, credentials)) as fleet:
+            site = Site(hosts.store, hosts.ref, fleet, hosts.by)
+            await introduce(site, ["a1", "a2", "b1"], first)
+            assert sorted(Counting.sent) == ["a1", "b1"]
+            await introduce(site, ["a1"], second)
+            await introduce(site, ["a1", "a3"], second)  # it gets the list from a1, which has it already
+            assert sorted(Counting.sent) == ["a1", "a1", "b1"]
+            for host in ("a1", "a2", "a3", "b1"):
+                found = {one.host for one in (await (await fleet.client(host)).peers()).peers} | {host}
+                assert found == set((second if host in ("a1", "a3") else first).host)
+
+    asyncio.run(act())
 
 
 def test_where_a_word_cannot_be_signed_that_is_told_and_the_apply_is_whole(hosts: Ground, tmp_path: Path) -> None:
