@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests import guests
 
 if TYPE_CHECKING:
     from tests.engines.servers import EtcdCluster, Weed
+
+
+settings.register_profile("lowcloud", deadline=None)
+settings.load_profile("lowcloud")
+# How long an example takes says what else the machine does, and nothing about what is tested.
 
 
 def pytest_configure() -> None:

@@ -15,14 +15,11 @@ from agent.client import AgentClient
 from cas.digest import Digest
 from cas.interface import BlobStore, ExchangeStore
 from cas.reconcile import Difference, Summary, reconcile
-from deployer.applying.fleet import for_each
+from deployer.applying.incoming import Incoming
 from deployer.applying.progress import Quiet
 from deployer.applying.site import Site
 from deployer.applying.transfer import Source, serve
 
-AT_ONCE: Final = 8
-GATHER_BYTES: Final = 8 << 20
-"""So much is stored in one go; what is larger, alone."""
 LEASE_OWNER: Final = "sync"
 LEASE_S: Final = 7 * 86400.0
 """What comes from a host is kept for so long at least, like what was pushed."""
@@ -66,33 +63,11 @@ def _go_on(
 async def bring(
     store: ExchangeStore, client: AgentClient, digests: Sequence[Digest], tell: Callable[[int, int], None]
 ) -> int:
-    """Store what the host has of these, each blob verified and leased; the bytes that came. `tell` is called with
-    (blobs done, blobs in all). What has come stays, whatever happens to the rest. Raises AgentError, StoreFull."""
-    gathered: list[bytes] = []
-    done = came_bytes = 0
-
-    async def one(digest: Digest) -> None:
-        nonlocal came_bytes
-        data = await client.blob(digest)
-        gathered.append(data)
-        came_bytes += len(data)
-        if sum(map(len, gathered)) >= GATHER_BYTES:
-            await keep()
-
-    async def keep() -> None:
-        nonlocal done
-        whole = gathered.copy()
-        gathered.clear()
-        if whole:
-            await asyncio.to_thread(store.put_many, whole, lease_owner=LEASE_OWNER, ttl_s=LEASE_S)
-            done += len(whole)
-            tell(done, len(digests))
-
-    try:
-        await for_each(digests, one, at_once=AT_ONCE)
-    finally:
-        await keep()
-    return came_bytes
+    """Store what the host has of these, verified and kept for a week at least; the bytes that came. `tell` is called
+    with (bytes that came, bytes in all, about). Raises AgentError, CasError."""
+    incoming = Incoming(store, client, tell, owner=LEASE_OWNER, lease_s=LEASE_S)
+    await incoming.get(digests)
+    return incoming.wire_bytes
 
 
 async def send(site: Site, host: str, digests: Sequence[Digest], tell: Callable[[int, int], None]) -> int:

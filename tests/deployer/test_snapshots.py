@@ -28,7 +28,7 @@ from cas.tree import (
     encode_snapshot,
     read_tree,
 )
-from deployer.applying import snapshots
+from deployer.applying import incoming, snapshots
 from deployer.applying.fleet import Fleet
 from deployer.applying.site import Site
 from deployer.errors import BadInput
@@ -117,7 +117,7 @@ def test_a_snapshot_that_is_cut_off_goes_on_where_it_was_and_has_no_name_before_
         await ground.on_site(lambda site: snapshots.restore(site, "h1", restoring(digest, "two")))
         try:
             with pytest.raises((HostUnreachable, ExchangeError)):
-                await take(elsewhere, cuts=snapshots.TRIES)
+                await take(elsewhere, cuts=incoming.TRIES)
             assert Snapshots(elsewhere, ground.ref).every() == []
             return await take(elsewhere, cuts=0)
         finally:

@@ -68,7 +68,7 @@ async def _sync(cloud: Cloud, args: argparse.Namespace, out: Output) -> tuple[Co
         client = await fleet.client(args.host)
         found = await compare(cloud.store, client)
         if args.fetch and found.theirs:
-            with out.progress("fetch", unit="blobs") as progress:
+            with out.progress("fetch") as progress:
                 return found, await bring(cloud.store, client, found.theirs, progress)
         if args.send and found.ours:
             with out.progress("send") as progress:
