@@ -12,8 +12,9 @@ from typing import Final
 
 from agent.supervisor import sockdiag
 from agent.supervisor.event_loop import Loop, Task, Wait
-from agent.supervisor.group import Group, Listener
+from agent.supervisor.group import Group
 from agent.supervisor.guest_record import Guest
+from agent.supervisor.listener import Listener
 from agent.supervisor.notify import sockets_of
 
 GRACE_S: Final = 0.1

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from agent.api import Endpoint
 from agent.runtime import EndpointTaken, GuestFailed
-from agent.supervisor.group import Group, Listener, Moves
+from agent.supervisor.group import Group, Moves
+from agent.supervisor.listener import Listener
 
 if TYPE_CHECKING:
     from agent.supervisor.network.namespace import Namespace

@@ -39,8 +39,8 @@ from agent.runtime import GuestFailed
 from agent.sandbox import linux, seccomp
 from agent.supervisor.checking import Reaching
 from agent.supervisor.endpoints import Endpoints
-from agent.supervisor.group import Listener, family_of
 from agent.supervisor.guest_record import Guest
+from agent.supervisor.listener import Listener, family_of
 
 _RECEIVE: Final = 0xC0502100
 _SEND: Final = 0xC0182101

@@ -21,8 +21,9 @@ from agent.api import Endpoint, Ready
 from agent.runtime import GuestFailed
 from agent.supervisor import sockdiag
 from agent.supervisor.event_loop import POLLIN, POLLOUT, Loop, Wait
-from agent.supervisor.group import Group, Listener
+from agent.supervisor.group import Group
 from agent.supervisor.guest_record import Guest
+from agent.supervisor.listener import Listener
 
 ATTEMPT_S: Final = 5.0
 FIRST_RETRY_S: Final = 0.01

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 from agent.api import Endpoint
 from agent.runtime import GuestOrder
 from agent.sandbox import linux, seccomp
-from agent.supervisor.group import family_of, kind_of
+from agent.supervisor.listener import family_of, kind_of
 
 if TYPE_CHECKING:
     from agent.supervisor.network.namespace import Namespace
