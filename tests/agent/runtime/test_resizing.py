@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ from tests import guests
 from tests.agent.runtime.support import IS_ROOT, OTHER_UID, needs_root, order, output_of, supervisor
 from tests.agent.runtime.test_engine import _in_a_process
 from tests.agent.service.daemon import needs_guests
-from tests.agent.service.support import Cloud, changed, host, put, run, until
+from tests.agent.service.support import Cloud, changed, put, real, run, until
 
 MIB = 1 << 20
 
@@ -111,16 +109,6 @@ def _check_another_layout() -> None:
     component, resizable = zygote.self_test()
     assert component
     assert not resizable
-
-
-@asynccontextmanager
-async def real(tmp: Path) -> AsyncIterator[Cloud]:
-    async with host(tmp / "state", connect=lambda: connect(tmp / "state")) as cloud:
-        try:
-            yield cloud
-        finally:
-            await cloud.client.shut_down(guests=True)
-            await cloud.agent.ended.wait()
 
 
 async def shown(cloud: Cloud) -> ProcessStatus:

@@ -35,6 +35,7 @@ from agent.daemon.capacity import Limits
 from agent.daemon.networking import DEFAULT, Mode
 from agent.main import listening
 from agent.runtime import Runtime
+from agent.supervisor.client import connect
 from cas.digest import Digest
 from cas.store import Store
 from tests.agent.service.certificates import Authority
@@ -135,6 +136,17 @@ async def host(
         await agent.close()
 
 
+@asynccontextmanager
+async def real(tmp: Path, network: Mode = DEFAULT) -> AsyncIterator[Cloud]:
+    """A host with real guests, which end with it."""
+    async with host(tmp / "state", connect=lambda: connect(tmp / "state"), network=network) as cloud:
+        try:
+            yield cloud
+        finally:
+            await cloud.client.shut_down(guests=True)
+            await cloud.agent.ended.wait()
+
+
 def run(work: Callable[[Path], Awaitable[Any]]) -> None:
     """Run a test's coroutine with a directory of its own."""
     with tempfile.TemporaryDirectory(prefix="lc-") as directory:
@@ -187,6 +199,7 @@ __all__ = [
     "changed",
     "host",
     "put",
+    "real",
     "run",
     "spec_digest",
     "until",

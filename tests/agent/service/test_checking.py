@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +27,30 @@ from agent.api import (
 )
 from agent.client import CallRefused
 from agent.daemon.checking import new_check_id
-from agent.daemon.networking import DEFAULT, Mode
+from agent.daemon.networking import Mode
 from agent.runtime import GuestState
-from agent.supervisor.client import SupervisorClient, connect
+from agent.supervisor.client import SupervisorClient
 from cas.digest import Digest
 from tests import guests
 from tests.agent.service.daemon import both_networks, daemon, fetch, needs_guests
-from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, run, spec_digest, until, wasm, web
+from tests.agent.service.support import (
+    Cloud,
+    MemoryRuntime,
+    changed,
+    host,
+    put,
+    real,
+    run,
+    spec_digest,
+    until,
+    wasm,
+    web,
+)
 from tests.ports import free_port
 
 QUICK = Update(drain_s=0.5)
-
-
-@asynccontextmanager
-async def real(tmp: Path, network: Mode = DEFAULT) -> AsyncIterator[Cloud]:
-    """A host with real guests, of which nothing may be left."""
-    async with host(tmp / "state", connect=lambda: connect(tmp / "state"), network=network) as cloud:
-        try:
-            yield cloud
-        finally:
-            await cloud.client.shut_down(guests=True)
-            await cloud.agent.ended.wait()
+ENOUGH_S = 3.0
+"""For a check to be started, and to fail, also on a machine with much else to do."""
 
 
 def job(binary: Digest, *args: str, run: tuple[str, ...], within_s: float = 10.0, **fields: Any) -> ProcessSpec:
@@ -103,7 +104,7 @@ def test_a_check_meets_exactly_the_version_that_it_judges(network: Mode) -> None
                 probe,
                 *("serve-file", str(port), "/etc/app/text"),
                 run=("expect", "127.0.0.1", str(port), expected),
-                within_s=10.0 if content != three else 0.5,
+                within_s=10.0 if content != three else ENOUGH_S,
                 config={"/etc/app/text": content},
                 listen={"http": Endpoint("0.0.0.0", port)},
             )
@@ -139,7 +140,7 @@ def test_a_check_meets_a_dark_udp_listener(address: str, network: Mode) -> None:
             return job(probe, *args, run=("udp-ask", address, str(port)), listen=listen, **fields)
 
         async with real(tmp, network) as cloud:
-            answers, mute = echo(), echo("mute", within_s=1.0)
+            answers, mute = echo(), echo("mute", within_s=ENOUGH_S)
             await cloud.ask(Start(answers))
             refusal = await refusal_of(cloud, Replace(mute, expect=spec_digest(answers)))
             assert "receive denied timeout" in refusal.message
@@ -171,7 +172,7 @@ def test_a_check_has_its_process_files_and_no_volume_and_may_not_listen() -> Non
                 (("trap",), 134, ""),
                 (("sleep", "60000"), 137, "sleeping"),
             ):
-                found = await outcome(cloud, *command, within_s=0.5 if code == 137 else 20.0)
+                found = await outcome(cloud, *command, within_s=ENOUGH_S if code == 137 else 20.0)
                 assert (found[0], found[1][: len(said)]) == (code, said)
                 assert await checks(cloud) == []
                 assert left_of_checks(tmp) == []
@@ -184,7 +185,7 @@ def test_a_process_without_listeners_is_ready_when_its_check_passes() -> None:
     async def work(tmp: Path) -> None:
         (probe,) = put(tmp / "state", guests.path("probe").read_bytes())
         async with real(tmp) as cloud:
-            refusal = await refusal_of(cloud, Start(job(probe, "never-listen", run=("exit", "1"), within_s=0.3)))
+            refusal = await refusal_of(cloud, Start(job(probe, "never-listen", run=("exit", "1"), within_s=ENOUGH_S)))
             assert "its check `exit 1` ended with exit code 1" in refusal.message
             await cloud.ask(Start(job(probe, "never-listen", run=("exit", "0"))))
             status = await cloud.status("web")

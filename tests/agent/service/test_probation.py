@@ -4,8 +4,6 @@ put under a running guest."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -24,10 +22,9 @@ from agent.api import (
     spec_digest,
 )
 from agent.client import CallRefused
-from agent.supervisor.client import connect
 from tests import guests as test_guests
 from tests.agent.service.daemon import fetch, needs_guests
-from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, run, until, wasm, web
+from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, real, run, until, wasm, web
 from tests.ports import free_port
 from tools import guests
 
@@ -241,14 +238,3 @@ def test_files_are_made_good_where_a_crash_came_before_them() -> None:
 
 def probe_path() -> Path:
     return test_guests.path("probe")
-
-
-@asynccontextmanager
-async def real(tmp: Path) -> AsyncIterator[Cloud]:
-    """A host with real guests, which end with it."""
-    async with host(tmp / "state", connect=lambda: connect(tmp / "state")) as cloud:
-        try:
-            yield cloud
-        finally:
-            await cloud.client.shut_down(guests=True)
-            await cloud.agent.ended.wait()
