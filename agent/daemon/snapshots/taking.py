@@ -1,6 +1,6 @@
 """Taking a snapshot: as much as can be while the process runs, the rest while it is held.
 
-The volume is looked at once while the process goes on, which stores nearly everything. Then the process is held
+The volume is looked at while the process goes on, which stores nearly everything. Then the process is held
 (`agent.sandbox.pause`) and the volume looked at again: only what has changed since is read, and goes to a spool, so the
 pause lasts as long as looking does, not as long as storing. What is named is what was seen while the process was held:
 one instant, as after a power cut, except that nothing written before is lost.
@@ -24,6 +24,9 @@ from agent.daemon.snapshots.looking import Look, Memory, TooLong, look
 from agent.sandbox.pause import PauseFailed, paused
 
 ATTEMPTS: Final = 3
+MORE_LOOKS: Final = 3
+LITTLE_BYTES: Final = 16 << 20
+"""Read again in some milliseconds."""
 LOOKS_AT_REST: Final = 20
 BETWEEN_LOOKS_S: Final = 0.1
 
@@ -60,7 +63,7 @@ class Taking:
     def of_running(self, pid: int, max_pause_s: float) -> Seen:
         """Raises NotAtRest, PauseFailed, VolumeUnfit, OSError, StoreFull."""
         for _ in range(ATTEMPTS):
-            self._look()
+            self._approach()
             try:
                 return self._held(pid, max_pause_s)
             except TooLong:
@@ -68,6 +71,17 @@ class Taking:
             except PermissionError:
                 return self.at_rest()
         raise NotAtRest(f"what changes between two looks takes longer than {max_pause_s:g} s to read")
+
+    def _approach(self) -> None:
+        """Look until little has changed since, or as much as before: storing the first look may have taken minutes."""
+        before = self._look().read_bytes
+        for _ in range(MORE_LOOKS):
+            if before <= LITTLE_BYTES:
+                return
+            now = self._look().read_bytes
+            if now * 2 > before:
+                return
+            before = now
 
     def _held(self, pid: int, max_pause_s: float) -> Seen:
         with Spool(self._spool) as spool:
