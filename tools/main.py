@@ -52,7 +52,7 @@ VERBS: dict[str, str] = {
     "host": "show a host's means and guarantees, or admit a new host",
     "peers": "show what hosts have taken from each other, how fast, and who is not believed",
     "sync": "compare this cloud's blobs with a host's, and fetch or send what one of them lacks",
-    "volume": "list the volumes of the hosts, or delete one with what is in it",
+    "volume": "list volumes, keep and restore snapshots of them, or delete one",
     "operator": "admit another operator of this cloud, on another machine",
     "migrate": "move the history or the blobs to another engine: etcd, S3, or back",
     "bundle": "write a release, or what is new in it, to a file for a place without a network",

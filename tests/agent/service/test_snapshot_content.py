@@ -289,6 +289,24 @@ def test_a_volume_that_is_never_at_rest_is_refused_and_one_that_comes_to_rest_is
     assert facts(ground.restore(seen.look.items)) == facts(ground.volume)
 
 
+@pytest.mark.parametrize(("mib", "looks"), [(1, 1), (20, 2)])
+def test_a_look_that_took_long_is_followed_by_another_before_a_process_is_held(
+    ground: Ground, tmp_path: Path, mib: int, looks: int
+) -> None:
+    path = ground.volume / "file"
+    path.write_bytes(random.Random(9).randbytes(mib * PIECE_BYTES))
+
+    class WritesMeanwhile(Keeper):
+        def flush(self) -> None:
+            super().flush()
+            os.utime(path)
+
+    with opened(ground.volume) as root:
+        taking = Taking(root, {}, WritesMeanwhile(ground.store, "test"), tmp_path)
+        taking._approach()
+        assert taking.of_nobody().read_bytes == (looks + 1) * mib * PIECE_BYTES
+
+
 def test_files_that_come_and_go_and_change_their_kind_end_no_look(ground: Ground) -> None:
     """Nor is anything read that is not in the volume."""
     ended = threading.Event()
