@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -18,6 +18,7 @@ import msgspec
 from agent.api import (
     Acquaint,
     BlobAnswer,
+    BlobBegun,
     BlobQuery,
     BlobReceipt,
     Call,
@@ -291,6 +292,12 @@ class ModelClient(AgentClient):
             tuple(digest for digest in lack.missing if digest in wanted),
             tuple(digest for digest in lack.bases if digest in offered),
         )
+
+    async def begun(self, blobs: Sequence[Digest]) -> tuple[BlobBegun, ...]:
+        """No stream to it breaks off half done."""
+        del blobs
+        await self._arrive()
+        return ()
 
     async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
         """The bytes are counted as the deployer would estimate them."""
