@@ -24,8 +24,8 @@ LEASE_S: Final = 86400.0
 
 
 class Incoming:
-    """Blobs on their way from one host, leased to `owner` from before they come. `tell` is called with (bytes that
-    came, bytes in all, about)."""
+    """Blobs on their way from one host, leased to `owner` before they come. `tell` is called with bytes that came, and
+    about how many there are in all."""
 
     def __init__(
         self,
