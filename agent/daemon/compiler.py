@@ -1,6 +1,6 @@
 """Compiling a program in a process of its own, bounded in time and memory, so that no binary can harm the agent.
 
-Run as `python -P -m agent.daemon.compiler BINARY CODE`: it reads the one, writes the other, and prints a `Verdict` as
+Run as `python -P -m agent.daemon.compiler AGENT BINARY CODE BYTES`: it reads the one, writes the other, and prints a `Verdict` as
 JSON. The compiler is large and works on hostile input, so it may crash, spin or eat memory: the process that waits
 for it (`compile_file`) kills it at a deadline, and the kernel limits its memory. It dies with the agent.
 """
@@ -52,7 +52,8 @@ async def compile_file(
     """Compile the program in `binary` into `code`, which is complete when this returns; its kind. Raises CompileFailed.
     Cancelling kills the compiler."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "agent.daemon.compiler", str(binary), str(code), str(memory_bytes)),
+        *(sys.executable, "-P", "-m", "agent.daemon.compiler"),
+        *(str(os.getpid()), str(binary), str(code), str(memory_bytes)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -101,11 +102,11 @@ def _verdict(said: bytes, status: int) -> Verdict:
         return Verdict(problem=f"the compiler ended with status {status} and said nothing")
 
 
-def main(binary: Path, code: Path, memory_bytes: int) -> int:
-    """The compiling process."""
+def main(agent: int, binary: Path, code: Path, memory_bytes: int) -> int:
+    """The compiling process of the agent with this pid, which may have ended already."""
     from agent.sandbox import engine, linux
 
-    linux.die_with_parent(os.getppid(), signal.SIGKILL)
+    linux.die_with_parent(agent, signal.SIGKILL)
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
@@ -126,4 +127,4 @@ def main(binary: Path, code: Path, memory_bytes: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
