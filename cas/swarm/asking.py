@@ -11,8 +11,10 @@ from collections.abc import Collection, Iterator, Mapping
 from cas.digest import Digest
 from cas.inventory import MAX_FORMS
 from cas.swarm.blob import Blob
+from cas.swarm.bringers import Bringers
 from cas.swarm.limits import Limits
 from cas.swarm.messages import MAX_ASK_FORMS
+from cas.swarm.patience import Pace
 from cas.swarm.peer import Peer
 from cas.swarm.pieces import Picker
 from cas.swarm.ranking import Swarm
@@ -24,15 +26,21 @@ EXPLORED = 4
 class Asking:
     """Who is to be asked about what, as long as nothing changes. `plan` makes it anew."""
 
-    def __init__(self, me: str, limits: Limits, peers: Mapping[str, Peer], picker: Picker) -> None:
+    def __init__(self, me: str, limits: Limits, peers: Mapping[str, Peer], picker: Picker, near: Pace) -> None:
         self._me = me
         self._limits = limits
         self._peers = peers
         self._picker = picker
+        self._near_pace = near
         self._swarm: Swarm | None = None
         self._near: list[str] = []
+        self.doubtful = False
+        """Whether something is in flight for so long that others are to be asked about it."""
+        self._bringers = Bringers()
         self.about: dict[str, dict[Digest, Blob] | None] = {}
         """By host, the blobs that it is asked about; None stands for all."""
+        self.due: dict[str, None] = {}
+        """Those that may have to be asked now: what is not in it has been asked, or there is nothing to ask it."""
 
     def plan(self, blobs: Collection[Blob], now_s: float) -> None:
         self.about = {}
@@ -41,10 +49,22 @@ class Asking:
                 break
             if self._is_well(name, now_s):
                 self.about[name] = None
-        left = [peer.name for peer in self._peers.values() if peer.near and not peer.is_well(now_s)]
+        self._bringers.look(now_s)
+        near = {name for name, peer in self._peers.items() if peer.near and not self._is_trusted(name, now_s)}
+        left = sorted(near | self._bringers.behind)
         for blob in blobs:
             if not blob.keeping:
                 self._plan_one(blob, left, now_s)
+        self.due = dict.fromkeys(self.about)
+        self.doubtful = any(blob.doubtful for blob in blobs)
+
+    def again(self, name: str) -> None:
+        """Something has changed, so that it may have to be asked."""
+        if name in self.about:
+            self.due[name] = None
+
+    def all_again(self) -> None:
+        self.due = dict.fromkeys(self.about)
 
     def join(self, swarm: Swarm) -> None:
         """The neighbours are those of this swarm from now on."""
@@ -54,13 +74,19 @@ class Asking:
 
     def _plan_one(self, blob: Blob, left: list[str], now_s: float) -> None:
         limits = self._limits
-        place = blob.swarm.place(self._me, blob.blob)
-        ahead = sum(blob.swarm.place(name, blob.blob) < place for name in left if name in blob.swarm.region_of)
-        rank = place - ahead
-        region = blob.swarm.region_of[self._me]
-        ranking = blob.swarm.ranking(region, blob.blob)
-        blob.root = next((host for host in ranking if self._is_well(host, now_s)), self._me)
-        blob.outside = now_s >= blob.news_s + limits.takeover_s * rank.bit_length()
+        ahead = sum(blob.swarm.place(name, blob.blob) < blob.place for name in left if name in blob.swarm.region_of)
+        rank = blob.place - ahead
+        blob.root = next((host for host in blob.ranking if self._is_trusted(host, now_s)), self._me)
+        self._bringers.begin(blob.root, blob, now_s)
+        quiet_s = now_s - max(blob.news_s, self._bringers.heard_s(blob.root))
+        patience_s = self._near_pace.patience_s(limits.least_takeover_s, limits.takeover_s)
+        if self._bringers.are_silent(now_s - patience_s):
+            patience_s = limits.takeover_s
+        if not rank or (blob.out_of_turn and blob.lead < 0):
+            blob.outside, blob.out_of_turn = not rank, False
+        elif not blob.out_of_turn:
+            blob.outside = blob.out_of_turn = quiet_s >= rank.bit_length() * patience_s
+            blob.lead = 0
         blob.relieved = not blob.pending and now_s - blob.moved_s > limits.relief_s
         wanted = list(blob.forms) if blob.form is None else [blob.form]
         if blob.root != self._me and self.about.get(blob.root, {}) is not None:
@@ -69,7 +95,7 @@ class Asking:
                 self._add(blob.root, blob)
         if blob.outside:
             quiet = now_s - max(blob.heard_s, blob.moved_s) > limits.relief_s
-            for name in self._outsiders(blob, region, explore=quiet, now_s=now_s):
+            for name in self._outsiders(blob, blob.swarm.region_of[self._me], explore=quiet, now_s=now_s):
                 self._add(name, blob)
 
     def _outsiders(self, blob: Blob, region: str, *, explore: bool, now_s: float) -> Iterator[str]:
@@ -96,6 +122,25 @@ class Asking:
         if about is not None:
             about[blob.blob] = blob
 
+    def came(self, blob: Blob, pieces: int, now_s: float) -> None:
+        """This host has brought so many pieces that were not in its region."""
+        blob.lead += pieces
+        self._news(blob, pieces, now_s)
+
+    def told(self, blob: Blob, pieces: int, now_s: float) -> None:
+        """Others have brought so many."""
+        blob.lead -= pieces
+        self._news(blob, pieces, now_s)
+
+    def _news(self, blob: Blob, pieces: int, now_s: float) -> None:
+        blob.news_s = now_s
+        if blob.root is not None:
+            self._bringers.brought(blob.root, pieces, now_s)
+
+    def _is_trusted(self, name: str, now_s: float) -> bool:
+        peer = self._peers.get(name)
+        return name not in self._bringers.behind and (peer is None or (peer.is_well(now_s) and not peer.suspect))
+
     def _is_well(self, name: str, now_s: float) -> bool:
         peer = self._peers.get(name)
         return peer is None or peer.is_well(now_s)
@@ -110,16 +155,16 @@ class Asking:
             if blob.keeping or digest in peer.banned or digest not in blobs:
                 continue
             for form in blob.forms if blob.form is None or blob.relieved else (blob.form,):
-                if news := self._news(peer, blob, form):
+                if news := self._lacks(peer, blob, form):
                     forms[form] = news
             if len(forms) > MAX_ASK_FORMS - MAX_FORMS - 1:
                 break
         return forms
 
-    def _news(self, peer: Peer, blob: Blob, form: Digest) -> int:
-        news = blob.lacking(form) & ~peer.known.get(form, 0)
-        if form == blob.form:
-            news &= ~blob.pending
-            if peer.name == blob.root and not blob.relieved:
-                news &= self._picker.share_inside(blob, form)
+    def _lacks(self, peer: Peer, blob: Blob, form: Digest) -> int:
+        if form != blob.form:
+            return blob.lacking(form) & ~peer.known.get(form, 0)
+        news = (blob.open | blob.doubtful) & ~peer.known.get(form, 0)
+        if news and peer.name == blob.root and not blob.relieved:
+            news &= self._picker.share_inside(blob, form)
         return news

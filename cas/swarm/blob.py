@@ -19,47 +19,67 @@ class Want(NamedTuple):
 
 
 class Blob:
-    """Mutable; belongs to one `Fetch`."""
+    """Mutable; belongs to one `Fetch`. A set of pieces is an int, as in `messages`."""
 
     __slots__ = (
         "blob",
-        "far",
+        "doubtful",
         "first_s",
         "form",
         "forms",
-        "full",
         "have",
         "heard_s",
         "keeping",
+        "lead",
         "moved_s",
         "near",
         "news_s",
         "offered",
+        "open",
+        "out_of_turn",
         "outside",
         "pending",
+        "pieces",
+        "place",
+        "ranking",
         "relieved",
         "root",
+        "said_far",
+        "said_near",
         "shares",
         "sources",
         "swarm",
+        "wholes",
     )
 
-    def __init__(self, want: Want, forms: list[Form], have: dict[Digest, int], now_s: float) -> None:
+    def __init__(self, want: Want, forms: list[Form], have: dict[Digest, int], me: str, now_s: float) -> None:
         self.blob = want.item.whole.digest
         self.swarm = want.swarm
+        self.ranking = want.swarm.ranking(want.swarm.region_of[me], self.blob)
+        """The hosts of this region, who should bring it first."""
+        self.place = want.swarm.place(me, self.blob)
+        """Where in the ranking this host stands."""
         self.forms = {form.digest: form for form in forms}
         """Those that can be used, the smallest first."""
+        self.wholes = {form.digest: everything(pieces_in(form.size)) for form in forms}
+        """All pieces of each form."""
         self.have = have
         self.form: Digest | None = None
         """The one that it is fetched in."""
-        self.full = 0
-        """All pieces of the form."""
+        self.pieces = 0
+        """How many the form has."""
+        self.open = 0
+        """Pieces of the form that are neither here nor in flight."""
         self.pending = 0
         """Pieces of the form that are in flight."""
+        self.doubtful = 0
+        """Those of them that have been in flight for long."""
         self.near: dict[Digest, int] = {}
-        """What hosts of this region said they have, by form."""
-        self.far: dict[Digest, int] = {}
-        """What hosts of other regions said they have."""
+        """What hosts of this region have that are believed, by form."""
+        self.said_near: dict[Digest, int] = {}
+        """What hosts of this region ever said they have."""
+        self.said_far: dict[Digest, int] = {}
+        """What hosts of other regions ever said they have."""
         self.offered: dict[Digest, float] = {}
         """Forms that somebody has something of, and since when that is known."""
         self.sources: set[str] = set()
@@ -70,6 +90,10 @@ class Blob:
         """The host that brings it into this region."""
         self.outside = False
         """Whether this host may ask in other regions."""
+        self.out_of_turn = False
+        """Whether it does so although another host should, of which there was no news for long."""
+        self.lead = 0
+        """How many pieces more than others this host has brought since it went outside."""
         self.relieved = False
         """Whether it may be taken from whoever has it, because nothing of it comes."""
         self.first_s = now_s
@@ -81,7 +105,35 @@ class Blob:
         """The same, or was new anywhere. Not moved by anything that can be said twice."""
 
     def lacking(self, form: Digest) -> int:
-        return everything(pieces_in(self.forms[form].size)) & ~self.have.get(form, 0)
+        return self.wholes[form] & ~self.have.get(form, 0)
+
+    def is_near(self) -> bool:
+        """Whether all of it is in this region."""
+        form = self.form
+        return form is not None and not self.lacking(form) & ~self.near.get(form, 0)
+
+    def use(self, form: Digest | None) -> None:
+        """Fetch it in this form from now on; nothing of it is in flight."""
+        self.form = form
+        self.pieces = 0 if form is None else pieces_in(self.forms[form].size)
+        self.open = 0 if form is None else self.lacking(form)
+        self.pending = 0
+
+    def asked_for(self, pieces: int, now_s: float) -> None:
+        self.pending |= pieces
+        self.open &= ~pieces
+        self.moved_s = now_s
+
+    def came(self, form: Digest, pieces: int, now_s: float) -> None:
+        self.have[form] = self.have.get(form, 0) | pieces
+        self.pending &= ~pieces
+        self.moved_s = self.news_s = self.heard_s = now_s
+        self.relieved = False
+
+    def given_up(self, pieces: int) -> None:
+        """These pieces do not come, although they were asked for."""
+        self.pending &= ~pieces
+        self.open |= pieces
 
     def why_not(self, patience_s: float) -> str:
         """The reason for giving it up after so long without news."""

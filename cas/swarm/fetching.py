@@ -6,8 +6,9 @@ no clock, no randomness and no I/O of its own, so the agent (over HTTP) and the 
 - **One crossing.** In each region one host brings a blob in (`ranking`). The others wait for news from inside; only
   when there is none for long enough does the next in the ranking go outside too (`asking`).
 - **Shares.** A source sends each piece once, and the group that it serves hands the pieces on (`pieces`).
-- **Left.** A peer that fails, stalls, or is much slower than one that has the same is left alone for a while, each time
-  for longer (`patience`); one that sends a wrong piece is banned for the blob.
+- **Left.** A peer that fails, or is silent for much longer than peers lately were, is left alone for a while, each time
+  for longer (`patience`); one that is slow is asked for little at a time; one that sends a wrong piece is banned for
+  the blob. A bringer that owes what it told of, or is far slower than the others, is replaced (`bringers`).
 - **Forms.** The smallest form that can be used and that somebody has; a larger one when that leads nowhere (`wanted`).
 
 A piece is asked for once at a time. Bounded are the questions and the bytes in flight, the blobs that are open at a
@@ -22,7 +23,6 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from cas.digest import Digest
-from cas.manifest import pieces_in
 from cas.swarm.asking import Asking
 from cas.swarm.blob import Blob, Want
 from cas.swarm.in_flight import InFlight, PendingGet
@@ -46,7 +46,7 @@ from cas.swarm.messages import (
     Wrong,
     everything,
 )
-from cas.swarm.patience import why_leave
+from cas.swarm.patience import Pace, Wait, patience
 from cas.swarm.peer import Peer
 from cas.swarm.pieces import Picker
 from cas.swarm.wanted import Wanted
@@ -70,11 +70,14 @@ class Fetch:
     def __init__(self, me: str, *, limits: Limits | None = None) -> None:
         self.me = me
         self.limits = limits or Limits()
-        self._wanted = Wanted(self.limits.open_blobs)
+        self._wanted = Wanted(me, self.limits.open_blobs)
         self._peers: dict[str, Peer] = {}
+        self._offering: dict[str, Peer] = {}
+        """Those that may have something to offer and may be asked for it."""
         self._flight = InFlight()
         self._picker = Picker(me, self.limits)
-        self._asking = Asking(me, self.limits, self._peers, self._picker)
+        self._near_pace, self._far_pace = Pace(), Pace()
+        self._asking = Asking(me, self.limits, self._peers, self._picker, self._near_pace)
         self._out: list[Request] = []
         self._tick_s = 0.0
 
@@ -135,36 +138,40 @@ class Fetch:
         if question is None:
             return
         peer = question.peer
-        peer.failures = 0
+        peer.answered(now_s)
         news = False
         for form, said in event.holdings.items():
             blob = self._wanted.by_form.get(form)
             if blob is not None and form in question.forms and blob.blob not in peer.banned and said > 0:
                 news = self._has(peer, blob, form, said, now_s) or news
-        peer.dry = not news and peer.dry
+        if news:
+            self._offer(peer)
+        self._asking.again(peer.name)
         peer.tell_s = now_s + (self.limits.ask_gap_s if news else self.limits.tick_s)
 
     def _has(self, peer: Peer, blob: Blob, form: Digest, said: int, now_s: float) -> bool:
-        """Note what a peer has of a form; whether it is more than was known of it."""
-        whole = everything(pieces_in(blob.forms[form].size))
+        """Note what a peer has of a form; whether there is something new among it that may be asked for."""
+        whole, known = blob.wholes[form], peer.known.get(form)
         held = said & whole
-        if not held:
+        if held == (known or 0):
             return False
-        if form not in peer.known and held == whole and not peer.near:
+        if known is None and held == whole and not peer.near:
             blob.sources.add(blob.swarm.region_of[peer.name])
-        fresh = held & ~peer.known.get(form, 0)
         peer.known[form] = held
         blob.offered.setdefault(form, now_s)
-        said_before = blob.near if peer.near else blob.far
+        said_before = blob.said_near if peer.near else blob.said_far
         seen = said_before.get(form, 0)
-        if held & ~seen:
+        if new := held & ~seen:
             said_before[form] = seen | held
             blob.heard_s = now_s
-            if peer.near:
-                blob.news_s = now_s
+            new &= ~blob.have.get(form, 0)
+            if peer.near and not peer.suspect and new:
+                self._asking.told(blob, new.bit_count(), now_s)
+        if peer.near and not peer.suspect:
+            blob.near[form] = blob.near.get(form, 0) | held
         if blob.form is None:
             self._choose(blob, now_s)
-        return fresh != 0
+        return bool(held & ~(known or 0) & blob.open)
 
     def _arrived(self, event: Arrived, now_s: float) -> None:
         get = self._flight.gets.get(event.id)
@@ -173,14 +180,15 @@ class Fetch:
         came = get.left[event.form] & (everything(event.count) << event.first)
         if not came:
             return
-        get.peer.delivered(now_s, get.last_s, event.wire_bytes)
+        wait_s = now_s - max(get.last_s, get.peer.last_s)
+        get.peer.delivered(now_s, wait_s, event.wire_bytes)
+        (self._near_pace if get.peer.near else self._far_pace).waited(wait_s)
         get.last_s = now_s
         is_last = self._flight.came(get, event.form, came)
         blob = self._wanted.by_form[event.form]
-        blob.have[event.form] = blob.have.get(event.form, 0) | came
-        blob.pending &= ~came
-        blob.moved_s = blob.news_s = blob.heard_s = now_s
-        blob.relieved = False
+        new = came & ~blob.said_near.get(event.form, 0)
+        self._asking.came(blob, new.bit_count(), now_s)
+        blob.came(event.form, came, now_s)
         if is_last:
             self._close(get, cancel=False)
         self._keep_if_whole(blob)
@@ -193,8 +201,9 @@ class Fetch:
         self._close(get, cancel=False)
         if blob is None or event.form not in get.left:
             return
-        get.peer.banned.add(blob.blob)
-        get.peer.reason = f"sent a wrong piece {event.index} of {event.form}"
+        get.peer.ban(blob.blob, f"sent a wrong piece {event.index} of {event.form}")
+        if get.peer.near:
+            self._believe_no_more(get.peer, blob.forms)
         for form in blob.forms:
             get.peer.known.pop(form, None)
         for other in self._flight.gets_of(blob.forms):
@@ -222,6 +231,7 @@ class Fetch:
         elif isinstance(event, Failed):
             self._leave(peer, now_s, event.reason)
         elif empty:
+            peer.suspect = True
             self._leave(peer, now_s, "offered pieces that it did not have")
 
     def _kept(self, event: Kept, now_s: float) -> None:
@@ -245,17 +255,12 @@ class Fetch:
         for number, question in list(self._flight.questions.items()):
             if now_s >= question.deadline_s and number in self._flight.questions:
                 self._leave(question.peer, now_s, "did not answer a question")
-        for get in list(self._flight.gets.values()):
-            if get.id in self._flight.gets:
-                reason = why_leave(get, self._peers.values(), self.limits, now_s, could_send=self._could_send)
-                if reason is not None:
-                    self._leave(get.peer, now_s, reason)
+        self._doubt(now_s)
         for blob in list(self._wanted.open.values()):
             if not blob.keeping:
                 self._look_after(blob, now_s)
         self._asking.plan(self._wanted.open.values(), now_s)
-        for peer in self._peers.values():
-            peer.dry = not peer.known
+        self._look_again()
 
     def _open(self, now_s: float) -> None:
         for blob in self._wanted.open_more(now_s):
@@ -271,9 +276,32 @@ class Fetch:
         elif not blob.pending and now_s - blob.moved_s > 2 * self.limits.relief_s:
             self._change_form(blob, now_s)
 
-    def _could_send(self, peer: Peer, get: PendingGet) -> bool:
-        by_form = self._wanted.by_form
-        return any(self._picker.allowed(by_form[form], peer, form) & left for form, left in get.left.items())
+    def _doubt(self, now_s: float) -> None:
+        """Leave the peers that let this host wait for too long, and look for others that have what they owe."""
+        for blob in self._wanted.open.values():
+            blob.doubtful = 0
+        for get in list(self._flight.gets.values()):
+            if get.id not in self._flight.gets:
+                continue
+            since_s = max(get.last_s, get.peer.last_s)
+            pace = self._near_pace if get.peer.near else self._far_pace
+            wait = patience(now_s - since_s, pace, self.limits)
+            if wait is Wait.OVER or (wait is Wait.LONG and self._could_be_replaced(get, since_s, now_s)):
+                get.peer.suspect = True
+                self._leave(get.peer, now_s, f"sent nothing for {now_s - since_s:.1f} s")
+            elif wait is Wait.LONG:
+                for form, left in get.left.items():
+                    self._wanted.by_form[form].doubtful |= left
+
+    def _could_be_replaced(self, get: PendingGet, since_s: float, now_s: float) -> bool:
+        """Whether a peer that was heard of meanwhile has something of what this one was asked for."""
+        for peer in self._peers.values():
+            if peer.heard_s > since_s and peer is not get.peer and peer.is_well(now_s) and not peer.suspect:
+                for form, left in get.left.items():
+                    blob = self._wanted.by_form[form]
+                    if peer.known.get(form, 0) & left and (peer.near or blob.outside):
+                        return True
+        return False
 
     # --- forms ---
 
@@ -296,11 +324,8 @@ class Fetch:
         """Fetch the blob in this form from now on."""
         if blob.form is not None and blob.pending:
             self._close_all_of([blob.form])
-        blob.form, blob.pending = form, 0
-        blob.full = everything(pieces_in(blob.forms[form].size))
-        for peer in self._peers.values():
-            if form in peer.known:
-                peer.dry = False
+        blob.use(form)
+        self._look_again()
         self._keep_if_whole(blob)
 
     def _keep_if_whole(self, blob: Blob) -> None:
@@ -311,7 +336,7 @@ class Fetch:
     def _discard(self, blob: Blob, form: Digest, reason: str) -> None:
         """This form leads nowhere; another one, or none."""
         if blob.form == form:
-            blob.form, blob.pending = None, 0
+            blob.use(None)
         self._wanted.drop(blob, form)
         self._forget([form])
         if not blob.forms:
@@ -341,42 +366,54 @@ class Fetch:
     def _fill(self, now_s: float) -> None:
         """Ask for pieces, of the least busy and fastest peers first, as long as there is room."""
         limits, flight = self.limits, self._flight
-        ready = [
-            peer
-            for peer in self._peers.values()
-            if not peer.dry and peer.gets < limits.gets_per_peer and peer.is_well(now_s)
-        ]
-        while ready and len(flight.gets) < limits.gets and flight.bytes < limits.in_flight_bytes:
-            peer = min(ready, key=_preference)
+        while self._offering and len(flight.gets) < limits.gets and flight.bytes < limits.in_flight_bytes:
+            well = [peer for peer in self._offering.values() if now_s >= peer.again_s]
+            peer = min(well, key=_preference, default=None)
+            if peer is None:
+                return
             picked = self._picker.pick(peer, self._wanted.by_form, limits.in_flight_bytes - flight.bytes)
             if picked:
                 self._get(peer, picked, now_s)
             else:
-                peer.dry = True
+                self._asking.again(peer.name)
             if not picked or peer.gets >= limits.gets_per_peer:
-                ready.remove(peer)
+                del self._offering[peer.name]
+
+    def _offer(self, peer: Peer) -> None:
+        """It may have something, and may be asked for it as soon as it has a place free."""
+        if peer.known and peer.gets < self.limits.gets_per_peer:
+            self._offering[peer.name] = peer
+
+    def _look_again(self) -> None:
+        """Something is free to be asked for that was not."""
+        self._offering.clear()
+        for peer in self._peers.values():
+            self._offer(peer)
+        self._asking.all_again()
 
     def _get(self, peer: Peer, picked: dict[Digest, int], now_s: float) -> None:
         parts = []
         for form, pieces in picked.items():
             parts.append(Part(form, (pieces & -pieces).bit_length() - 1, pieces.bit_count()))
             blob = self._wanted.by_form[form]
-            blob.pending |= pieces
-            blob.moved_s = now_s
+            blob.asked_for(pieces, now_s)
         self._out.append(Get(self._flight.add_get(peer, picked, now_s), peer.name, tuple(parts)))
 
     def _ask(self, now_s: float) -> None:
         """Ask those that have nothing to offer what they have by now."""
         limits, flight = self.limits, self._flight
-        if len(flight.gets) >= limits.gets:
+        if len(flight.gets) >= limits.gets and not self._asking.doubtful:
             return
-        for name in self._asking.about:
+        for name in list(self._asking.due):
             if len(flight.questions) >= limits.asks:
                 return
             peer = self._peers.get(name)
             if peer is None:
                 peer = self._peers[name] = Peer(name, near=self._is_near(name))
-            if peer.asked or not peer.dry or now_s < peer.tell_s or not peer.is_well(now_s):
+            if now_s < peer.tell_s:
+                continue
+            del self._asking.due[name]
+            if peer.asked or name in self._offering or not peer.is_well(now_s):
                 continue
             forms = self._asking.questions_for(peer, self._wanted.open)
             if forms:
@@ -396,13 +433,12 @@ class Fetch:
         for form, left in get.left.items():
             blob = self._wanted.by_form.get(form)
             if blob is not None and left and blob.form == form:
-                blob.pending &= ~left
+                blob.given_up(left)
                 freed = True
         if freed:
-            for peer in self._peers.values():
-                peer.dry = peer.dry and not peer.known
-        elif get.peer.known:
-            get.peer.dry = False
+            self._look_again()
+        else:
+            self._offer(get.peer)
         if cancel:
             self._out.append(Cancel(get.id))
 
@@ -412,14 +448,25 @@ class Fetch:
 
     def _leave(self, peer: Peer, now_s: float, reason: str) -> None:
         peer.failed(now_s, reason)
+        if peer.near:
+            self._believe_no_more(peer, peer.known)
         peer.known.clear()
-        peer.dry = True
+        self._offering.pop(peer.name, None)
         for get in self._flight.gets_from(peer):
             self._close(get, cancel=True)
         for number in self._flight.questions_to(peer):
             self._flight.remove_question(number)
             self._out.append(Cancel(number))
         self._asking.plan(self._wanted.open.values(), now_s)
+
+    def _believe_no_more(self, peer: Peer, forms: Iterable[Digest]) -> None:
+        """What only this peer of the region had may be brought by another one."""
+        others = [other for other in self._peers.values() if other.near and other is not peer and not other.suspect]
+        for form in forms:
+            believed = 0
+            for other in others:
+                believed |= other.known.get(form, 0)
+            self._wanted.by_form[form].near[form] = believed
 
 
 def _preference(peer: Peer) -> tuple[int, bool, float]:

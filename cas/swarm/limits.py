@@ -12,17 +12,25 @@ class Limits(msgspec.Struct, frozen=True):
     gets_per_peer: int = 1
     asks: int = 64
     run_pieces: int = 16
-    """Pieces of a large form that are asked for at once."""
+    """Pieces of a large form that are asked for at once, at most."""
+    first_pieces: int = 8
+    """The same, of a peer whose rate is not known yet."""
+    get_s: float = 2.0
+    """A get should last about so long, at the rate that its peer had lately."""
     in_flight_bytes: int = 64 << 20
     open_blobs: int = 1024
     tick_s: float = 0.5
     wait_s: float = 10.0
     answer_s: float = 5.0
     """A question is answered so long after its `wait_s` at the latest."""
-    stall_s: float = 12.0
-    slow_s: float = 6.0
+    least_patience_s: float = 1.5
+    """Nobody is left for a shorter silence, however fast all others are."""
+    stall_s: float = 15.0
+    """For a silence of this length everybody is left."""
     ask_gap_s: float = 0.1
     settle_s: float = 0.3
     relief_s: float = 1.0
-    takeover_s: float = 8.0
+    least_takeover_s: float = 2.0
+    takeover_s: float = 12.0
+    """A bringer has at most so long without news."""
     patience_s: float = 120.0

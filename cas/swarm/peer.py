@@ -21,15 +21,16 @@ class Peer:
         "asked",
         "banned",
         "bytes",
-        "dry",
         "failures",
         "gets",
+        "heard_s",
         "known",
         "last_s",
         "name",
         "near",
         "rate",
         "reason",
+        "suspect",
         "tell_s",
     )
 
@@ -42,17 +43,20 @@ class Peer:
         self.asked = 0
         """The id of the question that it has not answered yet; 0 where there is none."""
         self.gets = 0
-        self.dry = True
-        """It has nothing to offer, as far as is known."""
         self.tell_s = 0.0
         """Not to be asked before."""
         self.failures = 0
         """In a row."""
         self.again_s = 0.0
         """Left alone until then."""
+        self.suspect = False
+        """It was asked for pieces that it had told of, sent none, and has sent none since."""
         self.rate: float | None = None
         """Bytes in a second, lately."""
         self.last_s = 0.0
+        """When pieces of it last came."""
+        self.heard_s = 0.0
+        """When it last sent or said anything."""
         self.bytes = 0
         """What it has sent, as it was on the wire."""
         self.banned: set[Digest] = set()
@@ -60,20 +64,33 @@ class Peer:
         self.reason = ""
 
     def is_well(self, now_s: float) -> bool:
-        return now_s >= self.again_s and len(self.banned) < MAX_BANS
+        return now_s >= self.again_s
 
     def failed(self, now_s: float, reason: str) -> None:
         """Leave it, for twice as long as the time before."""
         self.failures += 1
-        self.again_s = now_s + min(FIRST_BACKOFF_S * 2.0 ** min(self.failures, 16), LONGEST_BACKOFF_S)
+        backoff_s = min(FIRST_BACKOFF_S * 2.0 ** min(self.failures, 16), LONGEST_BACKOFF_S)
+        self.again_s = max(self.again_s, now_s + backoff_s)
         self.reason = reason
 
-    def delivered(self, now_s: float, since_s: float, wire_bytes: int, *, count: bool = True) -> None:
-        """Bytes that came after a wait since `since_s`."""
-        took_s = max(now_s - max(since_s, self.last_s), 1e-6)
-        rate = wire_bytes / took_s
+    def ban(self, blob: Digest, reason: str) -> None:
+        """It sent wrong bytes of this blob."""
+        self.banned.add(blob)
+        self.reason = reason
+        if len(self.banned) >= MAX_BANS:
+            self.again_s = float("inf")
+
+    def answered(self, now_s: float) -> None:
+        """A question. Who owes pieces is believed again when it sends some."""
+        self.heard_s = now_s
+        if not self.suspect:
+            self.failures = 0
+
+    def delivered(self, now_s: float, wait_s: float, wire_bytes: int) -> None:
+        """Bytes that came after a wait of so long."""
+        rate = wire_bytes / max(wait_s, 1e-6)
         self.rate = rate if self.rate is None else self.rate + _RATE_WEIGHT * (rate - self.rate)
-        self.last_s = now_s
+        self.last_s = self.heard_s = now_s
         self.failures = 0
-        if count:
-            self.bytes += wire_bytes
+        self.suspect = False
+        self.bytes += wire_bytes

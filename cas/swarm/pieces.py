@@ -16,6 +16,8 @@ from cas.swarm.limits import Limits
 from cas.swarm.messages import MAX_GET_PARTS, everything
 from cas.swarm.peer import Peer
 
+LEAST_PIECES = 2
+"""A peer is asked for so many at once, however slow it is."""
 MIN_RUNS = 8
 """A form is cut into at least so many runs, where it has as many pieces."""
 
@@ -34,14 +36,14 @@ class Picker:
         room = min(self._limits.run_pieces * PIECE_BYTES, room_bytes)
         for form in self._offers(peer):
             blob = by_form[form]
-            if blob.form != form or blob.keeping:
+            if blob.form != form or not blob.open:
                 continue
-            open_pieces = self.allowed(blob, peer, form) & ~blob.pending & blob.lacking(form)
+            open_pieces = self.allowed(blob, peer, form) & blob.open
             if not open_pieces:
                 continue
-            if blob.full != 1:
+            if blob.pieces > 1:
                 if not picked:
-                    picked[form] = self._one_run(open_pieces, blob.full.bit_length())
+                    picked[form] = self._one_run(open_pieces, blob.pieces, self._at_once(blob, peer))
                     return picked
                 continue
             room -= blob.forms[form].size
@@ -58,7 +60,7 @@ class Picker:
         if peer.near:
             if peer.name == blob.root and not blob.relieved:
                 known &= self.share_inside(blob, form)
-        elif not blob.outside:
+        elif not blob.outside or self._at_once(blob, peer) < 1:
             return 0
         elif not blob.relieved:
             known &= ~blob.near.get(form, 0)
@@ -69,14 +71,15 @@ class Picker:
     # --- shares ---
 
     def share_inside(self, blob: Blob, form: Digest) -> int:
-        """What this host takes from the bringer of its region."""
+        """What this host takes from the bringer of its region. The next in the ranking have a share of the smallest
+        form too, so they notice when the bringer keeps what it has."""
         root = blob.root or self._me
-        hosts = blob.swarm.ranking(blob.swarm.region_of[self._me], blob.blob)
-        key = (root, form, 0)
-        if key not in blob.shares:
-            at, before = blob.swarm.place(self._me, blob.blob), blob.swarm.place(root, blob.blob)
-            blob.shares[key] = self._share(form, blob.forms[form].size, at - (before < at), len(hosts) - 1)
-        return blob.shares[key]
+        share = blob.shares.get((root, form, 0))
+        if share is None:
+            at, before = blob.place, blob.swarm.place(root, blob.blob)
+            share = self._share(blob.forms[form].size, at - (before < at), len(blob.ranking) - 1)
+            blob.shares[root, form, 0] = share
+        return share
 
     def _share_outside(self, blob: Blob, form: Digest) -> int:
         """What this host takes from those that had the blob first."""
@@ -84,17 +87,17 @@ class Picker:
         if key not in blob.shares:
             mine = blob.swarm.region_of[self._me]
             group = [region for region in blob.swarm.regions if region == mine or region not in blob.sources]
-            blob.shares[key] = self._share(form, blob.forms[form].size, group.index(mine), len(group))
+            turn = int(form[len(PREFIX) : len(PREFIX) + 8], 16)
+            blob.shares[key] = self._share(blob.forms[form].size, group.index(mine) - turn, len(group))
         return blob.shares[key]
 
-    def _share(self, form: Digest, size: int, place: int, among: int) -> int:
+    def _share(self, size: int, place: int, among: int) -> int:
         pieces = pieces_in(size)
         run = self._run(pieces)
         if among <= 1:
             return everything(pieces)
-        first = (place - int(form[len(PREFIX) : len(PREFIX) + 8], 16)) % among
         found = 0
-        for number in range(first, -(-pieces // run), among):
+        for number in range(place % among, -(-pieces // run), among):
             found |= everything(run) << number * run
         return found & everything(pieces)
 
@@ -110,7 +113,19 @@ class Picker:
         at = self._turn % len(forms) if forms else 0
         return forms[at:] + forms[:at]
 
-    def _one_run(self, open_pieces: int, pieces: int) -> int:
+    def _at_once(self, blob: Blob, peer: Peer) -> int:
+        """How many pieces a peer is asked for: no more than it sends in a while, so that a slow one holds up few. Who
+        goes outside out of turn begins with one piece, and has no more in flight than it is ahead of the others: it
+        may be the border that is slow, or was cut and has healed."""
+        if blob.out_of_turn and not peer.near:
+            return max(1, blob.lead) - blob.pending.bit_count()
+        if peer.suspect:
+            return 1
+        if peer.rate is None:
+            return self._limits.first_pieces
+        return max(LEAST_PIECES, int(peer.rate * self._limits.get_s / PIECE_BYTES))
+
+    def _one_run(self, open_pieces: int, pieces: int, most: int) -> int:
         """Some consecutive ones of these, within one run."""
         run = self._run(pieces)
         runs = -(-pieces // run)
@@ -119,5 +134,5 @@ class Picker:
         first = (behind & -behind).bit_length() - 1
         end = (first // run + 1) * run
         span = behind >> first & everything(end - first)
-        count = (~span & span + 1).bit_length() - 1
+        count = min((~span & span + 1).bit_length() - 1, most)
         return everything(count) << first

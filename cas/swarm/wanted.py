@@ -17,7 +17,8 @@ from cas.swarm.blob import Blob, Want
 class Wanted:
     """Mutable; belongs to one `Fetch`."""
 
-    def __init__(self, open_blobs: int) -> None:
+    def __init__(self, me: str, open_blobs: int) -> None:
+        self._me = me
         self._most_open = open_blobs
         self._waiting: deque[Want] = deque()
         self._spooled: dict[Digest, int] = {}
@@ -39,7 +40,7 @@ class Wanted:
             want = self._waiting.popleft()
             forms = sorted(self._usable(want), key=lambda form: (form.size, form.digest))
             have = {form.digest: self._spooled.pop(form.digest, 0) for form in forms}
-            blob = Blob(want, forms, {form: held for form, held in have.items() if held}, now_s)
+            blob = Blob(want, forms, {form: held for form, held in have.items() if held}, self._me, now_s)
             self.open[blob.blob] = blob
             self.by_form.update(dict.fromkeys(blob.forms, blob))
             yield blob

@@ -1,5 +1,8 @@
 """By hand: `python -m tests.simulation --hosts 10000 --regions 20 --gigabytes 1 --seed 1 --failing 0.05`.
 
+Other worlds: `--cut-s 10` (one border), `--slow-hosts 1`, `--uneven`, and three regions of four hosts with long lines,
+`--hosts 12 --regions 3 --border-mbit 20 --far-delay 0.04 --gigabytes 0.011 --blobs 1`.
+
 The blobs are in one region, each at the host that brings it there, as a deployer leaves them that has handed them over
 and gone. The lower bound is the time that the slowest link needs for the bytes that must pass it at the least.
 """
@@ -12,6 +15,7 @@ import random
 import resource
 import sys
 import time
+from collections.abc import Container
 from functools import partial
 
 from cas.swarm.blob import Want
@@ -26,7 +30,11 @@ def main(arguments: list[str]) -> int:
     gc.disable()
     chance = random.Random(given.seed)
     swarm = _swarm(given.hosts, given.regions)
-    model = Model(host_bytes_per_s=given.host_mbit * 125e3, border_bytes_per_s=given.border_mbit * 125e3)
+    model = Model(
+        host_bytes_per_s=given.host_mbit * 125e3,
+        border_bytes_per_s=given.border_mbit * 125e3,
+        far_delay_s=given.far_delay,
+    )
     network = Network(swarm.region_of, model)
     world = make_world(swarm, network, Limits(run_pieces=given.run_pieces))
     total = int(given.gigabytes * (1 << 30))
@@ -37,8 +45,16 @@ def main(arguments: list[str]) -> int:
         holders.setdefault(swarm.ranking(first, one.whole.digest)[0], []).append(number)
     for name, numbers in holders.items():
         world.hold(name, [items[number] for number in numbers])
+    if given.uneven:
+        _make_uneven(network, holders, chance)
     bound_s = _bound_s(model, total, holders, total // given.blobs, world)
     failing = break_some(world, given.failing, chance, within_s=2 * bound_s, spare=set(holders))
+    others = [name for name in world.hosts if name not in holders and name not in failing]
+    for name in chance.sample(others, given.slow_hosts):
+        failing.append(name)
+        world.hosts[name].break_down("slow")
+    if given.cut_s:
+        network.at(bound_s / 3, partial(network.cut, max(swarm.regions), given.cut_s))
     for name, host in world.hosts.items():
         host.counts_pieces = False
         mine = holders.get(name, [])
@@ -54,16 +70,23 @@ def _bound_s(model: Model, total: int, holders: dict[str, list[int]], blob: int,
     and all that is received has been sent by someone."""
     hosts = len(world.hosts)
     return max(
-        total / model.host_bytes_per_s,
+        total / min(link.rate for link in world.network.down.values()),
         total / model.border_bytes_per_s if len(world.swarm.regions) > 1 else 0.0,
         max(map(len, holders.values())) * blob / model.host_bytes_per_s,
         total * (hosts - 1) / hosts / model.host_bytes_per_s,
     )
 
 
+def _make_uneven(network: Network, holders: Container[str], chance: random.Random) -> None:
+    """Hosts have links of a quarter of the rate to all of it; those that hold the blobs have all of it."""
+    for name in network.up:
+        if name not in holders:
+            network.up[name].rate = network.down[name].rate = network.model.host_bytes_per_s * chance.uniform(0.25, 1)
+
+
 def _report(world: World, first: str, total: int, bound_s: float, failing: list[str]) -> None:
     sound = world.sound()
-    done = sorted(host.done_s for host in sound if host.done_s is not None and not host.fetch.wanted)
+    done = sorted(host.done_s or 0.0 for host in sound if not host.fetch.wanted)
     bad = sum(not ended.ok for host in sound for ended in host.ended.values())
     into = sorted(world.crossings(region) / total for region in world.swarm.regions if region != first)
     print(f"hosts {len(world.hosts)}, failing {len(failing)}")
@@ -74,6 +97,10 @@ def _report(world: World, first: str, total: int, bound_s: float, failing: list[
     if into:
         print(f"copies over a border: mean {sum(into) / len(into):.3f}, least {into[0]:.3f}, most {into[-1]:.3f}")
     print(f"copies back into {first}: {world.crossings(first) / total:.3f}")
+    left = [
+        source.peer for host in sound for source in host.fetch.sources() if source.reason and source.peer not in failing
+    ]
+    print(f"sound hosts that a host left at some time: {len(left)} times, {len(set(left))} hosts")
     print(f"messages for each host: {sum(host.messages for host in world.hosts.values()) / len(world.hosts):.0f}")
     used = resource.getrusage(resource.RUSAGE_SELF)
     print(f"CPU {time.process_time():.0f} s, {used.ru_maxrss / 1024:.0f} MiB")
@@ -96,6 +123,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--failing", type=float, default=0.0, help="share of the hosts that fail in some way")
     parser.add_argument("--host-mbit", type=float, default=1000)
     parser.add_argument("--border-mbit", type=float, default=1000)
+    parser.add_argument("--far-delay", type=float, default=Model().far_delay_s, help="seconds, one way")
+    parser.add_argument("--uneven", action="store_true", help="hosts have links of different rates")
+    parser.add_argument("--cut-s", type=float, default=0.0, help="one border is cut for so long")
+    parser.add_argument("--slow-hosts", type=int, default=0, help="so many hosts are 100 times slower from the start")
     parser.add_argument("--run-pieces", type=int, default=Limits().run_pieces, help="pieces in one request")
     parser.add_argument("--until", type=float, default=3600.0, help="seconds of virtual time at most")
     return parser.parse_args(arguments)

@@ -48,15 +48,27 @@ class Network:
         self.down = {host: Link(model.host_bytes_per_s) for host in region_of}
         self.border_out = {region: Link(model.border_bytes_per_s) for region in region_of.values()}
         self.border_in = {region: Link(model.border_bytes_per_s) for region in region_of.values()}
+        self._heals_s: dict[str, float] = {}
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
 
     def at(self, time_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._due, (time_s, next(self._order), action))
 
+    def cut(self, region: str, for_s: float) -> None:
+        """Nothing passes this border from now on for so long; what was on its way comes later."""
+        heals_s = self._heals_s[region] = self.now_s + for_s
+        for border in (self.border_out[region], self.border_in[region]):
+            border.free_s = max(border.free_s, self.now_s) + for_s
+        self.at(heals_s, lambda: None)
+
     def delay_s(self, one: str, other: str) -> float:
-        near = self.region_of[one] == self.region_of[other]
-        return self.model.near_delay_s if near else self.model.far_delay_s
+        """Of a message that is sent now."""
+        here, there = self.region_of[one], self.region_of[other]
+        if here == there:
+            return self.model.near_delay_s
+        heals_s = max(self._heals_s.get(here, 0.0), self._heals_s.get(there, 0.0))
+        return max(heals_s - self.now_s, 0.0) + self.model.far_delay_s
 
     def transfer(self, sender: str, receiver: str, size: int, arrived: Callable[[], None]) -> None:
         """Send so many bytes from now on; `arrived` is called when the last one is there."""

@@ -249,6 +249,8 @@ class Conversation:
             else:
                 self.close(request.id)
         assert len(self.left) <= self.limits.gets
+        peers = [self.open[number].peer for number in self.left]
+        assert len(peers) == len(set(peers)), "more gets of one peer than it may have"
         assert sum(map(len, self.left.values())) * PIECE_BYTES <= self.limits.in_flight_bytes + 16 * PIECE_BYTES
         assert len(self.open) - len(self.left) <= self.limits.asks
         assert len(requests) < 100
@@ -304,6 +306,19 @@ def test_whatever_peers_say_no_piece_is_in_flight_twice_and_everything_ends(data
             talk.take(talk.fetch.take(Tick(), talk.now_s))
     assert talk.fetch.wake_s is None
     assert set(talk.ended) == {one.whole.digest for one in talk.items}
+
+
+def test_a_peer_that_tells_of_more_while_it_is_sending_is_not_asked_for_it_yet() -> None:
+    large = item("large", 60 * MB)
+    fetch = Fetch("r0h0")
+    out = fetch.want([Want(large, swarm_of(1, 2))], 0.0)
+    form = large.whole.digest
+    for held in (0xFF, 0xFFFF):
+        ask = next(request for request in out if isinstance(request, Ask))
+        out = fetch.take(Told(ask.id, {form: held}), 1.0)
+        gets = [request for request in out if isinstance(request, Get)]
+        assert len(gets) == (held == 0xFF)
+        out += fetch.take(Tick(), 1.4)
 
 
 def test_the_same_seed_gives_the_same_run() -> None:

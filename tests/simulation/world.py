@@ -5,9 +5,11 @@ A host may fail in one of the ways of `FAULTS`, from the start or later. Everyth
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 
 from cas.digest import Digest, digest_of
 from cas.inventory import Form, Item
@@ -55,6 +57,51 @@ def _form(name: str, size: int, *, base: Digest | None = None) -> Form:
     return Form(digest=digest, size=size, manifest=manifest, encoding="delta", base=base)
 
 
+class _Asked(NamedTuple):
+    asker: Host
+    fetch: Fetch
+    ask: Ask
+    until_s: float
+
+
+class _Waiting:
+    """Questions that wait for news. All wait equally long, so who came first is answered first."""
+
+    def __init__(self) -> None:
+        self._by_form: dict[Digest, dict[tuple[str, int], _Asked]] = {}
+        self._open: dict[tuple[str, int], _Asked] = {}
+
+    @property
+    def next_s(self) -> float | None:
+        return next((asked.until_s for asked in self._open.values()), None)
+
+    def add(self, asked: _Asked) -> bool:
+        """Whether it is the only one."""
+        key = asked.asker.name, asked.ask.id
+        self._open[key] = asked
+        for form in asked.ask.forms:
+            self._by_form.setdefault(form, {})[key] = asked
+        return len(self._open) == 1
+
+    def for_news(self, form: Digest, pieces: int) -> list[_Asked]:
+        return self._take([asked for asked in self._by_form.get(form, {}).values() if asked.ask.forms[form] & pieces])
+
+    def until(self, now_s: float) -> list[_Asked]:
+        return self._take(list(itertools.takewhile(lambda asked: asked.until_s <= now_s, self._open.values())))
+
+    def clear(self) -> None:
+        self._by_form.clear()
+        self._open.clear()
+
+    def _take(self, found: list[_Asked]) -> list[_Asked]:
+        for asked in found:
+            key = asked.asker.name, asked.ask.id
+            del self._open[key]
+            for form in asked.ask.forms:
+                del self._by_form[form][key]
+        return found
+
+
 class Host:
     def __init__(self, name: str, network: Network, hosts: dict[str, Host], limits: Limits) -> None:
         self.name = name
@@ -73,7 +120,7 @@ class Host:
         self.messages = 0
         self._network = network
         self._hosts = hosts
-        self._waiting: dict[tuple[str, int], tuple[Fetch, Ask]] = {}
+        self._waiting = _Waiting()
         self._cancelled: set[int] = set()
         self._tick_due_s = -1.0
         self.counts_pieces = True
@@ -111,7 +158,7 @@ class Host:
                     self._network.at(self._network.now_s, partial(self._keep, request))
                 case Ended():
                     self.ended[request.blob] = request
-                    if not self.fetch.wanted:
+                    if self.fetch.wake_s is None:
                         self.done_s = self._network.now_s
                 case Cancel():
                     self._cancelled.add(request.id)
@@ -121,7 +168,7 @@ class Host:
             self._network.at(wake_s, partial(self._wake, wake_s))
 
     def _wake(self, due_s: float) -> None:
-        if due_s == self._tick_due_s and self.fetch.wanted:
+        if due_s == self._tick_due_s and self.fetch.wake_s is not None:
             self.take(Tick())
 
     def _keep(self, request: Keep) -> None:
@@ -148,32 +195,31 @@ class Host:
 
     def _gain(self, form: Digest, pieces: int) -> None:
         self.held[form] = self.held.get(form, 0) | pieces
-        for (asker, number), (fetch, ask) in list(self._waiting.items()):
-            if ask.forms.get(form, 0) & pieces:
-                del self._waiting[asker, number]
-                self._tell(self._hosts[asker], fetch, ask)
+        for asked in self._waiting.for_news(form, pieces):
+            self._tell(asked)
 
     # --- the side that answers ---
 
     def answer(self, asker: Host, fetch: Fetch, ask: Ask) -> None:
         if self._is_gone(asker, fetch, ask.id):
             return
+        asked = _Asked(asker, fetch, ask, self._network.now_s + ask.wait_s)
         if any(self.held.get(form, 0) & news for form, news in ask.forms.items()):
-            self._tell(asker, fetch, ask)
-            return
-        self._waiting[asker.name, ask.id] = fetch, ask
-        self._network.at(self._network.now_s + ask.wait_s, partial(self._tell_late, asker, ask))
+            self._tell(asked)
+        elif self._waiting.add(asked):
+            self._network.at(asked.until_s, self._tell_late)
 
-    def _tell_late(self, asker: Host, ask: Ask) -> None:
-        waiting = self._waiting.get((asker.name, ask.id))
-        if waiting is not None and waiting[1] is ask:
-            del self._waiting[asker.name, ask.id]
-            self._tell(asker, waiting[0], ask)
+    def _tell_late(self) -> None:
+        for asked in self._waiting.until(self._network.now_s):
+            self._tell(asked)
+        if (next_s := self._waiting.next_s) is not None:
+            self._network.at(next_s, self._tell_late)
 
-    def _tell(self, asker: Host, fetch: Fetch, ask: Ask) -> None:
+    def _tell(self, asked: _Asked) -> None:
         if self.fault != "dead":
-            told = Told(ask.id, {form: self.held[form] for form in ask.forms if self.held.get(form)})
-            self._send(asker.name, partial(asker.receive, fetch, told))
+            held = self.held
+            told = Told(asked.ask.id, {form: held[form] for form in asked.ask.forms if held.get(form)})
+            self._send(asked.asker.name, partial(asked.asker.receive, asked.fetch, told))
 
     def serve(self, asker: Host, fetch: Fetch, get: Get) -> None:
         if self._is_gone(asker, fetch, get.id) or self.fault == "stalling" or get.id in asker._cancelled:
@@ -222,7 +268,7 @@ class World:
         return [host for host in self.hosts.values() if host.fault is None]
 
     def is_done(self) -> bool:
-        return all(host.started and not host.fetch.wanted for host in self.hosts.values() if host.fault is None)
+        return all(host.started and host.fetch.wake_s is None for host in self.hosts.values() if host.fault is None)
 
     def crossings(self, region: str) -> int:
         return self.network.border_in[region].bytes
