@@ -51,6 +51,7 @@ pytestmark = needs_namespaces
 
 LAN = "10.87.9.1"
 CLIENT = "10.87.9.2"
+LAN_V6 = ("fd00:87:9::1", "fd00:87:9::2")
 READY_S = 10.0
 SWITCH = Path("/proc/sys/net/ipv4/ip_forward")
 
@@ -195,6 +196,32 @@ def test_a_guest_is_reached_by_its_endpoints_only() -> None:
                     there.add_route(guest.block.v4, socket.if_nametoindex("lan0"))
                 with pytest.raises(TimeoutError):
                     socket.create_connection((own, 80), 0.2)
+        guest.let_go()
+        agent.networks.close()
+
+
+def test_an_endpoint_on_loopback_is_reached_by_nobody_on_the_network() -> None:
+    """Whoever is on the same network may send here what is for any address, and take any answer."""
+    endpoints = {"four": Endpoint("127.0.0.1", 80), "six": Endpoint("::1", 80)}
+    with machine() as client:
+        with Netlink.routes() as here:
+            plug_in(here, *LAN_V6)
+        agent = Agent("0123456789abcdef")
+        guest = agent.guest(listen=endpoints)
+        with guest.socket(socket.AF_INET6, socket.SOCK_STREAM) as server:
+            server.bind(("::", 80))
+            server.listen()
+            agent.networks.move(dict.fromkeys(endpoints.values(), (guest, 80)))
+            for endpoint in endpoints.values():
+                socket.create_connection((endpoint.address, 80), DEADLINE_S).close()
+            with inside(client), Netlink.routes() as there:
+                plug_in(there, *reversed(LAN_V6))
+                for general in ("all", "lan0"):
+                    Path(namespace._ROUTE_LOCALNET.format(general)).write_text("1")
+                for target in ("127.0.0.1", "241.0.0.1", "fd6c:6f77:6c6f::1"):
+                    there.add_route(ipaddress.ip_network(target), socket.if_nametoindex("lan0"))
+                    with pytest.raises(TimeoutError):
+                        socket.create_connection((target, 80), 0.2)
         guest.let_go()
         agent.networks.close()
 
