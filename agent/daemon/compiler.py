@@ -1,8 +1,8 @@
 """Compiling a program in a process of its own, bounded in time and memory, so that no binary can harm the agent.
 
-Run as `python -P -m agent.daemon.compiler AGENT BINARY CODE BYTES`: it reads the one, writes the other, and prints a `Verdict` as
-JSON. The compiler is large and works on hostile input, so it may crash, spin or eat memory: the process that waits
-for it (`compile_file`) kills it at a deadline, and the kernel limits its memory. It dies with the agent.
+Run as `python -P -m agent.daemon.compiler AGENT BINARY CODE BYTES`: it reads the one, writes the other, and prints a
+`Verdict` as JSON. The compiler is large and works on hostile input, so it may crash, spin or eat memory: the process
+that waits for it (`compile_file`) kills it at a deadline, and the kernel limits its memory. It dies with the agent.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ rules never change. What they do, in the order in which a packet meets them:
 - **leaving**: what comes out of a guest's interface must have the guest's own address and be an answer, or go where its
   definition says. Everything else is dropped before it is routed, so it reaches neither this host nor another guest.
   What comes from elsewhere for a guest's own address is dropped as well: guests are reached by endpoints only. So is
-  what a network brings for a loopback address or its alias: the kernel would refuse it only after it was led to a guest.
+  what a network brings for a loopback address or its alias: the kernel would refuse it only once it was led to a guest.
 - **serving** (dnat): a new connection to an endpoint goes to the guest. Only packets that open one are looked at
   (a lone SYN), so connections that were there before the rules, or before a flip, stay where they are.
 - **loopback** (dnat): an alias that no guest serves is this host's loopback.
