@@ -35,6 +35,7 @@ from cas.swarm.messages import (
     Ended,
     Event,
     Failed,
+    Flowing,
     Get,
     Keep,
     Kept,
@@ -100,6 +101,8 @@ class Fetch:
         match event:
             case Arrived():
                 self._arrived(event, now_s)
+            case Flowing():
+                self._flowing(event, now_s)
             case Told():
                 self._told(event, now_s)
             case Tick():
@@ -193,6 +196,12 @@ class Fetch:
             self._close(get, cancel=False)
         self._keep_if_whole(blob)
 
+    def _flowing(self, event: Flowing, now_s: float) -> None:
+        """It is not silent, though no piece is whole yet: this host's own link may be the slow one."""
+        get = self._flight.gets.get(event.id)
+        if get is not None:
+            get.flowed_s = now_s
+
     def _wrong(self, event: Wrong, now_s: float) -> None:
         get = self._flight.gets.get(event.id)
         if get is None:
@@ -283,7 +292,7 @@ class Fetch:
         for get in list(self._flight.gets.values()):
             if get.id not in self._flight.gets:
                 continue
-            since_s = max(get.last_s, get.peer.last_s)
+            since_s = max(get.flowed_s, get.last_s, get.peer.last_s)
             pace = self._near_pace if get.peer.near else self._far_pace
             wait = patience(now_s - since_s, pace, self.limits)
             if wait is Wait.OVER or (wait is Wait.LONG and self._could_be_replaced(get, since_s, now_s)):

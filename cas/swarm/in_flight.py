@@ -11,7 +11,7 @@ from cas.swarm.peer import Peer
 
 
 class PendingGet:
-    __slots__ = ("bytes", "id", "last_s", "left", "peer", "since_s")
+    __slots__ = ("bytes", "flowed_s", "id", "last_s", "left", "peer", "since_s")
 
     def __init__(self, number: int, peer: Peer, left: dict[Digest, int], now_s: float) -> None:
         self.id = number
@@ -20,7 +20,7 @@ class PendingGet:
         """The pieces that have not come, by form."""
         self.bytes = sum(pieces.bit_count() for pieces in left.values()) * PIECE_BYTES
         """Of what is left, each piece counted as a full one."""
-        self.since_s = self.last_s = now_s
+        self.since_s = self.last_s = self.flowed_s = now_s
 
 
 class Question(NamedTuple):

@@ -5,7 +5,8 @@ each piece against its manifest (`Manifest.fits`) and writes it to the spool (`c
 
     request   the driver answers with
     Ask       one Told, Busy or Failed
-    Get       Arrived for pieces in any grouping; Over where the answer ended before all came, Busy, Failed, or Wrong
+    Get       Flowing while bytes come, Arrived for pieces in any grouping; Over where the answer ended before all came,
+              Busy, Failed, or Wrong
     Cancel    nothing: it stops that request, and what still comes of it is ignored
     Keep      one Kept
     Ended     nothing: the blob is settled
@@ -24,6 +25,8 @@ from cas.digest import Digest
 
 MAX_ASK_FORMS: Final = 2048
 MAX_GET_PARTS: Final = 1024
+FLOWING_BYTES: Final = 16 << 10
+"""Who sends fewer between two looks is as good as silent."""
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
@@ -88,6 +91,12 @@ class Arrived(msgspec.Struct, frozen=True, gc=False):
     wire_bytes: int
 
 
+class Flowing(msgspec.Struct, frozen=True, gc=False):
+    """Bytes of this answer have come, `FLOWING_BYTES` since it was last said: over a slow link a piece takes long."""
+
+    id: int
+
+
 class Wrong(msgspec.Struct, frozen=True):
     """A piece that is not what it should be came. The driver has closed the connection."""
 
@@ -126,7 +135,7 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed: due at `Fetch.wake_s`."""
 
 
-Event = Told | Arrived | Wrong | Over | Busy | Failed | Kept | Tick
+Event = Told | Flowing | Arrived | Wrong | Over | Busy | Failed | Kept | Tick
 
 
 def everything(pieces: int) -> int:

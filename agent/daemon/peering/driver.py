@@ -38,6 +38,7 @@ from cas.swarm.blob import Want
 from cas.swarm.fetching import Fetch as Machine
 from cas.swarm.limits import Limits
 from cas.swarm.messages import (
+    FLOWING_BYTES,
     Arrived,
     Ask,
     Busy,
@@ -45,6 +46,7 @@ from cas.swarm.messages import (
     Ended,
     Event,
     Failed,
+    Flowing,
     Get,
     Keep,
     Kept,
@@ -266,16 +268,26 @@ class Driver:
             tuple(self._forms.asked(name) for name in names),
             tuple(PartAsked(places[part.form], part.first, part.count) for part in get.parts),
         )
-        came = 0
+        came = flowed_bytes = 0
+        told_s = self._now_s()
+        near = neighbour.region == self._acquaintance.region
+
+        def flowing(size_bytes: int) -> None:
+            nonlocal flowed_bytes, told_s
+            self._bytes[near] += size_bytes
+            flowed_bytes += size_bytes
+            if flowed_bytes >= FLOWING_BYTES and self._now_s() - told_s >= TELL_S:
+                flowed_bytes, told_s = 0, self._now_s()
+                self._events.put_nowait(Flowing(get.id))
+
         try:
-            async with aclosing(self._links.pieces(neighbour, query, sizes)) as pieces:
+            async with aclosing(self._links.pieces(neighbour, query, sizes, flowing)) as pieces:
                 async for piece in pieces:
                     form, index = expected[came]
                     if not await asyncio.to_thread(self._spool.write, form, index, piece):
                         self._ban(neighbour.host, form)
                         return Wrong(get.id, form, index)
                     came += 1
-                    self._bytes[neighbour.region == self._acquaintance.region] += len(piece)
                     self._news.tell()
                     self._events.put_nowait(Arrived(get.id, form, index, 1, len(piece)))
         except HostUnreachable as error:

@@ -79,9 +79,12 @@ class Links:
         finally:
             self._leave(neighbour)
 
-    async def pieces(self, neighbour: Neighbour, query: PiecesQuery, sizes: list[int]) -> AsyncGenerator[bytes, None]:
-        """The pieces asked for, each of the size given for it, as long as the neighbour has them. Raises AgentError,
-        HostUnreachable also where the stream stalls, ends inside a piece or does not end."""
+    async def pieces(
+        self, neighbour: Neighbour, query: PiecesQuery, sizes: list[int], flowing: Callable[[int], None]
+    ) -> AsyncGenerator[bytes, None]:
+        """The pieces asked for, each of the size given for it, as long as the neighbour has them; `flowing` is told of
+        all bytes as they come. Raises AgentError, HostUnreachable also where the stream stalls, ends inside a piece or
+        does not end."""
         client = await self._client(neighbour)
         try:
             held = bytearray()
@@ -92,6 +95,7 @@ class Links:
                 async for part in parts:
                     now_s = self._now_s()
                     self.count(neighbour.host, len(part), now_s - began_s)
+                    flowing(len(part))
                     await self._throttle.take(neighbour.host, len(part))
                     held += part
                     while size and len(held) >= size:
