@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from cas.digest import RAW_BYTES, Digest, from_raw
 from cas.errors import CasError
+from cas.interface import BlobStore
 
 PIECE_BYTES: Final = 1 << 20
 MAX_ENTRIES: Final = 1 << 20
@@ -39,6 +40,7 @@ PAGE_ENDS_AT: Final = 512
 PAGE_WEIGHT: Final = 256 << 10
 """And where its names and pieces take so much."""
 ITEM_WEIGHT: Final = 32
+MAX_PAGE_ITEMS: Final = PAGE_WEIGHT // ITEM_WEIGHT
 MAX_PAGE_BYTES: Final = PAGE_WEIGHT + (MAX_PIECES_IN_FILE * RAW_BYTES) + (MAX_PIECES_IN_FILE << 4)
 _SNAPSHOT_LINE: Final = b"lowcloud snapshot 1\n"
 _PAGE_LINE: Final = b"lowcloud tree 1\n"
@@ -46,7 +48,7 @@ _PAGE_LINE: Final = b"lowcloud tree 1\n"
 Name = Annotated[bytes, Meta(min_length=1, max_length=MAX_NAME_BYTES)]
 Mode = Annotated[int, Meta(ge=0, le=0o777)]
 Time = Annotated[int, Meta(ge=-MAX_INT, le=MAX_INT)]
-Runs = tuple[bytes | int, ...]
+Runs = Annotated[tuple[bytes | int, ...], Meta(max_length=(MAX_PIECES_IN_FILE << 1) + 1)]
 """A file's pieces in turn: the raw digests of pieces one after the other, or how many pieces are holes."""
 
 
@@ -90,6 +92,7 @@ class Symlink(msgspec.Struct, frozen=True, array_like=True, tag="l", gc=False):
 
 Entry = Directory | File | Link | Symlink
 Item = Entry | None
+_Page = Annotated[list[Item], Meta(max_length=MAX_PAGE_ITEMS)]
 
 
 class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -152,6 +155,19 @@ def read_tree(snapshot: Snapshot, read: Callable[[Digest], bytes]) -> Iterator[I
     check.end(snapshot)
 
 
+def reader(store: BlobStore) -> Callable[[Digest], bytes]:
+    """What gives the snapshots and pages that a store holds. Raises TreeInvalid for what is larger than any may be,
+    before memory is taken for it; BlobMissing, BlobDamaged."""
+
+    def read(digest: Digest) -> bytes:
+        size = store.stat(digest).size
+        if size > MAX_PAGE_BYTES:
+            raise TreeInvalid(f"{digest} has {size} bytes, which no part of a list of files has")
+        return store.read(digest)
+
+    return read
+
+
 def pieces_of(items: Iterable[Item]) -> Iterator[Digest]:
     """The blobs that files are made of, in their order; one that is needed twice comes twice."""
     for item in items:
@@ -203,7 +219,7 @@ def _decode_page(data: bytes, *, last: bool) -> list[Item]:
     if len(data) > MAX_PAGE_BYTES or not data.startswith(_PAGE_LINE):
         raise TreeInvalid("this is no page of a tree that this lowcloud can read")
     try:
-        items = msgspec.msgpack.decode(data[len(_PAGE_LINE) :], type=list[Item])
+        items = msgspec.msgpack.decode(data[len(_PAGE_LINE) :], type=_Page)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise TreeInvalid(f"this is no page of a tree: {error}") from error
     if list(encode_pages(items)) != [data] or not (last or _is_full(items)):

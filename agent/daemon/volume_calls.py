@@ -39,7 +39,7 @@ from agent.sandbox import growing, mounts
 from cas.digest import Digest, short
 from cas.errors import BlobMissing
 from cas.interface import BlobStore
-from cas.tree import Snapshot, blobs_of, decode_snapshot
+from cas.tree import Snapshot, blobs_of, decode_snapshot, reader
 
 UNCHANGED: Final = Outcome(changed=False, detail="what was asked for is there already")
 MAX_MISSING_TOLD: Final = 20_000
@@ -243,8 +243,9 @@ class VolumeCalls:
             raise _missing([error.digest]) from error
 
     def _protected(self, call: RestoreVolume, owner: str) -> Snapshot:
+        read = reader(self._store)
         self._store.lease([call.snapshot], owner=owner, ttl_s=WORK_WITHIN_S)
-        snapshot = decode_snapshot(self._store.read(call.snapshot))
+        snapshot = decode_snapshot(read(call.snapshot))
         if snapshot.data_bytes > call.size_bytes:
             raise Refused(
                 Reason.NO_ROOM,
@@ -252,7 +253,7 @@ class VolumeCalls:
                 hint=f"the volume that it was taken of had {snapshot.size_bytes}",
             )
         self._store.lease(snapshot.pages, owner=owner, ttl_s=WORK_WITHIN_S)
-        blobs = blobs_of(call.snapshot, self._store.read)
+        blobs = blobs_of(call.snapshot, read)
         self._store.lease(blobs, owner=owner, ttl_s=WORK_WITHIN_S)
         missing = self._store.missing(blobs)
         if missing:

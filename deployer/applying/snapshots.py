@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from agent.api import Envelope, Outcome, Reason, RestoreVolume, SnapshotFacts, SnapshotVolume
 from agent.client import AgentClient, BadAnswer, CallRefused, refused_because
 from cas.digest import Digest
-from cas.tree import TreeInvalid, decode_snapshot, pieces_of, read_tree
+from cas.tree import TreeInvalid, decode_snapshot, pieces_of, read_tree, reader
 from deployer.applying.incoming import Incoming
 from deployer.applying.site import Site
 from deployer.applying.transfer import Source, serve
@@ -49,11 +49,11 @@ async def bring(site: Site, client: AgentClient, volume: str, digest: Digest) ->
     CasError."""
     coming = Incoming(site.store, client, partial(site.progress.transfer, client.host_name), owner=LEASE_OWNER)
     await coming.get([digest])
-    snapshot = decode_snapshot(await asyncio.to_thread(site.store.read, digest))
+    snapshot = decode_snapshot(await asyncio.to_thread(reader(site.store), digest))
     if (snapshot.volume, snapshot.host) != (volume, client.host_name):
         raise TreeInvalid(f"{client.host_name} gave a snapshot of {snapshot.volume}@{snapshot.host}")
     await coming.get(snapshot.pages)
-    pieces = await asyncio.to_thread(lambda: list(dict.fromkeys(pieces_of(read_tree(snapshot, site.store.read)))))
+    pieces = await asyncio.to_thread(lambda: list(dict.fromkeys(pieces_of(read_tree(snapshot, reader(site.store))))))
     await coming.get(pieces)
     return coming.blobs, coming.wire_bytes
 

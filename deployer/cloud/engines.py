@@ -20,7 +20,7 @@ from cas.engines.shared import SharedStore
 from cas.errors import BlobMissing
 from cas.interface import BlobStore, Damage
 from cas.store import Store
-from cas.tree import TreeInvalid, blobs_of
+from cas.tree import TreeInvalid, blobs_of, reader
 from deployer.errors import RecordInvalid
 from deployer.history import release
 from deployer.history.release import Release
@@ -79,7 +79,7 @@ def share_release(store: SharedStore, to: Digest) -> None:
 def of_no_release(store: BlobStore, digest: Digest) -> set[Digest]:
     """What a ref needs that points at something else than a release: everything of a snapshot, anything else alone."""
     try:
-        return blobs_of(digest, store.read)
+        return blobs_of(digest, reader(store))
     except TreeInvalid:
         return {digest}
 

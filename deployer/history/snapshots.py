@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 from cas.digest import PREFIX, Digest, abbreviation
 from cas.errors import AmbiguousDigest
-from cas.interface import BlobSource
-from cas.tree import Snapshot, blobs_of, decode_snapshot
+from cas.interface import BlobStore
+from cas.tree import Snapshot, blobs_of, decode_snapshot, reader
 from deployer.errors import BadInput, DeployerError
 from deployer.history.release import ReleaseStore
 
@@ -69,7 +69,7 @@ class Snapshots:
 
     def read(self, digest: Digest) -> Snapshot:
         """Raises BlobMissing, BlobDamaged, TreeInvalid."""
-        return decode_snapshot(self._store.read(digest))
+        return decode_snapshot(reader(self._store)(digest))
 
     def name(self, digest: Digest) -> None:
         """Keep a snapshot, all of which is in the store. Raises RefMoved, and as `read`."""
@@ -89,9 +89,9 @@ def is_of_snapshot(ref: str) -> bool:
     return ref.startswith(SPACE)
 
 
-def needs_of(store: BlobSource, snapshot: Digest) -> set[Digest]:
+def needs_of(store: BlobStore, snapshot: Digest) -> set[Digest]:
     """Every blob that restoring a snapshot takes. Raises BlobMissing, BlobDamaged, TreeInvalid."""
-    return blobs_of(snapshot, store.read)
+    return blobs_of(snapshot, reader(store))
 
 
 def refuse_small(snapshot: Snapshot, size_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterable
 
 import msgspec
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from cas import tree
 from cas.digest import Digest, digest_of, from_raw
+from cas.memory import MemoryStore
 from cas.tree import (
     MAX_DEPTH,
     MIN_PAGE_ITEMS,
@@ -31,6 +33,7 @@ from cas.tree import (
     piece_count,
     pieces_of,
     read_tree,
+    reader,
 )
 
 ONE, TWO = b"\1" * 32, b"\2" * 32
@@ -227,6 +230,31 @@ def test_a_page_that_is_none_or_is_written_in_another_way_is_refused(page: bytes
     snapshot = msgspec.structs.replace(snapshot_of(ITEMS)[0], pages=(digest_of(page),))
     with pytest.raises(TreeInvalid):
         list(read_tree(snapshot, lambda _: page))
+
+
+def test_a_page_of_more_items_than_any_has_is_refused_before_memory_is_taken_for_them() -> None:
+    count = 40 << 20
+    page = b"lowcloud tree 1\n\xdd" + count.to_bytes(4, "big") + b"\xc0" * count
+    snapshot = msgspec.structs.replace(snapshot_of(ITEMS)[0], pages=(digest_of(page),))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TreeInvalid):
+            list(read_tree(snapshot, lambda _: page))
+        assert tracemalloc.get_traced_memory()[1] < 2 * count
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_blob_that_is_too_large_for_a_page_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unread(MemoryStore):
+        def read(self, digest: Digest) -> bytes:
+            raise AssertionError(digest)
+
+    store = Unread()
+    large = store.put(bytes(11)).digest
+    monkeypatch.setattr(tree, "MAX_PAGE_BYTES", 10)
+    with pytest.raises(TreeInvalid, match="has 11 bytes"):
+        blobs_of(large, reader(store))
 
 
 def test_pages_that_are_cut_elsewhere_are_refused() -> None:

@@ -17,7 +17,7 @@ from agent.daemon.durable import FileDamaged, seal, unseal, write_file
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.interface import BlobStore
-from cas.tree import blobs_of
+from cas.tree import blobs_of, reader
 
 FILE: Final = "snapshots"
 MEMORY: Final = "seen"
@@ -53,7 +53,7 @@ def protected(store: BlobStore, snapshots: Iterable[Digest]) -> set[Digest]:
     found: set[Digest] = set()
     for snapshot in snapshots:
         try:
-            found |= blobs_of(snapshot, store.read)
+            found |= blobs_of(snapshot, reader(store))
         except CasError as error:
             _log.warning("the snapshot %s is not kept: %s", snapshot, error)
     return found

@@ -17,8 +17,8 @@ import msgspec
 
 from agent.daemon.durable import FileDamaged, seal, unseal, write_file
 from agent.daemon.snapshots.content import Keep, read_pieces
-from agent.daemon.snapshots.walk import End, Found, open_file, walk
-from cas.tree import Directory, Entry, File, Item, Link, Runs, Symlink, data_bytes_of
+from agent.daemon.snapshots.walk import End, Found, open_file, read_link, walk
+from cas.tree import MAX_INT, Directory, Entry, File, Item, Link, Runs, Symlink, data_bytes_of
 
 TICK_NS: Final = 20_000_000
 """More than a tick of any kernel's clock for files: at least 100 a second."""
@@ -38,7 +38,7 @@ class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     runs: Runs
 
     def is_still(self, facts: os.stat_result) -> bool:
-        now = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        now = (facts.st_size, _time(facts), facts.st_ctime_ns)
         return now == (self.size, self.modified_ns, self.changed_ns)
 
 
@@ -117,10 +117,9 @@ class _Look:
         if stat.S_ISREG(mode):
             return self._file(found, permissions)
         if stat.S_ISDIR(mode):
-            return Directory(found.name, permissions, found.facts.st_mtime_ns)
+            return Directory(found.name, permissions, _time(found.facts))
         if stat.S_ISLNK(mode):
-            target = os.fsencode(os.readlink(found.name, dir_fd=found.directory))
-            return Symlink(found.name, found.facts.st_mtime_ns, target)
+            return Symlink(found.name, _time(found.facts), read_link(found))
         return None
 
     def _file(self, found: Found, permissions: int) -> Entry:
@@ -134,7 +133,7 @@ class _Look:
         if facts.st_nlink > 1:
             self._links[facts.st_ino] = self._files
         self._files += 1
-        file = File(found.name, permissions, facts.st_mtime_ns, seen.size, seen.runs)
+        file = File(found.name, permissions, _time(facts), seen.size, seen.runs)
         self._data_bytes += data_bytes_of(file)
         return file
 
@@ -150,12 +149,17 @@ class _Look:
         self._read_files += 1
         self._read_bytes += read_bytes
         changed_ns = facts.st_ctime_ns if facts.st_ctime_ns < now_ns - TICK_NS else NEVER
-        return Seen(facts.st_size, facts.st_mtime_ns, changed_ns, runs), facts
+        return Seen(facts.st_size, _time(facts), changed_ns, runs), facts
 
     def _keep_in_time(self, digest: bytes, piece: bytes, before: bytes | None) -> None:
         if not self._in_time():
             raise TooLong
         self._keep(digest, piece, before)
+
+
+def _time(facts: os.stat_result) -> int:
+    """When it was changed, in so far as a tree can say so: a guest may set a time that is centuries away."""
+    return max(-MAX_INT, min(facts.st_mtime_ns, MAX_INT))
 
 
 # --- between snapshots ----------------------------------------------------------------------------------------------

@@ -95,6 +95,16 @@ def open_file(found: Found) -> int:
     raise FileNotFoundError(f"{found.name!r} is no file any more")
 
 
+def read_link(found: Found) -> bytes:
+    """Where a symbolic link leads. As `open_file`, where it is none any more."""
+    try:
+        return os.fsencode(os.readlink(found.name, dir_fd=found.directory))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise FileNotFoundError(f"{found.name!r} is no symbolic link any more") from error
+        raise
+
+
 def _names(directory: int) -> list[bytes]:
     """The last one first."""
     return sorted(map(os.fsencode, os.listdir(directory)), reverse=True)

@@ -28,7 +28,7 @@ from agent.daemon.snapshots.looking import Memory, load_memory, save_memory
 from agent.daemon.snapshots.walk import VolumeUnfit, allow_depth
 from cas.digest import Digest
 from cas.errors import BlobDamaged, BlobMissing, CasError, StoreBusy, StoreFull
-from cas.tree import Snapshot, TreeInvalid, decode_snapshot, encode_pages, encode_snapshot, pieces_of, read_tree
+from cas.tree import Snapshot, TreeInvalid, decode_snapshot, encode_pages, encode_snapshot, pieces_of, read_tree, reader
 
 if TYPE_CHECKING:
     from agent.daemon.snapshots.taking import Seen
@@ -225,7 +225,7 @@ def _record(order: Take, store: Store, keeper: Keeper, seen: Seen) -> Digest:
         by=order.by,
         message=order.message,
     )
-    missing = store.missing(pieces_of(read_tree(snapshot, store.read)))
+    missing = store.missing(pieces_of(read_tree(snapshot, reader(store))))
     if missing:
         raise BlobMissing(missing[0])
     return keeper.put(encode_snapshot(snapshot)).digest
@@ -235,8 +235,8 @@ def _restore(order: Restore) -> Done:
     from agent.daemon.snapshots.restoring import restore
 
     with _open_store(order.place) as store, _opened(order.place, pid=0) as root:
-        snapshot = decode_snapshot(store.read(order.snapshot))
-        written = restore(root, read_tree(snapshot, store.read), store)
+        snapshot = decode_snapshot(reader(store)(order.snapshot))
+        written = restore(root, read_tree(snapshot, reader(store)), store)
     return Done(order.snapshot, snapshot.at_unix_ns, snapshot.entries, snapshot.data_bytes, bytes=written)
 
 

@@ -24,7 +24,7 @@ from agent.daemon.snapshots.taking import NotAtRest, Taking
 from agent.daemon.snapshots.walk import VolumeUnfit, allow_depth
 from cas.digest import digest_of
 from cas.memory import MemoryStore
-from cas.tree import PIECE_BYTES, Directory, File, Item, Symlink, TreeInvalid
+from cas.tree import PIECE_BYTES, Directory, File, Item, Snapshot, Symlink, TreeInvalid, encode_pages, read_tree
 
 
 @contextmanager
@@ -343,6 +343,36 @@ def test_files_that_come_and_go_and_change_their_kind_end_no_look(ground: Ground
         ended.set()
         changer.join()
     assert b"of the host" not in ground.store.blobs.values()
+
+
+def test_a_link_that_has_become_a_file_ends_no_look(ground: Ground) -> None:
+    (ground.volume / "a").symlink_to("nowhere")
+
+    def change_its_kind() -> bool:
+        (ground.volume / "a").unlink()
+        (ground.volume / "a").write_bytes(b"")
+        return True
+
+    with opened(ground.volume) as root:
+        assert look(root, {}, lambda *_: None, in_time=change_its_kind).entries == 0
+
+
+@pytest.mark.parametrize("year", [1800, 1960, 2300, 2440, 100_000])
+def test_whatever_time_a_guest_sets_its_files_can_be_taken_and_restored(ground: Ground, year: int) -> None:
+    (ground.volume / "directory").mkdir()
+    (ground.volume / "file").write_bytes(b"of another century")
+    (ground.volume / "link").symlink_to("file")
+    for name in ("directory", "file", "link"):
+        os.utime(ground.volume / name, ((year - 1970) * 31_556_952,) * 2, follow_symlinks=False)
+    seen = ground.look()
+    save_memory(ground.volume.parent / "seen", ground.memory)
+    assert load_memory(ground.volume.parent / "seen") == ground.memory
+    pages = {digest_of(page): page for page in encode_pages(seen.items)}
+    snapshot = Snapshot(
+        volume="v", host="h", at_unix_ns=0, size_bytes=1, entries=3, data_bytes=seen.data_bytes, pages=tuple(pages)
+    )
+    assert (ground.restore(list(read_tree(snapshot, pages.__getitem__))) / "file").read_bytes() == b"of another century"
+    assert ground.look().read_files == 0
 
 
 def test_a_look_ends_when_its_time_is_over(ground: Ground) -> None:
