@@ -295,12 +295,18 @@ class Fetch:
             since_s = max(get.flowed_s, get.last_s, get.peer.last_s)
             pace = self._near_pace if get.peer.near else self._far_pace
             wait = patience(now_s - since_s, pace, self.limits)
-            if wait is Wait.OVER or (wait is Wait.LONG and self._could_be_replaced(get, since_s, now_s)):
+            if wait is Wait.NORMAL:
+                continue
+            keeps = wait is Wait.VERY_LONG and get.peer.near and self._hears_neighbours(get.peer, since_s)
+            if wait is Wait.OVER or keeps or self._could_be_replaced(get, since_s, now_s):
                 get.peer.suspect = True
                 self._leave(get.peer, now_s, f"sent nothing for {now_s - since_s:.1f} s")
-            elif wait is Wait.LONG:
+            else:
                 for form, left in get.left.items():
                     self._wanted.by_form[form].doubtful |= left
+
+    def _hears_neighbours(self, but: Peer, since_s: float) -> bool:
+        return any(peer.near and peer.heard_s > since_s and peer is not but for peer in self._peers.values())
 
     def _could_be_replaced(self, get: PendingGet, since_s: float, now_s: float) -> bool:
         """Whether a peer that was heard of meanwhile has something of what this one was asked for."""

@@ -47,7 +47,9 @@ class Wait(Enum):
     NORMAL = 1
     LONG = 2
     """So long that the peer is left where another one can be asked."""
-    OVER = 3
+    VERY_LONG = 3
+    """So long that a neighbour is left although nobody else is known to have the same."""
+    OVER = 4
     """So long that it is left."""
 
 
@@ -55,5 +57,7 @@ def patience(silent_s: float, pace: Pace, limits: Limits) -> Wait:
     """What to think of a peer that has sent nothing for so long."""
     if silent_s >= limits.stall_s:
         return Wait.OVER
-    is_long = silent_s >= pace.patience_s(limits.least_patience_s, limits.stall_s)
-    return Wait.LONG if is_long else Wait.NORMAL
+    patience_s = pace.patience_s(limits.least_patience_s, limits.stall_s)
+    if silent_s >= MARGIN * patience_s:
+        return Wait.VERY_LONG
+    return Wait.LONG if silent_s >= patience_s else Wait.NORMAL
