@@ -129,7 +129,7 @@ class Ground:
 
     def bare_copy_s(self, size: int) -> float:
         """So many bytes from the operator's machine to one in another region, over a bare socket."""
-        to = self.hosts_of(REGION)[0]
+        to = self.hosts_of(list(REGIONS)[-1])[0]
         receiver = subprocess.Popen(self.world.inside(to, [sys.executable, "-c", RECEIVE]), stdout=subprocess.PIPE)
         try:
             assert receiver.stdout is not None
