@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tools.cloud import shown_path
 from tools.errors import PARTIAL, UsageError
-from tools.output import printable, printable_lines, shorten, size
+from tools.output import counted, printable, printable_lines, quoted_output, shorten, size
 
 if TYPE_CHECKING:
     import argparse
@@ -289,7 +289,7 @@ class Telling:
             "catch-up": "waiting for",
         }
         if phase in words and hosts:
-            self._out.remark(f"{words[phase]} {hosts} {'host' if hosts == 1 else 'hosts'}")
+            self._out.remark(f"{words[phase]} {counted(hosts, 'host')}")
 
     def transfer(self, host: str, done_bytes: int, total_bytes: int) -> None:
         self._sent[host] = (done_bytes, total_bytes)
@@ -334,8 +334,8 @@ def show_applied(applied: Applied, out: Output) -> None:
 
     for call in applied.failed:
         out.line(f"{call.kind} of {call.subject}@{call.host} failed: {printable(call.message)}")
-        for line in call.output_tail.splitlines():
-            out.line(f"  | {printable(line)}")
+        for line in quoted_output(call.output_tail):
+            out.line(line)
         if call.hint:
             out.line(f"  hint: {call.hint}")
     if applied.trouble:
@@ -357,7 +357,7 @@ def show_applied(applied: Applied, out: Output) -> None:
     _show_brought(applied, out)
     if applied.unheard:
         out.line(f"hosts that were away do not hear of this release from others: {printable(applied.unheard)}")
-    calls = f"{len(applied.calls)} {'call' if len(applied.calls) == 1 else 'calls'}"
+    calls = counted(len(applied.calls), "call")
     whole_bytes = sum(one.whole_bytes for one in applied.brought.values())
     sent = f"{size(applied.bytes_sent)} sent{_saved(whole_bytes, applied.bytes_sent)}"
     out.line(f"{applied.outcome}: release {shorten(applied.release)}, {calls}, {sent}, {applied.seconds:.2f} s")
@@ -428,4 +428,6 @@ def _call_as_dict(call: CallDone) -> dict[str, Any]:
         "steps": call.steps,
         "reason": str(call.reason) if call.reason else None,
         "message": call.message,
+        "hint": call.hint,
+        "output": call.output_tail,
     }

@@ -80,7 +80,7 @@ class Explained:
 
     def lines(self) -> Iterator[str]:
         from deployer.language.problems import MAX_PROBLEMS_SHOWN
-        from tools.output import printable_lines
+        from tools.output import printable_lines, quoted_output
 
         if self.problems:
             for problem in self.problems[:MAX_PROBLEMS_SHOWN]:
@@ -94,7 +94,7 @@ class Explained:
         yield from printable_lines(f"lowcloud: {self.message}")
         if self.output:
             yield "  the guest printed:"
-            yield from (f"  | {line}" for line in self.output.splitlines())
+            yield from quoted_output(self.output)
         if self.hint:
             yield f"  hint: {self.hint}"
 

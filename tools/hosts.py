@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tools.errors import UsageError
-from tools.output import printable, shorten
+from tools.output import counted, printable, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,12 +57,12 @@ async def call_each(cloud: Cloud, hosts: Iterable[str], call: Call) -> Answers[O
         return await fleet.each(hosts, lambda client: client.call(envelope))
 
 
-def split_instance(text: str) -> tuple[str, str]:
+def split_instance(text: str, what: str = "process", example: str = "web@fra1") -> tuple[str, str]:
     """`web@fra1` -> (`web`, `fra1`). Raises UsageError."""
-    process, at, host = text.partition("@")
-    if not (process and at and host):
-        raise UsageError(f"{text!r} does not name a process on a host", hint="write it as NAME@HOST, such as web@fra1")
-    return process, host
+    name, at, host = text.partition("@")
+    if not (name and at and host):
+        raise UsageError(f"{text!r} does not name a {what} on a host", hint=f"write it as NAME@HOST, such as {example}")
+    return name, host
 
 
 def tell_failures(failures: Mapping[str, AgentError], out: Output) -> bool:
@@ -86,7 +86,7 @@ def tell_waiting(hosts: Mapping[str, Iterable[Waiting] | UnsetType], out: Output
 
 def waits(waiting: Waiting) -> str:
     """A release that a host was away for, and how much of it is there."""
-    here = f"{waiting.blobs - waiting.missing} of {waiting.blobs} blobs are there"
+    here = f"{waiting.blobs - waiting.missing} of {counted(waiting.blobs, 'blob')} are there"
     compiled = f", {waiting.uncompiled} to be compiled" if waiting.uncompiled else ""
     what = f"release {shorten(waiting.release)} of {waiting.ref} by {waiting.by.removeprefix('operator:')}"
     return f"{printable(what)}, which it was away for: {here}{compiled}"

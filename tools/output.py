@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+MAX_OUTPUT_LINES = 40
+"""Of a guest's output below a message on it."""
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -121,6 +123,19 @@ def size(count: int | float) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     raise AssertionError("the last unit takes everything")
+
+
+def counted(number: int, one: str, more: str = "") -> str:
+    """`1 blob`, `3 blobs`, `1 entry`."""
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
+def quoted_output(text: str) -> Iterator[str]:
+    """The end of what a guest has printed, as lines below a message about it."""
+    lines = text.splitlines()
+    if len(lines) > MAX_OUTPUT_LINES:
+        yield f"  | … {len(lines) - MAX_OUTPUT_LINES} lines before; --json has them"
+    yield from (f"  | {printable(line)}" for line in lines[-MAX_OUTPUT_LINES:])
 
 
 def iso_time(at_unix_ns: int) -> str:

@@ -10,7 +10,7 @@ from tools import errors
 from tools.cloud import open_cloud
 from tools.confirm import confirmed
 from tools.hosts import split_instance
-from tools.output import iso_time, local_time, printable, shorten, size
+from tools.output import counted, iso_time, local_time, printable, shorten, size
 
 if TYPE_CHECKING:
     import argparse
@@ -84,12 +84,12 @@ def take(args: argparse.Namespace, out: Output) -> int:
             }
         )
         return errors.DONE
-    out.line(f"{shorten(facts.snapshot)}  {volume}@{host}: {facts.entries} entries, {size(facts.data_bytes)}")
+    out.line(f"{shorten(facts.snapshot)}  {volume}@{host}: {_entries(facts.entries)}, {size(facts.data_bytes)}")
     held = f"its process was held for {facts.pause_ms:.1f} ms" if facts.pause_ms else "no process was held"
     out.line(f"  read {size(facts.read_bytes)}, stored {size(facts.stored_bytes)} there; {held}")
-    out.line(f"  received {size(brought.wire_bytes)}, {brought.blobs} blobs")
+    out.line(f"  received {size(brought.wire_bytes)}, {counted(brought.blobs, 'blob')}")
     if facts.left_out:
-        out.remark(f"left out: {facts.left_out} entries that are neither file, directory nor symbolic link")
+        out.remark(f"left out, being neither file, directory nor symbolic link: {_entries(facts.left_out)}")
     return errors.DONE
 
 
@@ -97,9 +97,12 @@ async def _take(
     cloud: Cloud, args: argparse.Namespace, volume: str, host: str | None, out: Output
 ) -> tuple[str, Brought]:
     from agent.api import SnapshotVolume
+    from cas.tree import MAX_MESSAGE
     from deployer.applying import snapshots
     from tools.deploying import seconds
 
+    if len(args.message) > MAX_MESSAGE:
+        raise errors.UsageError(f"--message has {len(args.message)} characters; at most {MAX_MESSAGE} are kept")
     pause_s = seconds(args.max_pause, "--max-pause") or 0.0
     if not 0 < pause_s <= 60:
         raise errors.UsageError("--max-pause is more than nothing and at most 60s")
@@ -154,8 +157,8 @@ def _as_dict(one: Named) -> dict[str, Any]:
 
 def _row(one: Named) -> tuple[str, ...]:
     held = one.snapshot
-    whose, taken = f"{held.volume}@{held.host}", local_time(held.at_unix_ns)
-    return shorten(one.digest), whose, taken, held.by, str(held.entries), size(held.data_bytes), held.message
+    whose, taken, by = f"{held.volume}@{held.host}", local_time(held.at_unix_ns), held.by.removeprefix("operator:")
+    return shorten(one.digest), whose, taken, by, str(held.entries), size(held.data_bytes), held.message
 
 
 def forget(args: argparse.Namespace, out: Output) -> int:
@@ -215,7 +218,7 @@ def _source(one: Named) -> str:
     held = one.snapshot
     told = f" ({printable(held.message)})" if held.message else ""
     where = f"{held.volume}@{held.host} as it was {local_time(held.at_unix_ns)}"
-    return f"{where}{told}, {held.entries} entries, {size(held.data_bytes)}"
+    return f"{where}{told}, {_entries(held.entries)}, {size(held.data_bytes)}"
 
 
 def _size(text: str) -> int:
@@ -228,14 +231,21 @@ def _size(text: str) -> int:
         raise errors.UsageError(f"--size: {error}", hint=error.hint) from error
 
 
+def _entries(number: int) -> str:
+    return counted(number, "entry", "entries")
+
+
 # --- common ---------------------------------------------------------------------------------------------------------
 
 
 def _named(text: str, host: str | None) -> tuple[str, str | None]:
     """A volume and its host, from `kv-data`, `kv-data@fra1` and what `--host` says. Raises UsageError."""
-    if "@" not in text:
-        return text, host
-    volume, named = split_instance(text)
+    from deployer.language.reading import text_complaint
+    from deployer.language.schema import Name
+
+    volume, named = split_instance(text, "volume", "kv-data@fra1") if "@" in text else (text, host)
+    if complaint := text_complaint(Name, volume):
+        raise errors.UsageError(f"the volume's name: {complaint[0]}", hint=complaint[1])
     if host not in (None, named):
         raise errors.UsageError(f"{text} is not on {host}", hint="name the host once")
     return volume, named

@@ -57,7 +57,7 @@ def test_a_volume_moves_to_another_host_by_a_snapshot_which_outlives_the_first(s
     assert first["received_blobs"] >= 3
     assert ask(shop, "fra1", "SET number 2") == ["OK"]
     told = shop.succeed("volume", "snapshot", "kv-data@fra1", "--host", "fra1", "--max-pause", "2s").out
-    assert "kv-data@fra1: 1 entries" in told
+    assert "kv-data@fra1: 1 entry," in told
     assert "received" in told
     newest, oldest = shop.json("volume", "snapshots", "kv-data")
     assert oldest["snapshot"] == first["snapshot"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tools import errors
 from tools.cloud import open_cloud, shown_path
 from tools.commands.pull import STANDARD_OUTPUT, write_file
-from tools.output import shorten, size
+from tools.output import counted, shorten, size
 
 if TYPE_CHECKING:
     import argparse
@@ -66,7 +66,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
         )
     elif not to_stdout:
         builds_on = f", for where {shorten(head.since)} is" if head.since else ""
-        out.line(f"{head.release}  {shown_path(args.output)}: {len(head.blobs)} blobs, {size(total)}{builds_on}")
+        out.line(
+            f"{head.release}  {shown_path(args.output)}: {counted(len(head.blobs), 'blob')}, {size(total)}{builds_on}"
+        )
     return errors.DONE
 
 

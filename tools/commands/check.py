@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tools import errors
 from tools.cloud import open_cloud
-from tools.output import size
+from tools.output import counted, size
 
 if TYPE_CHECKING:
     import argparse
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """
 lowcloud check
+lowcloud check --host fra1 --host ams1
 lowcloud check --host fra1 --json
 """
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if out.as_json:
         out.json({"blobs": checked.blobs, "bytes": checked.bytes, "damaged": damaged})
     else:
-        out.line(f"{checked.blobs} blobs verified, {size(checked.bytes)}; {len(damaged)} damaged")
+        out.line(f"{counted(checked.blobs, 'blob')} verified, {size(checked.bytes)}; {len(damaged)} damaged")
         for damage in damaged:
             out.line(f"  {damage.digest}  {damage.reason}{' (repaired)' if damage.repaired else ''}")
     unrepaired = [damage for damage in damaged if not damage.repaired]
@@ -65,7 +66,7 @@ def _check_hosts(cloud: Cloud, hosts: list[str], out: Output) -> int:
     damaged = False
     for host, found in answers.results.items():
         rows.append({"host": host, "blobs": found.blobs, "bytes": found.bytes, "damaged": found.damaged})
-        out.line(f"{host}: {found.blobs} blobs verified, {size(found.bytes)}; {len(found.damaged)} damaged")
+        out.line(f"{host}: {counted(found.blobs, 'blob')} verified, {size(found.bytes)}; {len(found.damaged)} damaged")
         for digest in found.damaged:
             damaged = True
             out.line(f"  {digest}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tools import errors
 from tools.cloud import open_cloud
-from tools.output import size
+from tools.output import counted, size
 
 if TYPE_CHECKING:
     import argparse
@@ -62,7 +62,7 @@ def _collect_here(cloud: Cloud, args: argparse.Namespace, out: Output) -> int:
         cloud.store.release(OWNER)
     collected, at_origin = _collect(cloud, dry_run=args.dry_run, ignoring=OWNER if args.pushed else None)
     verb = "would remove" if args.dry_run else "removed"
-    out.line(f"{verb} {collected.blobs} blobs, {size(collected.bytes)}; {collected.kept} stay")
+    out.line(f"{verb} {counted(collected.blobs, 'blob')}, {size(collected.bytes)}; {collected.kept} stay")
     if at_origin is not None:
         out.line(f"at {cloud.config.blobs}: {verb} {at_origin.blobs}, {size(at_origin.bytes)}; {at_origin.kept} stay")
     repacked = _repack(cloud, out) if args.repack else None
@@ -105,7 +105,7 @@ def _repack(cloud: Cloud, out: Output) -> Repacked:
         repacked = cloud.store.repack(progress=progress)
     saved = repacked.saved_bytes
     change = f"{size(saved)} less" if saved >= 0 else f"{size(-saved)} more"
-    out.line(f"stored {repacked.blobs} blobs anew, {change}")
+    out.line(f"stored {counted(repacked.blobs, 'blob')} anew, {change}")
     return repacked
 
 
@@ -119,7 +119,7 @@ def _collect_on_hosts(cloud: Cloud, hosts: list[str], keep: int, out: Output) ->
     rows: list[dict[str, Any]] = []
     for host, outcome in answers.results.items():
         rows.append({"host": host, "blobs": outcome.blobs, "bytes": outcome.bytes})
-        out.line(f"{host}: removed {outcome.blobs} blobs, {size(outcome.bytes)}")
+        out.line(f"{host}: removed {counted(outcome.blobs, 'blob')}, {size(outcome.bytes)}")
     if out.as_json:
         out.json(rows)
     return errors.FAILED if tell_failures(answers.failures, out) else errors.DONE

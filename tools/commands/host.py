@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tools import errors
 from tools.cloud import open_cloud, shown_path
 from tools.hosts import known_addresses, tell_failures, waits, weak_limits
-from tools.output import size
+from tools.output import counted, size
 
 if TYPE_CHECKING:
     import argparse
@@ -81,7 +81,7 @@ def _show_facts(facts: HostFacts, out: Output) -> None:
     out.line(f"  addresses  {', '.join(facts.addresses)}")
     out.line(f"  kernel     {facts.kernel}")
     out.line(f"  lowcloud   {facts.version}, engine {facts.engine}")
-    out.line(f"  store      {facts.store_blobs} blobs, {size(facts.store_bytes)}")
+    out.line(f"  store      {counted(facts.store_blobs, 'blob')}, {size(facts.store_bytes)}")
     if facts.sealing_key:
         out.line(f"  secrets    are sealed to {facts.sealing_key}")
     for waiting in facts.waiting or ():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tools import errors
 from tools.cloud import open_cloud
-from tools.output import printable
+from tools.output import counted, printable
 
 if TYPE_CHECKING:
     import argparse
@@ -45,5 +45,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         )
     for digest, why in migrated.skipped.items():
         out.remark(f"left behind, because it is damaged and no history needs it: {digest}: {printable(why)}")
-    out.line(f"history at {refs}, blobs at {blobs}: {len(migrated.refs)} refs, {migrated.blobs} blobs verified")
+    out.line(
+        f"history at {refs}, blobs at {blobs}: {len(migrated.refs)} refs, {counted(migrated.blobs, 'blob')} verified"
+    )
     return errors.DONE

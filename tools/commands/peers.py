@@ -46,7 +46,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if out.as_json:
         out.json([_as_dict(host, status, peer) for host, status, peer in rows])
     else:
-        out.table(HEAD, [_cells(host, status, peer) for host, status, peer in rows], right=NUMBERS)
+        if rows:
+            out.table(HEAD, [_cells(host, status, peer) for host, status, peer in rows], right=NUMBERS)
+        elif answers.results:
+            out.line("hosts have taken nothing from each other")
         for host, status in answers.results.items():
             out.line(f"{host}: {size(status.deployer_bytes)} from operators")
         tell_waiting({host: status.waiting for host, status in answers.results.items()}, out)

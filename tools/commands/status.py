@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tools import errors
 from tools.cloud import open_cloud
 from tools.hosts import tell_waiting
-from tools.output import local_time, printable, shorten
+from tools.output import counted, local_time, printable, shorten
 
 if TYPE_CHECKING:
     import argparse
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         )
     if link:
         made = f"{local_time(link.release.at_unix_ns)} by {link.release.by.removeprefix('operator:')}"
-        what = f"{_count(running, 'process', 'processes')} on {_count(len(observed.hosts), 'host', 'hosts')}"
+        what = f"{counted(running, 'process', 'processes')} on {counted(len(observed.hosts), 'host', 'hosts')}"
         out.line(f"release {shorten(link.digest)}, {made}; {what}")
     else:
         out.line("nothing is released yet")
@@ -87,7 +87,3 @@ async def _observe(cloud: Cloud, definition: Definition | None, leaving: Mapping
     addresses = known_addresses(cloud)
     async with Fleet({**leaving, **addresses}, cloud.credentials) as fleet:
         return await observe(fleet, {*definition.host, *leaving} if definition else addresses)
-
-
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number} {one if number == 1 else more}"

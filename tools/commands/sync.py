@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tools import errors
 from tools.cloud import open_cloud
 from tools.hosts import known_addresses
-from tools.output import size
+from tools.output import counted, size
 
 if TYPE_CHECKING:
     import argparse
@@ -50,10 +50,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     there, here = len(found.theirs), len(found.ours)
     out.line(f"{there} blobs are only on {args.host}, {here} only here")
     if args.fetch and there:
-        out.line(f"fetched {there} blobs, {size(moved_bytes)}")
+        out.line(f"fetched {counted(there, 'blob')}, {size(moved_bytes)}")
         out.remark("`lowcloud gc` removes in a week what no release needs by then")
     if args.send and here:
-        out.line(f"sent {here} blobs, {size(moved_bytes)}")
+        out.line(f"sent {counted(here, 'blob')}, {size(moved_bytes)}")
         out.remark(f"a collection on {args.host} removes what no release of the hosts needs")
     return errors.DONE
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from tools import errors
 from tools.cloud import open_cloud
-from tools.output import printable, shorten, size
+from tools.output import counted, printable, shorten, size
 
 if TYPE_CHECKING:
     import argparse
@@ -70,10 +70,9 @@ def _take(args: argparse.Namespace, out: Output, store: ReleaseStore, cloud: Clo
         )
         return errors.DONE
     said = printable(link.release.message) or "no message"
-    out.line(f"{link.digest}  by {printable(link.release.by)}: {said}")
-    out.line(
-        f"{received.blobs} of {len(head.blobs)} blobs were missing; {size(received.raw_bytes)} are stored and verified"
-    )
+    out.line(f"{link.digest}  by {printable(link.release.by.removeprefix('operator:'))}: {said}")
+    missing = f"{received.blobs} of {counted(len(head.blobs), 'blob')}"
+    out.line(f"missing here: {missing}; stored and verified: {size(received.raw_bytes)}")
     if moved and cloud is not None:
         out.line(f"{cloud.ref} is at this release now; no host has been called")
     elif cloud is not None:

@@ -70,7 +70,7 @@ def _list(args: argparse.Namespace, out: Output) -> int:
             "size_bytes": volume.size_bytes,
             "used_bytes": volume.used_bytes,
             "held_by": volume.held_by,
-            "defined": volume.volume in defined,
+            "defined": (volume.volume, host) in defined,
         }
         for host, volumes in sorted(_volumes(answers).items())
         for volume in volumes.values()
@@ -96,7 +96,7 @@ def _delete(args: argparse.Namespace, out: Output) -> int:
 
     from agent.api import DeleteVolume
 
-    wanted = list(dict.fromkeys(split_instance(text) for text in args.volumes))
+    wanted = list(dict.fromkeys(split_instance(text, "volume", "kv-data@fra1") for text in args.volumes))
     with open_cloud(args) as cloud:
         answers = asyncio.run(_ask(cloud, sorted({host for _, host in wanted})))
         if tell_failures(answers.failures, out):
@@ -130,10 +130,11 @@ def _volumes(answers: Answers[HostFacts]) -> Volumes:
     return {host: {volume.volume: volume for volume in facts.volumes} for host, facts in answers.results.items()}
 
 
-def _defined(cloud: Cloud) -> frozenset[str]:
-    """The volumes of the newest release."""
+def _defined(cloud: Cloud) -> frozenset[tuple[str, str]]:
+    """The volumes of the newest release, each with the host of the process that has it."""
     definition = released_definition(cloud)
-    return frozenset(definition.volume if definition else ())
+    processes = definition.process.values() if definition else ()
+    return frozenset((volume, host) for one in processes for volume in one.volume.values() for host in one.hosts)
 
 
 def _find(volumes: Volumes, name: str, host: str) -> VolumeStatus:
