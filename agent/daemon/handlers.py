@@ -10,6 +10,7 @@ half done (a lost supervisor, a full disk), that comes from the next look at the
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
@@ -58,6 +59,8 @@ STAGED_FOR_S: Final = 3600.0
 RESIZABLE: Final = ("cores_milli", "restart", "restart_limit", "ready", "update")
 GROWING: Final = ("memory_bytes",)
 """What may become more under a guest that runs, and not less."""
+
+_log = logging.getLogger(__name__)
 
 
 class Wish(NamedTuple):
@@ -315,6 +318,9 @@ class Handlers:
         async with self._turn_on_store():
             source = self._source()
             checked = await asyncio.to_thread(lambda: self._store.check(source=source))
+        for damage in checked.damaged:
+            end = "repaired from another host" if damage.repaired else "not repaired"
+            _log.warning("blob %s is damaged: %s; %s", damage.digest, damage.reason, end)
         damaged = tuple(damage.digest for damage in checked.damaged if not damage.repaired)
         repaired = len(checked.damaged) - len(damaged)
         return Outcome(
@@ -322,7 +328,7 @@ class Handlers:
             blobs=checked.blobs,
             bytes=checked.bytes,
             damaged=damaged,
-            detail=f"{repaired} damaged blobs repaired from other hosts" if repaired else "",
+            detail=f"damaged, and repaired from other hosts: {repaired}" if repaired else "",
         )
 
     @asynccontextmanager

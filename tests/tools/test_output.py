@@ -15,7 +15,7 @@ from cas.errors import BlobMissing, NotADigest
 from deployer.errors import HostsUnreachable
 from deployer.language.problems import MAX_PROBLEMS_SHOWN, DefinitionInvalid, Problem
 from tools import errors
-from tools.output import Output, iso_time, printable, size, table_lines
+from tools.output import MAX_OUTPUT_LINES, Output, iso_time, printable, quoted_output, size, table_lines
 
 
 @settings(max_examples=60)
@@ -45,6 +45,14 @@ def test_control_characters_are_shown_as_escapes() -> None:
 )
 def test_sizes_have_the_unit_that_fits(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_of_what_a_guest_printed_the_end_is_quoted_line_by_line() -> None:
+    assert list(quoted_output("a\nb\x1b[2J")) == ["  | a", "  | b\\x1b[2J"]
+    long = list(quoted_output("".join(f"{number}\n" for number in range(MAX_OUTPUT_LINES + 2))))
+    assert long[0].startswith("  | … 2 lines before")
+    assert (long[1], long[-1]) == ("  | 2", f"  | {MAX_OUTPUT_LINES + 1}")
+    assert list(quoted_output("")) == []
 
 
 def test_an_instant_is_iso_8601_in_utc() -> None:

@@ -73,6 +73,7 @@ def test_a_volume_moves_to_another_host_by_a_snapshot_which_outlives_the_first(s
 
     restored = shop.json("volume", "restore", "kv-data@ams1", newest["snapshot"])
     assert (restored["host"], restored["size_bytes"]) == ("ams1", 16 << 20)
+    assert {row["host"]: row["defined"] for row in shop.json("volume", "ls")} == {"ams1": False, "fra1": True}
     run_kv_on(shop, "ams1")
     assert ask(shop, "ams1", "GET name", "GET number") == ["VALUE ada", "VALUE 2"]
 
@@ -97,6 +98,10 @@ def test_a_snapshot_of_what_is_not_there_or_not_clear_says_so(shop: Shop) -> Non
     assert "no host has a volume other" in shop.run("volume", "snapshot", "other").err
     assert "is not on ams1" in shop.run("volume", "snapshot", "kv-data@fra1", "--host", "ams1").err
     assert "no volume kv-data on this host" in shop.run("volume", "snapshot", "kv-data", "--host", "ams1").err
+    assert "lower-case letters" in shop.run("volume", "snapshot", "KV@fra1").err
+    assert shop.run("volume", "snapshot", "kv/data").code == 2, "no such name, so no host was asked"
+    assert "does not name a volume" in shop.run("volume", "delete", "kv-data").err
+    assert "--message has 5000 characters" in shop.run("volume", "snapshot", "kv-data", "-m", "x" * 5000).err
     assert "no snapshot of a volume" in shop.run("volume", "restore", "kv-data", "kv-data").err
     assert "--max-pause" in shop.run("volume", "snapshot", "kv-data", "--max-pause", "2m").err
     assert shop.json("volume", "snapshots") == []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tools import errors
 from tools.cloud import open_cloud
-from tools.output import counted, size
+from tools.output import counted, printable, size
 
 if TYPE_CHECKING:
     import argparse
@@ -65,11 +65,14 @@ def _check_hosts(cloud: Cloud, hosts: list[str], out: Output) -> int:
     rows: list[dict[str, Any]] = []
     damaged = False
     for host, found in answers.results.items():
-        rows.append({"host": host, "blobs": found.blobs, "bytes": found.bytes, "damaged": found.damaged})
+        row = {"host": host, "blobs": found.blobs, "bytes": found.bytes}
+        rows.append({**row, "damaged": found.damaged, "detail": found.detail})
         out.line(f"{host}: {counted(found.blobs, 'blob')} verified, {size(found.bytes)}; {len(found.damaged)} damaged")
         for digest in found.damaged:
             damaged = True
             out.line(f"  {digest}")
+        if found.detail:
+            out.line(f"  {printable(found.detail)}")
     if out.as_json:
         out.json(rows)
     return errors.FAILED if tell_failures(answers.failures, out) or damaged else errors.DONE
