@@ -17,6 +17,9 @@ def test_a_new_binary_takes_over_on_every_host(shop: Shop) -> None:
 
 def test_a_person_is_told_what_was_sent_and_what_that_saved(shop: Shop) -> None:
     shop.use(web="web-2")
+    named = b"\x04seen" + b"only by this test"  # a section of its own: no host has had this program before
+    with (shop.root / "build" / "web.wasm").open("ab") as program:
+        program.write(bytes([0, len(named)]) + named)
     last = shop.succeed("apply", "--yes").out.splitlines()[-1]
     assert re.search(r"2 calls, [0-9.]+ (B|KiB) sent \([0-9.]+ KiB of [0-9.]+ KiB saved\), ", last), last
 
