@@ -16,6 +16,8 @@ class Want(NamedTuple):
     swarm: Swarm
     bases: frozenset[Digest] = frozenset()
     """Those of the item's bases that the store holds."""
+    unchecked: frozenset[Digest] = frozenset()
+    """Forms that are left aside, because the manifest that their pieces are checked by is not here."""
 
 
 class Blob:

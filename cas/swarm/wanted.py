@@ -48,7 +48,7 @@ class Wanted:
     def _usable(self, want: Want) -> Iterator[Form]:
         for form in (want.item.whole, *want.item.others):
             possible = form.base is None or form.base in want.bases or form.base in self.open
-            if possible and form.digest not in self.by_form:
+            if possible and form.digest not in self.by_form and form.digest not in want.unchecked:
                 yield form
 
     def close(self, blob: Blob) -> None:

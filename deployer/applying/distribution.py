@@ -26,7 +26,7 @@ from agent.api import BlobReceipt, Fetch, Fetched, Party
 from agent.client import AgentError
 from cas.digest import Digest
 from cas.errors import CasError
-from cas.inventory import Inventory
+from cas.inventory import Form, Inventory, Item
 from cas.swarm.ranking import Swarm
 from deployer.applying.fleet import for_each
 from deployer.applying.introducing import introduce
@@ -38,6 +38,8 @@ from deployer.errors import TransferFailed
 from deployer.history.stocktaking import read_inventory
 from deployer.language.schema import Definition
 
+FAR_SMALLER: Final = 8
+"""Where a delta has no more than this part of a blob, nobody is told how to check the whole."""
 SMALL_BYTES: Final = 4096
 """What takes no more to send goes to every host that lacks it."""
 WAIT_S: Final = 5.0
@@ -234,7 +236,7 @@ class _Distribution:
         except CasError as error:
             self.failures[host] = str(error)
             return
-        first = dict.fromkeys([*small, *checks, *self._listing(split.fetched[host])])
+        first = dict.fromkeys([*small, *checks, *self._listing(split.fetched[host], lack.bases)])
         await self._serve(host, tuple(first), lack=lack)
 
     async def _bring(
@@ -294,12 +296,13 @@ class _Distribution:
     def _whole_bytes(self, blobs: Collection[Digest]) -> int:
         return sum(stat.size for stat in self._site.store.stats(blobs).values())
 
-    def _listing(self, blobs: Iterable[Digest]) -> tuple[Digest, ...]:
-        """What it takes to check the pieces of these blobs; nothing for none."""
+    def _listing(self, blobs: Iterable[Digest], bases: Collection[Digest] = ()) -> tuple[Digest, ...]:
+        """What it takes to check the pieces of these blobs; nothing for none. Of a blob that a delta of one of `bases`
+        makes far smaller, only what that delta takes: the list of a large blob's own pieces would weigh as much."""
         items = [self._items[blob] for blob in blobs if blob in self._items]
         if not items:
             return ()
-        forms = (form for item in items for form in (item.whole, *item.others))
+        forms = (form for item in items for form in _worth_checking(item, {*bases}))
         return self._inventory, *sorted({form.manifest for form in forms if form.manifest is not None})
 
     async def _fetched(self, host: str, blobs: tuple[Digest, ...], bringing: _Bringing) -> Fetched:
@@ -332,6 +335,13 @@ class _Distribution:
 
     def _by_region(self, hosts: Iterable[str]) -> dict[str, list[str]]:
         return _grouped(hosts, self._definition)
+
+
+def _worth_checking(item: Item, bases: Collection[Digest]) -> tuple[Form, ...]:
+    """The forms of a blob that a host with these bases may be given by others."""
+    deltas = tuple(form for form in item.others if form.base in bases)
+    smallest = min((form.size for form in deltas), default=item.whole.size)
+    return deltas if smallest * FAR_SMALLER < item.whole.size else (item.whole, *item.others)
 
 
 def _regions(blobs: Mapping[str, Sequence[Digest]], definition: Definition) -> dict[str, list[str]]:

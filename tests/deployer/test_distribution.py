@@ -38,7 +38,7 @@ from deployer.cloud import trust
 from deployer.cloud.cloud import Cloud
 from deployer.errors import TransferFailed
 from deployer.history import release as releases
-from deployer.history.stocktaking import keep_inventory
+from deployer.history.stocktaking import keep_inventory, read_inventory
 from deployer.language.schema import Definition, Host, Process, Region
 from deployer.planning.planning import keep_definition, plan_for
 from deployer.resolving import canonical
@@ -216,6 +216,20 @@ def test_what_hosts_give_each_other_of_a_new_version_is_a_delta_made_for_it(host
     brought = bring(hosts, [newer], before=before)
     assert all_there(hosts, [newer])
     assert sum(one.deployer_bytes + one.region_bytes for one in brought.values()) < 40_000
+
+
+def test_who_gets_a_delta_is_not_told_how_to_check_the_whole(hosts: Ground) -> None:
+    older, newer = hosts.blob(text(3)), hosts.blob(text(4))
+    before = released(hosts, definition(hosts, older))
+    bring(hosts, [older])
+    bring(hosts, [newer], before=before)
+    assert all_there(hosts, [newer])
+    inventory = keep_inventory(hosts.store, "regions", definition(hosts, newer), before)
+    assert inventory is not None
+    whole = read_inventory(hosts.store, inventory).by_blob()[newer].whole
+    assert whole.manifest is not None
+    for host in REGIONS:
+        assert not all_there(hosts, [whole.manifest], (host,)), host
 
 
 def test_a_host_that_was_left_behind_gets_it_from_its_region(hosts: Ground) -> None:

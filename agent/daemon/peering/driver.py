@@ -25,7 +25,7 @@ from agent.api import (
 )
 from agent.client import AgentError, HostUnreachable, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
-from agent.daemon.peering.forms import Forms
+from agent.daemon.peering.forms import Forms, unchecked_forms
 from agent.daemon.peering.links import Links
 from agent.daemon.peering.serving import News
 from cas.digest import Digest, short
@@ -178,7 +178,8 @@ class Driver:
                 if blob in self._missing:
                     item = self._items[blob]
                     bases = {form.base for form in item.others if form.base is not None}
-                    yield Want(item, swarm, frozenset(bases - set(self._store.missing(bases))))
+                    here = frozenset(bases - set(self._store.missing(bases)))
+                    yield Want(item, swarm, here, unchecked_forms(item, self._store))
 
     def _state(self, *, under_way: bool) -> Fetched:
         return Fetched(

@@ -11,11 +11,18 @@ from collections.abc import Iterable
 from agent.api import FormAsked
 from cas import manifest as manifests
 from cas.digest import Digest
-from cas.interface import ExchangeStore
+from cas.interface import BlobStore, ExchangeStore
 from cas.inventory import Form, Item
 from cas.manifest import Manifest
 from cas.partial import Spool
 from cas.swarm.messages import everything
+
+
+def unchecked_forms(item: Item, store: BlobStore) -> frozenset[Digest]:
+    """Those whose pieces cannot be checked here: their manifests are absent."""
+    forms = (item.whole, *item.others)
+    absent = set(store.missing(form.manifest for form in forms if form.manifest is not None))
+    return frozenset(form.digest for form in forms if form.manifest in absent)
 
 
 class Forms:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,7 @@ from agent.api import (
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.driver import Driver
 from agent.daemon.peering.errands import Errands, Progress
-from agent.daemon.peering.forms import Forms
+from agent.daemon.peering.forms import Forms, unchecked_forms
 from agent.daemon.peering.heeding import Heeding, Programs
 from agent.daemon.peering.limits import PeerLimits
 from agent.daemon.peering.links import Counted, Links
@@ -153,7 +153,8 @@ class Peering:
         return True
 
     async def fetch(self, fetch: Fetch) -> Fetched:
-        """Raises Refused(MISSING_BLOBS) where the inventory or one of its manifests is not here."""
+        """Raises Refused(MISSING_BLOBS) where the inventory is not here, or of some blob no manifest of any form that
+        could be used."""
         await asyncio.to_thread(self._items, fetch)
         return await self._errands.fetch(fetch)
 
@@ -263,8 +264,20 @@ class Peering:
         if strange := [blob for blob in wanted if blob not in known]:
             raise Refused(Reason.BAD_REQUEST, f"the inventory has no {strange[0]}")
         items = {blob: known[blob] for blob in wanted}
-        self._require_manifests(form for item in items.values() for form in (item.whole, *item.others))
+        for item in items.values():
+            self._require_a_way(item, items)
         return items
+
+    def _require_a_way(self, item: Item, wanted: Collection[Digest]) -> None:
+        """Some form of it can be made into the blob here, and checked. Raises Refused."""
+        unchecked = unchecked_forms(item, self._store)
+        if not unchecked:
+            return
+        others = {form.base for form in item.others if form.base is not None} - {*wanted}
+        absent = set(self._store.missing(others))
+        usable = [form for form in (item.whole, *item.others) if form.base is None or form.base not in absent]
+        if all(form.digest in unchecked for form in usable):
+            self._require_manifests(usable)
 
     def _offered(self, offer: PiecesOffer) -> Forms:
         """The forms that are offered, with what they make protected. Raises Refused."""
