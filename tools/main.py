@@ -23,7 +23,7 @@ from types import SimpleNamespace
 TYPE_CHECKING = False  # as `typing` has it; importing that would take a third of the time of `--version`
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import ModuleType
     from typing import Any, NoReturn
 
@@ -173,7 +173,7 @@ def parser_of(verb: str, module: ModuleType) -> argparse.ArgumentParser:
     parser = Parser(
         prog=f"lowcloud {verb}",
         description=VERBS[verb],
-        epilog="examples:\n" + "".join(f"  {line}\n" for line in module.EXAMPLE.strip().splitlines()),
+        epilog=_examples(module.EXAMPLE.strip().splitlines()),
         formatter_class=Help,
         allow_abbrev=False,
     )
@@ -181,7 +181,26 @@ def parser_of(verb: str, module: ModuleType) -> argparse.ArgumentParser:
     parser.add_argument("-e", dest="overlay", metavar="NAME", help="the overlay, with its own lock and history")
     parser.add_argument("--json", action="store_true", help="print JSON")
     module.configure(parser)
+    _explain_actions(parser, module)
     return parser
+
+
+def _explain_actions(parser: argparse.ArgumentParser, module: ModuleType) -> None:
+    """The help of an action (`volume restore`) has what the verb's says of it, and its own of the verb's examples."""
+    import argparse
+
+    for actions in parser._actions:
+        if not isinstance(actions, argparse._SubParsersAction):
+            continue
+        said = {choice.dest: choice.help for choice in actions._choices_actions}
+        for name, action in actions.choices.items():
+            own = [line for line in module.EXAMPLE.splitlines() if f"{action.prog} " in f"{line} "]
+            action.description, action.epilog = said[name], _examples(own)
+            action.formatter_class, action.allow_abbrev = parser.formatter_class, parser.allow_abbrev
+
+
+def _examples(lines: Iterable[str]) -> str:
+    return "examples:\n" + "".join(f"  {line}\n" for line in lines)
 
 
 def _nearest(word: str) -> str:

@@ -49,10 +49,10 @@ def configure(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> l
     restoring.add_argument("--host", metavar="HOST", help="where (default: where the snapshot was taken)")
     restoring.add_argument("--size", metavar="SIZE", help="of the volume (default: as when the snapshot was taken)")
     restoring.add_argument("--replace", action="store_true", help="give up the volume of that name and what is in it")
-    restoring.add_argument("--yes", action="store_true", help="do not ask before something is given up")
+    restoring.add_argument("-y", "--yes", action="store_true", help="do not ask before something is given up")
     forgetting = actions.add_parser("forget", help="keep snapshots no longer; `gc` then frees what nothing else needs")
     forgetting.add_argument("snapshots", nargs="+", metavar="SNAPSHOT", help="the hash of a snapshot")
-    forgetting.add_argument("--yes", action="store_true", help="do not ask")
+    forgetting.add_argument("-y", "--yes", action="store_true", help="do not ask")
     return [taking, listing, restoring, forgetting]
 
 

@@ -55,6 +55,20 @@ def test_the_help_of_a_verb_has_examples_that_it_would_accept(verb: str, capsys:
         main.parser_of(verb, module).parse_args(prepare(words[:until]))
 
 
+@pytest.mark.parametrize("verb", ["audit", "host", "operator", "secret", "volume"])
+def test_the_help_of_each_action_says_what_it_does_and_has_an_example_of_it(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main([verb, "--help"]) == 0
+    actions = re.findall(r"^    ([a-z]+)\b", capsys.readouterr().out.partition("  ACTION\n")[2], re.MULTILINE)
+    assert len(actions) >= 3
+    for action in actions:
+        assert main.main([verb, action, "--help"]) == 0
+        usage, said, *_, examples = capsys.readouterr().out.split("\n\n")
+        assert usage.startswith(f"usage: lowcloud {verb} {action} ") and not said.startswith("positional"), action
+        assert f"lowcloud {verb} {action}" in examples
+
+
 def test_an_unknown_verb_is_bad_usage_and_names_the_nearest() -> None:
     result = lowcloud("hystory")
     assert result.code == 2

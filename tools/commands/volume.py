@@ -26,6 +26,7 @@ lowcloud volume ls
 lowcloud volume snapshot kv-data -m "before the move"
 lowcloud volume snapshots
 lowcloud volume restore kv-data kv-data --host ams1
+lowcloud volume forget 8d2f01aa
 lowcloud volume delete kv-data@fra1
 """
 
@@ -41,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("names", nargs="*", metavar="HOST", help="only these hosts")
     delete = actions.add_parser("delete", help="delete volumes with all that is in them; refused while one is held")
     delete.add_argument("volumes", nargs="+", metavar="NAME@HOST", help="the volume, such as kv-data@fra1")
-    delete.add_argument("--yes", action="store_true", help="do not ask")
+    delete.add_argument("-y", "--yes", action="store_true", help="do not ask")
     add_to_actions((listing, delete, *volume_snapshots.configure(actions)))
 
 
