@@ -15,7 +15,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -61,6 +61,9 @@ from cas.errors import (
 )
 from cas.interface import ExchangeStore
 from cas.reconcile import MAX_QUESTION_BYTES
+
+if TYPE_CHECKING:
+    from cas.exchange import Received
 
 MAX_QUERY_BYTES: Final = 16 << 20
 BODY_WITHIN_S: Final = 60.0
@@ -230,6 +233,14 @@ class Service:
         return answer(CodeAnswer(await self._handlers.uncompiled(query.binaries)))
 
     async def _receive_blobs(self, request: web.Request) -> web.Response:
+        try:
+            received = await self._take_in(request)
+        finally:
+            if self._uploads.were_many():
+                await asyncio.to_thread(allocator.give_back)
+        return answer(BlobReceipt(received.blobs, received.wire_bytes, received.raw_bytes))
+
+    async def _take_in(self, request: web.Request) -> Received:
         from cas.exchange import Receiver
 
         read = partial(self._uploads.next_piece, request.content.readany)
@@ -238,13 +249,10 @@ class Service:
             try:
                 while part := await intake.part():
                     await asyncio.to_thread(receiver.feed, *part)
-                received = await asyncio.to_thread(receiver.finish)
+                return await asyncio.to_thread(receiver.finish)
             finally:
                 await asyncio.to_thread(receiver.close)
                 self._arrived(receiver.wire_bytes)
-        if self._uploads.were_many():
-            await asyncio.to_thread(allocator.give_back)
-        return answer(BlobReceipt(received.blobs, received.wire_bytes, received.raw_bytes))
 
     async def _reconcile(self, request: web.Request) -> web.Response:
         question = await read_body(request, MAX_QUESTION_BYTES)
@@ -351,6 +359,8 @@ async def answer_refusals(request: web.Request, handler: Handler) -> web.StreamR
             _log.warning("%s %s by %s: %s", request.method, request.path, caller_of(request), error)
         elif refusal.reason is Reason.INTERNAL:
             _log.exception("%s %s by %s", request.method, request.path, caller_of(request))
+        # The connection keeps the error, and that its frames, with what had arrived, until garbage is collected.
+        error.__traceback__ = None
         # Where the caller has left, nobody reads it, which the server finds out without a word.
         return answer(refusal, status=STATUS_OF_REASON[refusal.reason])
 

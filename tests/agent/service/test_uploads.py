@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from agent.api import Reason
 from agent.client import AgentClient, CallRefused
+from agent.daemon.intake import Intake
 from agent.daemon.refusal import Refused
 from agent.daemon.uploads import MANY, PLACES, Uploads
 from cas import wire
@@ -48,6 +50,24 @@ def test_an_upload_gets_through_although_all_places_are_taken_by_senders_that_st
             await asyncio.gather(*stalled, return_exceptions=True)
             for client in clients:
                 await client.__aexit__(None, None, None)
+
+    run(work)
+
+
+def test_what_came_by_a_stream_that_broke_off_is_not_in_memory_any_more() -> None:
+    def streams() -> int:
+        return sum(isinstance(one, Intake) for one in gc.get_objects())
+
+    async def work(tmp: Path) -> None:
+        async with host(tmp / "state") as cloud, AgentClient(HOST, cloud.client.address, tmp / "operator") as other:
+            sending = asyncio.create_task(send_nothing_more(other))
+            await until(lambda: streams() == 1)
+            gc.disable()  # it may take its time, and counts objects, not bytes
+            try:
+                sending.cancel()
+                await until(lambda: streams() == 0, within_s=5)
+            finally:
+                gc.enable()
 
     run(work)
 
