@@ -35,9 +35,9 @@ class Note(NamedTuple):
 
 
 def note(batch: Batch, raw: bytes, found: Note) -> bool:
-    """Remember it in the place of what was begun before; False where there are too many."""
+    """Remember it, of a blob of which nothing is remembered; False where there are too many."""
     table = batch.env.begun
-    if batch.txn.stat(table)["entries"] >= MAX_BEGUN and batch.txn.get(raw, db=table) is None:
+    if batch.txn.stat(table)["entries"] >= MAX_BEGUN:
         return False
     batch.txn.put(raw, seal(raw, _NOTE.pack(*found)), db=table)
     return True

@@ -99,7 +99,8 @@ class IncomingBody:
         return self._access.submit(with_entry, after=self._last).wait()
 
     def suspend(self, raw: bytes, encoding: int) -> None:
-        """Keep the whole records that have come, for `resume`. Raises StoreFull, StoreBusy."""
+        """Keep the whole records that have come, for `resume`; of two beginnings of a blob, the longer one. Raises
+        StoreFull, StoreBusy."""
         self._held = bytearray()
         if self._full:
             self._flush()
@@ -108,8 +109,13 @@ class IncomingBody:
         records = self._written
 
         def change(batch: Batch) -> None:
-            if is_pending(batch, self._body) and not begun.note(batch, raw, Note(encoding, self._body, records)):
-                discard(batch, self._body)
+            if not is_pending(batch, self._body):
+                return
+            own, before = Note(encoding, self._body, records), begun.take(batch, raw)
+            longer = before if before is not None and before.records > records else own
+            for one in (before, own):
+                if one is not None and not (one is longer and begun.note(batch, raw, one)):
+                    discard(batch, one.body)
 
         self._access.submit(change, after=self._last).wait()
 

@@ -114,6 +114,18 @@ def test_two_streams_never_go_on_with_one_body(source: Store, store: Store) -> N
     assert store.read(digest) == PLAIN
 
 
+@pytest.mark.parametrize("records", [(1, 3), (3, 1)])
+def test_of_streams_that_break_off_again_and_again_only_the_longest_beginning_is_kept(
+    source: Store, store: Store, records: tuple[int, int]
+) -> None:
+    digest = source.put(PLAIN).digest
+    stream = b"".join(frames(source, [digest]))
+    for one in (*records, *records):
+        break_off(store, stream, one * RECORD_BYTES + 1000)
+    assert [one.bytes for one in store.begun([digest])] == [3 * RECORD_BYTES]
+    assert (len(values(store, "pending")), len(values(store, "records"))) == (1, 3)
+
+
 def test_bytes_that_are_something_else_are_not_kept(store: Store) -> None:
     header = wire.header(wire.PLAIN, to_raw(digest_of(PLAIN)), len(PLAIN), len(PLAIN))
     with Receiver(store) as receiver, pytest.raises(ExchangeError, match="something else"):
