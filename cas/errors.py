@@ -66,7 +66,7 @@ class StoreBusy(CasError):
 
 
 class StoreFull(CasError):
-    hint = "free disk space, run `lowcloud gc`, or raise the store's quota"
+    hint = "free disk space, run `lowcloud gc` (`--host NAME` for a host's store), or raise the store's quota"
 
 
 class StoreUnreadable(CasError):

@@ -56,8 +56,6 @@ def show_plan(plan: Plan, sizes: Mapping[str, int], out: Output) -> None:
         out.line("to send: " + ", ".join(f"{host} {size(count)}" for host, count in sorted(sizes.items())))
     for hold in plan.holds:
         out.line(f"after stage {hold.after}: a probation of {hold.hold_s:g} s")
-    for host in plan.unreachable:
-        out.line(f"left alone, because it does not answer: {host}")
     for note in plan.notes:
         out.line(f"note: {note}")
 

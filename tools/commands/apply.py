@@ -54,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
+    from deployer.applying.outcome import Outcome
     from tools.connections import Connections
     from tools.deploying import carried_out, exit_code, seconds
 
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         )
         applied = hosts.run(work)
     finish(applied, out)
+    for host in args.forget if applied.outcome is not Outcome.REVERTED else ():
+        out.remark(f"{host} is not waited for any more; what it runs, it goes on running until it is told otherwise")
     return exit_code(applied)
 
 
