@@ -41,6 +41,7 @@ from agent.supervisor.checking import Reaching
 from agent.supervisor.endpoints import Endpoints
 from agent.supervisor.guest_record import Guest
 from agent.supervisor.listener import Listener, family_of
+from agent.supervisor.sockdiag import LISTEN, tcp_sockets
 
 _RECEIVE: Final = 0xC0502100
 _SEND: Final = 0xC0182101
@@ -259,8 +260,9 @@ class Notifications:
         datagram = self._datagrams.get(self._inode(question))
         protocol = "tcp" if datagram is None else "udp"
         if datagram is not None and address.family == socket.AF_UNSPEC:
-            return self._disconnect(datagram)
-        own = datagram is None and address.port in self._loopback_ports and _is_loopback(address)
+            linux.disconnect(datagram.fileno())
+            return 0
+        own = datagram is None and self._listens_at(address)
         if not own:
             address = address._replace(address=self._guest.declared(address.address))
         checked = self._reaching.listener_at(address.address, address.port, protocol) if self._reaching else None
@@ -275,9 +277,13 @@ class Notifications:
                 return 0
             return _connect_without_waiting(theirs, target)
 
-    def _disconnect(self, mine: socket.socket) -> int:
-        linux.disconnect(mine.fileno())
-        return 0
+    def _listens_at(self, address: SocketAddress) -> bool:
+        """For a pair that it emulates. A port that it was given may be another program's later, or elsewhere."""
+        if address.port not in self._loopback_ports or not _is_loopback(address):
+            return False
+        own = (ipaddress.ip_address(address.address).packed, address.port)
+        found = tcp_sockets(address.family, address.port, frozenset({LISTEN}), self._guest.place)
+        return not {one.inode for one in found if one.local == own}.isdisjoint(sockets_of(self._guest.pid))
 
     def _make_datagram_socket(self, question: Question) -> None:
         """Answers the call by itself: with the descriptor the guest gets."""

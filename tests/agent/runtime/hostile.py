@@ -86,6 +86,21 @@ def pair_over_loopback() -> str:
             return one.recv(100).decode()
 
 
+def own_port_on_another_address() -> None:
+    with tcp() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        connect("127.0.0.2", str(listener.getsockname()[1]))
+
+
+def own_port_once_it_is_closed() -> None:
+    with tcp() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+    connect("127.0.0.1", port)
+
+
 def take_over_the_group(port: str) -> None:
     """Become the one that decides who gets connections."""
     with tcp() as listener:
@@ -197,6 +212,8 @@ ATTEMPTS: dict[str, Callable[..., str | None]] = {
     "bind": bind,
     "listen-unbound": listen_unbound,
     "pair": pair_over_loopback,
+    "own-port-elsewhere": own_port_on_another_address,
+    "own-port-closed": own_port_once_it_is_closed,
     "take-over": take_over_the_group,
     "udp-echo": udp_echo_once,
     "udp-connected": udp_connected,

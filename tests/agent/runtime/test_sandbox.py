@@ -224,6 +224,13 @@ def test_a_socket_pair_can_be_emulated_over_loopback(tmp_path: Path) -> None:
 
 
 @both_networks
+def test_the_port_of_an_emulated_pair_leads_to_that_pair_only(tmp_path: Path) -> None:
+    """On another address, or later, it may be somebody else's."""
+    said = attempt(tmp_path, "own-port-elsewhere", "own-port-closed", connect_to={"kv": Endpoint("127.0.0.1", 1)})
+    assert said["own-port-elsewhere"] == said["own-port-closed"] == "EACCES"
+
+
+@both_networks
 def test_a_declared_udp_listener_receives_and_answers(tmp_path: Path) -> None:
     endpoint = Endpoint("127.0.0.1", free_port(), "udp")
     answers: list[bytes] = []
