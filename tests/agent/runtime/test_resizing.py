@@ -73,6 +73,7 @@ def test_a_successor_of_a_killed_supervisor_can_do_it_too(tmp_path: Path) -> Non
     async def scenario() -> None:
         first = await connect(tmp_path)
         await first.spawn(order(tmp_path, "reach-1", "probe", "reach", memory_bytes=16 * MIB))
+        await first.wait_ready("reach-1", None, deadline_s=20)  # a successor takes over what serves
         await first.set_memory("reach-1", 24 * MIB)
         os.kill(first.supervisor_pid, signal.SIGKILL)
         with pytest.raises(RuntimeUnavailable):
