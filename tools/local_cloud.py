@@ -200,6 +200,19 @@ def read_record(directory: Path) -> Record | None:
     return record if _started_ticks(record.pid) == record.started_ticks else None
 
 
+def started_otherwise(directory: Path) -> bool:
+    """Whether an agent runs in a host's directory that is not the one on record: somebody has started it by hand."""
+    from agent.main import AgentCannotStart, hold
+
+    if read_record(directory) is not None or not directory.exists():
+        return False
+    try:
+        with hold(directory):
+            return False
+    except AgentCannotStart:
+        return True
+
+
 def ended_since(cloud: Cloud, one: Started) -> bool:
     """Whether `down` has ended this agent since, or another has taken its place. One that was only killed has left its
     guests to whoever started it."""
@@ -236,6 +249,9 @@ def stop_agents(cloud: Cloud, hosts: Iterable[str], tell: Callable[[str], None])
     for host in hosts:
         directory = cloud.host_directory(host)
         record = read_record(directory)
+        if record is None and started_otherwise(directory):
+            tell(f"the agent of {host} was not started by `up`: end it where it was started; nothing of it was ended")
+            continue
         if record is None and not _left_guests(directory):
             (directory / RECORD_NAME).unlink(missing_ok=True)
             continue

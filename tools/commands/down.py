@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    from tools.local_cloud import local_hosts, stop_agents
+    from tools.local_cloud import local_hosts, started_otherwise, stop_agents
 
     with open_cloud(args) as cloud:
         known = local_hosts(cloud)
@@ -31,7 +31,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
             if host not in known:
                 raise errors.UsageError(f"no host {host!r} was started here", hint=f"there are: {', '.join(known)}")
         stopped = stop_agents(cloud, args.host or known, out.remark)
+        left = any(started_otherwise(cloud.host_directory(host)) for host in args.host or known)
     if out.as_json:
         out.json({"stopped": stopped})
-    out.line(f"ended: {', '.join(stopped)}" if stopped else "nothing was running")
-    return errors.DONE
+    out.line(f"ended: {', '.join(stopped)}" if stopped else "nothing was ended" if left else "nothing was running")
+    return errors.FAILED if left else errors.DONE
