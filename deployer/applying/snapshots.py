@@ -14,7 +14,16 @@ from typing import Final, NamedTuple
 from agent.api import Envelope, Outcome, Reason, RestoreVolume, SnapshotFacts, SnapshotVolume
 from agent.client import AgentClient, BadAnswer, CallRefused, refused_because
 from cas.digest import Digest
-from cas.tree import TreeInvalid, decode_snapshot, pieces_of, read_tree, reader
+from cas.tree import (
+    MAX_PAGE_BYTES,
+    MAX_SNAPSHOT_BYTES,
+    PIECE_BYTES,
+    TreeInvalid,
+    decode_snapshot,
+    pieces_of,
+    read_tree,
+    reader,
+)
 from deployer.applying.incoming import Incoming
 from deployer.applying.site import Site
 from deployer.applying.transfer import Source, serve
@@ -48,13 +57,13 @@ async def bring(site: Site, client: AgentClient, volume: str, digest: Digest) ->
     """Everything of a snapshot into the store; how many blobs came, and bytes over the wire. Raises AgentError,
     CasError."""
     coming = Incoming(site.store, client, partial(site.progress.transfer, client.host_name), owner=LEASE_OWNER)
-    await coming.get([digest])
+    await coming.get([digest], each_bytes=MAX_SNAPSHOT_BYTES)
     snapshot = decode_snapshot(await asyncio.to_thread(reader(site.store), digest))
     if (snapshot.volume, snapshot.host) != (volume, client.host_name):
         raise TreeInvalid(f"{client.host_name} gave a snapshot of {snapshot.volume}@{snapshot.host}")
-    await coming.get(snapshot.pages)
+    await coming.get(snapshot.pages, each_bytes=MAX_PAGE_BYTES)
     pieces = await asyncio.to_thread(lambda: list(dict.fromkeys(pieces_of(read_tree(snapshot, reader(site.store))))))
-    await coming.get(pieces)
+    await coming.get(pieces, each_bytes=PIECE_BYTES)
     return coming.blobs, coming.wire_bytes
 
 

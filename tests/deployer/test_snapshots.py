@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from agent.api import CreateVolume, DeleteVolume, Envelope, RestoreVolume, SnapshotVolume
-from agent.client import HostUnreachable
+from agent.client import BadAnswer, HostUnreachable
 from cas.digest import Digest, to_raw
 from cas.errors import BlobMissing, ExchangeError
+from cas.exchange import frames
 from cas.store import Store
 from cas.tree import (
     PIECE_BYTES,
@@ -128,6 +129,21 @@ def test_a_snapshot_that_is_cut_off_goes_on_where_it_was_and_has_no_name_before_
         assert elsewhere.missing(needs_of(elsewhere, brought.facts.snapshot)) == []
         assert [one.digest for one in Snapshots(elsewhere, ground.ref).every()] == [brought.facts.snapshot]
         assert brought.wire_bytes < 18 * MIB, "what had come before stayed"
+
+
+def test_a_host_that_sends_more_than_a_snapshot_can_have_is_left(ground: Ground, tmp_path: Path) -> None:
+    async def act() -> None:
+        with Store.open(tmp_path / "theirs") as theirs, Store.open(tmp_path / "store") as elsewhere:
+            large = theirs.put(random.Random(1).randbytes(8 * MIB)).digest
+            async with Fleet({"h1": ground.agents["h1"].listen}, ground.cloud.credentials) as fleet:
+                client = await fleet.client("h1")
+                await client.send_blobs(frames(theirs, [large]))
+                site = Site(elsewhere, ground.ref, fleet, ground.by)
+                with pytest.raises(BadAnswer, match="more than"):
+                    await snapshots.bring(site, client, "data", large)
+            assert elsewhere.missing([large]) == [large]
+
+    asyncio.run(act())
 
 
 async def delete(site: Site, volume: str) -> None:
