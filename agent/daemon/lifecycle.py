@@ -325,7 +325,7 @@ class Lifecycle:
             return Refused(Reason.NO_ROOM, f"{process}: {error}{stays}", hint="free the port, or listen on another one")
         return Refused(
             Reason.NOT_READY,
-            f"{process} did not become ready: {error}{stays}",
+            f"{process} did not become ready: {str(error).removeprefix(f'{process} is not ready: ')}{stays}",
             hint="its last output is part of this answer; what ran before is untouched",
             output_tail=tail,
         )

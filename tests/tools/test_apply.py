@@ -65,6 +65,7 @@ def test_a_version_that_does_not_become_ready_is_reverted_and_the_old_one_never_
     assert result.json["failed"] >= 1
     refused = next(call for call in result.json["done"] if call["reason"] == "not-ready")
     assert "not a line of the form" in refused["output"] and refused["hint"]
+    assert refused["message"].startswith("web did not become ready: it exited"), "said once"
     assert shop.answers() == {"hello from web 1.0\n"}
     shown = shop.run("apply", "--yes")
     assert shown.code == 4
