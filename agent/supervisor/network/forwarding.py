@@ -67,6 +67,14 @@ class Forwarding:
             save(changed)
             self._switch(version).write_text("1")
 
+    def guard_again(self) -> None:
+        """Where somebody has removed the rule that goes with it. Raises OSError."""
+        if not self._file().exists():
+            return
+        with self._changed() as (changed, _):
+            if changed.versions and GUARD_TABLE not in self._filter.tables():
+                self._filter.run(guard(_names(changed)))
+
     def switch_off_after_last(self) -> None:
         """Put back what was changed, unless another agent still needs it. Raises OSError."""
         if not self._file().exists():

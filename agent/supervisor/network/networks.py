@@ -38,6 +38,8 @@ from agent.supervisor.network.nftables import Nftables, RulesRefused
 from agent.supervisor.network.ruleset import Exit, Target
 
 LINGER_S: Final = 1.0
+LOOK_S: Final = 5.0
+"""So often it is looked whether the rules are still there: who reloads a firewall's rules removes all others."""
 BLOCK_ATTEMPTS: Final = 64
 SLOT_ATTEMPTS: Final = 64
 
@@ -68,6 +70,7 @@ class Networks:
         self._burials: dict[int, Timer] = {}
         self._next_slot = FIRST_SLOT
         self._begun: list[str] | None = None
+        self._looking: Timer | None = None
 
     @property
     def block(self) -> int | None:
@@ -179,6 +182,7 @@ class Networks:
             rules = Nftables()  # first, because it fails where the library is missing
             self._opened = Opened(self._reserve(), rules, Netlink.tracked())
             self._run(ruleset.table(self._name, self._opened.block))
+            self._looking = self._loop.after(LOOK_S, self._look_after_rules)
         return self._opened
 
     def _reserve(self) -> Block:
@@ -204,6 +208,8 @@ class Networks:
     def _close_if_empty(self) -> None:
         if not self._living and self._opened is not None:
             opened, self._opened, self._before = self._opened, None, None
+            if self._looking is not None:
+                self._looking.cancel()
             self._served.clear()
             self._close(opened)
 
@@ -244,8 +250,21 @@ class Networks:
             except RulesRefused:
                 if self._name in rules.tables():
                     raise
-                self._log("network: somebody has removed the rules; they are laid down again")
-                rules.run(f"{self._whole(self._opened.block)}\n{commands}")
+                self._lay_down_again(self._opened, commands)
+
+    def _look_after_rules(self) -> None:
+        opened = self._opened
+        if opened is None:
+            return
+        self._looking = self._loop.after(LOOK_S, self._look_after_rules)
+        with self._trying():
+            if self._name not in opened.rules.tables():
+                self._lay_down_again(opened)
+            Forwarding(opened.rules).guard_again()
+
+    def _lay_down_again(self, opened: Opened, commands: str = "") -> None:
+        self._log("network: somebody has removed the rules; they are laid down again")
+        opened.rules.run(f"{self._whole(opened.block)}\n{commands}")
 
     def _whole(self, block: Block) -> str:
         """The table with all that is in it."""
@@ -265,8 +284,13 @@ class Networks:
 
     def _try(self, work: Callable[[], object]) -> None:
         """What cannot be removed now must not keep anything from being served."""
-        try:
+        with self._trying():
             work()
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self._log(f"network: {error}")
 

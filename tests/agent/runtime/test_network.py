@@ -32,7 +32,7 @@ from agent.supervisor.network.addressing import Block, alias_of, behind, ports_i
 from agent.supervisor.network.forwarding import Changed, Forwarding
 from agent.supervisor.network.namespace import Namespace, inside
 from agent.supervisor.network.netlink import LOOPBACK, Netlink
-from agent.supervisor.network.networks import LINGER_S, Networks
+from agent.supervisor.network.networks import LINGER_S, LOOK_S, Networks
 from agent.supervisor.network.nftables import Nftables, RulesRefused
 from benchmarks import swap
 from tests.agent.runtime.support import (
@@ -414,6 +414,27 @@ def test_rules_that_the_kernel_does_not_take_change_nothing() -> None:
         agent.networks.move({Endpoint(LAN, 80): (guest, 80)})
         guest.let_go()
         agent.networks.close()
+
+
+def test_rules_that_somebody_has_removed_are_laid_down_again_soon() -> None:
+    endpoint = Endpoint(LAN, 80)
+    with machine() as client:
+        agent = Agent("0123456789abcdef")
+        guest = agent.guest(listen={"http": endpoint})
+        agent.networks.move({endpoint: (guest, 80)})
+        tables, _ = rules_and_links()
+        filter_ = Nftables()
+        for _ in range(2):
+            filter_.run("flush ruleset")
+            agent.now += LOOK_S
+            agent.pass_time()
+            assert sorted(rules_and_links()[0]) == sorted(tables)
+        filter_.close()
+        with listener_in(guest, 80), inside(client):
+            socket.create_connection((LAN, 80), DEADLINE_S).close()
+        guest.let_go()
+        agent.networks.close()
+        assert rules_and_links() == ([], [])
 
 
 def test_rules_that_somebody_has_removed_are_laid_down_again_with_the_next_change() -> None:
