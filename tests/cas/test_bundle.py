@@ -64,7 +64,7 @@ def test_the_bytes_of_a_bundle_never_change() -> None:
     assert digest_of(data) == "b3:ca738761f633690e900d138d112919b304e9106efaffe655ac4e0051ba2c290b"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.binary(max_size=2000), max_size=12), st.integers(0, 12), st.randoms(use_true_random=False))
 def test_whatever_is_bundled_arrives_and_only_what_is_missing_is_stored(
     blobs: list[bytes], there: int, chance: random.Random
@@ -80,7 +80,7 @@ def test_whatever_is_bundled_arrives_and_only_what_is_missing_is_stored(
     assert unpacked(target, data) == 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_changed_byte_anywhere_is_found_and_nothing_wrong_is_kept(data: st.DataObject) -> None:
     source, contents = with_blobs(noise(700_000), b"small", noise(5000, 1))
@@ -99,7 +99,7 @@ def test_a_changed_byte_anywhere_is_found_and_nothing_wrong_is_kept(data: st.Dat
     assert unpacked(target, whole) == len(target.missing(contents.blobs)) or set(contents.blobs) == set(target.blobs)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 40_000))
 def test_a_file_that_was_cut_off_is_refused_and_the_whole_one_goes_on_from_there(cut: int) -> None:
     source, contents = with_blobs(*(noise(3000, seed) for seed in range(12)))
@@ -208,7 +208,7 @@ def test_a_head_that_promises_too_much_is_refused_before_memory_is_taken() -> No
         bundle.read_head(io.BytesIO(b"\x00asm" * 50))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.binary(max_size=300))
 def test_random_bytes_behind_the_magic_are_refused_cleanly(data: bytes) -> None:
     with pytest.raises((BundleInvalid, BundleDamaged)):

@@ -50,7 +50,7 @@ def readable(store: Store, digest: Digest, data: bytes) -> bool:
     return True
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32), database=st.sampled_from(["records", "blobs"]))
 def test_any_flipped_bit_is_found_by_reading_and_by_check(store: Store, seed: int, database: str) -> None:
     content = {d: store.read(d) for d in store.digests()} if store.usage().blobs else fill(store)

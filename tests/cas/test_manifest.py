@@ -29,7 +29,7 @@ def text(size: int, seed: bytes = b"") -> bytes:
     return blake3(seed).digest(length=size)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SIZES, st.sampled_from([1000, 70_001, PIECE_BYTES, 1 << 20]))
 def test_a_manifest_does_not_depend_on_how_the_bytes_came(size: int, step: int) -> None:
     data = text(size)

@@ -100,7 +100,7 @@ def test_a_question_from_nowhere_is_answered_or_refused(noise: bytes, cut: int) 
         assert len(reply) < 1 << 20
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_an_answer_from_nowhere_is_refused_or_leads_to_an_end(data: st.DataObject) -> None:
     ours, theirs = Summary(many(3000, 4)), Summary(many(3000, 5))

@@ -59,7 +59,7 @@ def expand(prk: bytes, suite: bytes, label: bytes, info: bytes, length: int) -> 
     return HKDFExpand(SHA256(), length, labeled).derive(prk)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.binary(max_size=600), st.from_regex(r"[a-z][a-z0-9-]{0,62}", fullmatch=True), st.integers(0, 2**63))
 def test_what_is_sealed_opens_and_is_never_twice_the_same(value: bytes, name: str, when: int) -> None:
     one, other = (seal(value, name=name, recipient=public_bytes(KEY), at_unix_s=when) for _ in range(2))
@@ -74,7 +74,7 @@ def test_lengths_that_differ_little_do_not_show() -> None:
     assert len(sizes) == 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, len(GOLDEN) - 1), st.integers(1, 255))
 def test_a_byte_that_changed_is_noticed(at: int, by: int) -> None:
     damaged = bytearray(GOLDEN)
@@ -90,7 +90,7 @@ def test_a_part_of_it_is_refused(length: int) -> None:
         unseal(GOLDEN[:length], KEY)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_no_bytes_make_a_reader_fail(data: bytes) -> None:
     for candidate in (data, GOLDEN[:7] + data, GOLDEN[:60] + data):

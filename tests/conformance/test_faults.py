@@ -27,7 +27,7 @@ def test_a_write_that_failed_changed_nothing_and_works_later(tmp_path: Path) -> 
         assert store.put(b"data").new
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(script=st.text("..fb", max_size=12))
 def test_a_transfer_into_a_failing_store_ends_after_enough_tries(script: str) -> None:
     source = MemoryStore()

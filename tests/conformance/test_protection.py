@@ -103,7 +103,7 @@ def test_many_blobs_stored_with_a_lease_are_protected(store: AnyStore, clock: Cl
     assert store.collect([]).blobs == 10
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32), rounds=st.integers(1, 4))
 def test_any_mix_of_puts_and_collections_keeps_exactly_what_is_wanted(store: AnyStore, seed: int, rounds: int) -> None:
     store.collect([])

@@ -37,14 +37,14 @@ def edited_pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return base, bytes(target)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(edited_pairs(), st.sampled_from(["fast", "normal", "best"]))
 def test_every_pair_round_trips_at_every_effort(pair: tuple[bytes, bytes], effort: delta.Effort) -> None:
     base, target = pair
     assert delta.decode(base, delta.encode(base, target, effort=effort), max_size=LIMIT) == target
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_bytes, some_bytes)
 def test_a_patch_is_never_larger_than_a_plain_frame_or_the_bytes(base: bytes, target: bytes) -> None:
     patch = delta.encode(base, target)
@@ -132,7 +132,7 @@ def test_golden_patches_decode(codec: str) -> None:
     assert delta.decode(base, patch, max_size=LIMIT) == target
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_damaged_patch_is_a_delta_error_or_harmless(data: st.DataObject) -> None:
     patch = bytearray(delta.encode(BASE, TARGET, effort="fast"))
@@ -150,7 +150,7 @@ def test_a_truncated_patch_is_a_delta_error(cut: int) -> None:
         delta.decode(BASE, delta.encode(BASE, TARGET)[:cut], max_size=LIMIT)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(list(Codec)), st.binary(max_size=80), st.integers(0, LIMIT))
 def test_any_payload_under_a_valid_header_is_a_delta_error(codec: Codec, payload: bytes, size: int) -> None:
     patch = pack(codec, digest(BASE), digest(b"something else"), size, payload)

@@ -33,7 +33,7 @@ def moved_program(rng: random.Random, words: int, shift: int) -> bytes:
     return bytes(out)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 1 << 32))
 def test_edited_bytes_round_trip(seed: int) -> None:
     rng = random.Random(seed)
@@ -68,7 +68,7 @@ def test_a_golden_patch_decodes() -> None:
     assert delta.decode(GOLDEN_BASE, patch, max_size=LIMIT) == GOLDEN_TARGET
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_streams_end_in_a_delta_error(data: st.DataObject) -> None:
     base, target = moved_program(random.Random(1), 200, 0), moved_program(random.Random(1), 200, 48)

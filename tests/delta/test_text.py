@@ -57,7 +57,7 @@ def pieces(rng: random.Random, base: bytes, most: int) -> bytes:
     return bytes(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 1 << 32))
 def test_text_comes_back_whatever_it_is(seed: int) -> None:
     rng = random.Random(seed)
@@ -99,7 +99,7 @@ def test_golden_text_unpacks() -> None:
     assert unpacked(GOLDEN_BASE, bytes.fromhex(GOLDEN_PACKED), len(GOLDEN_TEXT)) == GOLDEN_TEXT
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_damaged_text_ends_in_bytes_or_a_delta_error(data: st.DataObject) -> None:
     rng = random.Random(5)

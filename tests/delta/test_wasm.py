@@ -51,7 +51,7 @@ def large_plan() -> ModulePlan:
     return plan
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 1 << 32), st.integers(0, 25))
 def test_changed_modules_round_trip(seed: int, functions: int) -> None:
     rng = random.Random(seed)
@@ -59,14 +59,14 @@ def test_changed_modules_round_trip(seed: int, functions: int) -> None:
     round_trip(plan.encode(), changed(rng, plan).encode())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1 << 32))
 def test_unrelated_modules_round_trip(seed: int) -> None:
     rng = random.Random(seed)
     round_trip(random_plan(rng, rng.randrange(20)).encode(), random_plan(rng, rng.randrange(20)).encode())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 1 << 32))
 def test_components_round_trip_with_any_number_of_modules(seed: int) -> None:
     rng = random.Random(seed)
@@ -213,7 +213,7 @@ def fuzz_pair() -> Iterator[tuple[bytes, bytes, bytes]]:
     yield base, target, streams_of(base, target)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_streams_end_in_a_delta_error(fuzz_pair: tuple[bytes, bytes, bytes], data: st.DataObject) -> None:
     base, target, streams = fuzz_pair
@@ -227,7 +227,7 @@ def test_damaged_streams_end_in_a_delta_error(fuzz_pair: tuple[bytes, bytes, byt
         assert delta.decode(base, patch, max_size=LIMIT) == target
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_streams_for_another_base_end_in_a_delta_error(
     fuzz_pair: tuple[bytes, bytes, bytes], data: st.DataObject

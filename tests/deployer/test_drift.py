@@ -31,13 +31,13 @@ def rows(seen: Observed, definition: Definition | None = BASE) -> list[tuple[str
     return [(row.host, row.process, row.field, row.runs, row.should) for row in drift(definition, seen)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(definition=definitions())
 def test_what_runs_as_defined_has_not_drifted(definition: Definition) -> None:
     assert drift(definition, assume(definition)) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_there_is_drift_exactly_where_a_plan_would_call(data: st.DataObject) -> None:
     wanted, real = (data.draw(definitions(loopback=False)) for _ in range(2))

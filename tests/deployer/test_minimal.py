@@ -139,7 +139,7 @@ def placeless(definition: Definition) -> Definition:
 
 
 @pytest.mark.parametrize("world", [roomy, placeless])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 @given(data=st.data(), loopback=st.booleans())
 def test_no_sequence_of_calls_is_shorter(
     world: Callable[[Definition], Definition], data: st.DataObject, loopback: bool
@@ -158,7 +158,7 @@ def test_no_sequence_of_calls_is_shorter(
 ROOMS = st.tuples(*[st.integers(0, 3)] * 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(changes=st.lists(st.tuples(ROOMS, ROOMS), max_size=4), slack=ROOMS)
 def test_a_row_fits_at_every_step_and_splits_as_few_as_any_row(changes: list[tuple[Room, Room]], slack: Room) -> None:
     numbered = {n: Change(old, add(new, negative(old))) for n, (old, new) in enumerate(changes)}

@@ -16,7 +16,7 @@ from deployer.planning.planners.canary import PROBATION_S
 from deployer.resolving.specs import specs_of, volumes_of
 from tests.deployer.worlds import BLOBS, World, definitions, observed_of
 
-EXAMPLES = settings(max_examples=50, deadline=None)
+EXAMPLES = settings(max_examples=50)
 ROOM = {"cores": 64_000, "memory": 1 << 40, "disk": 1 << 40}
 REGION = {"a1": "a", "a2": "a", "b1": "b", "b2": "b", "c1": "c"}
 

@@ -24,7 +24,7 @@ from deployer.resolving.specs import specs_of, volumes_of
 from tests.deployer.worlds import BLOBS, MiB, World, definitions, observed_of
 
 PLANNERS = ["minimal", "rolling"]
-EXAMPLES = settings(max_examples=80, deadline=None)
+EXAMPLES = settings(max_examples=80)
 
 
 @pytest.mark.parametrize("planner", PLANNERS)

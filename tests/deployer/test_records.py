@@ -107,7 +107,7 @@ def test_a_record_of_an_older_program_stays_readable() -> None:
     assert (release.message, release.kind, release.restores) == ("", "apply", None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(position=st.integers(0, len(plans.encode(PLAN)) - 1), bit=st.integers(0, 7))
 def test_a_flipped_bit_gives_another_plan_or_a_refusal_but_never_another_exception(position: int, bit: int) -> None:
     data = bytearray(plans.encode(PLAN))
@@ -119,7 +119,7 @@ def test_a_flipped_bit_gives_another_plan_or_a_refusal_but_never_another_excepti
     assert isinstance(decoded, Plan)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_any_bytes_behind_the_line_are_refused_cleanly(body: bytes) -> None:
     with pytest.raises(RecordInvalid):

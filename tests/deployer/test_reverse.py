@@ -27,7 +27,7 @@ def as_large_as_what_runs(host: Host, state: HostState) -> Host:
 
 
 @pytest.mark.parametrize("planner", BUILT_IN)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), loopback=st.booleans())
 def test_a_plan_followed_by_its_reverse_is_the_identity(planner: str, data: st.DataObject, loopback: bool) -> None:
     """Each call of the way back, too, is one that a strict host accepts whichever others of its stage came first."""

@@ -71,7 +71,7 @@ def test_a_plan_that_was_changed_after_it_was_signed_does_not_count(cloud: Path)
         verify(seal(KIND, msgspec.structs.replace(signed, plan=other)), cloud / "ca" / "ca.pem")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(position=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_no_flipped_bit_gives_another_plan(position: int, bit: int) -> None:
     data = bytearray(golden())

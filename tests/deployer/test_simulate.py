@@ -155,7 +155,7 @@ def test_the_estimate_of_a_plan_is_what_its_simulation_takes(planner: str) -> No
 
 
 @pytest.mark.parametrize("planner", BUILT_IN)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data(), seed=st.integers(0, 1000), failing=st.booleans())
 def test_whatever_fails_the_end_that_is_told_is_the_one_that_the_hosts_are_in(
     planner: str, data: st.DataObject, seed: int, failing: bool

@@ -95,7 +95,7 @@ REQUESTS = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(requests=st.lists(REQUESTS, max_size=40))
 def test_it_answers_as_a_dictionary_would(client: Client, requests: list[tuple[str, str, str]]) -> None:
     for key in ("a", "b", "c", "k" * 256, "ä", "x/y"):

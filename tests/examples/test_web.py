@@ -161,7 +161,7 @@ REQUESTS = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(sorted(REQUESTS)), min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_however_a_stream_of_requests_is_cut_the_answers_are_the_same(
     port: int, requests: list[bytes], random: Random

@@ -192,7 +192,7 @@ def test_a_holder_that_is_no_bringer_is_found() -> None:
     assert all(world.hosts[n].ended[items[0].whole.digest].ok for r in ("r1", "r2") for n in swarm.regions[r])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 1 << 30), st.sampled_from([0.1, 0.3]), st.integers(1, 3), st.integers(3, 6))
 def test_whoever_fails_in_whatever_way_the_others_get_everything(
     seed: int, share: float, regions: int, hosts: int
@@ -287,7 +287,7 @@ class Conversation:
         return Arrived(number, form, index, 1, draw(st.integers(0, PIECE_BYTES)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_whatever_peers_say_no_piece_is_in_flight_twice_and_everything_ends(data: st.DataObject) -> None:
     talk = Conversation(data)

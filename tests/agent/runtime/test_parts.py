@@ -99,7 +99,7 @@ def test_a_frame_beyond_the_limit_is_refused_before_it_is_read() -> None:
 # --- output ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=40))
 def test_the_newest_output_is_kept_in_order_and_bounded(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]

@@ -33,7 +33,7 @@ def who_gets_a_connection(members: list[socket.socket], source: tuple[str, int] 
     raise AssertionError("nobody")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(STEPS)
 def test_the_order_is_the_kernels_after_any_joins_and_leaves(steps: list[tuple[str, int]]) -> None:
     first = listener(0)

@@ -38,7 +38,7 @@ def test_entries_are_read_back_in_pages_and_name_each_other(tmp_path: Path) -> N
     journal.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 400), st.booleans())
 def test_a_tail_that_was_not_written_whole_is_cut_off(cut: int, zeros: bool) -> None:
     with TemporaryDirectory() as directory:
@@ -60,7 +60,7 @@ def test_a_tail_that_was_not_written_whole_is_cut_off(cut: int, zeros: bool) -> 
         again.close()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_a_flipped_bit_before_the_last_entry_is_never_taken_for_a_torn_tail(data: st.DataObject) -> None:
     with TemporaryDirectory() as directory:

@@ -339,7 +339,7 @@ def situations(draw: st.DrawFn) -> tuple[Record, dict[str, GuestState]]:
     return record, states
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(situations())
 def test_what_is_decided_leaves_no_pending_version_and_forgets_no_living_guest(
     situation: tuple[Record, dict[str, GuestState]],

@@ -209,7 +209,7 @@ def test_a_directory_that_holds_a_secret_holds_nothing_else(fields: dict[str, An
 PATHS = st.lists(st.sampled_from(["a", "b", "tmp"]), min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sets(PATHS, max_size=3), st.sets(PATHS, max_size=3), st.sets(PATHS, max_size=2), st.booleans())
 def test_every_secret_and_file_is_found_where_it_lies(
     secrets: set[str], config: set[str], volumes: set[str], scratch: bool

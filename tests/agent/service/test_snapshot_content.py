@@ -416,7 +416,7 @@ def test_a_tree_that_does_not_fit_says_so(ground: Ground) -> None:
     assert caught.value.errno in (errno.EFBIG, errno.EINVAL, errno.ENOSPC)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_volume_comes_back_as_it_was_after_any_changes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

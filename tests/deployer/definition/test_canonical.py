@@ -71,7 +71,7 @@ def test_fields_that_came_later_show_only_where_they_are_used() -> None:
         decode(GOLDEN.replace('"restart":"always",', '"restart":"always","secret":{},', 1).encode())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(definitions())
 def test_what_is_written_reads_back_and_has_one_text(definition: Definition) -> None:
     data = encode(definition)

@@ -47,7 +47,7 @@ def told(text: str) -> list[tuple[str, str, str]]:
     return []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(definitions())
 def test_a_consistent_definition_has_no_findings(definition: Definition) -> None:
     assert check(definition) == []

@@ -208,7 +208,7 @@ def test_dots_in_a_text_are_no_dotted_key() -> None:
     assert parsed.definition.region["fra"].title == "." * 100
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.randoms(use_true_random=False))
 def test_no_text_makes_the_reader_fail(random: Random) -> None:
     text = mutated(EXAMPLE, random)

@@ -84,7 +84,7 @@ def test_a_first_definition_is_all_new() -> None:
     assert all(change.before is None for change in found.values())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(definitions(), definitions())
 def test_differences_say_everything_that_differs_and_nothing_else(one: Definition, other: Definition) -> None:
     assert differences(one, one) == []

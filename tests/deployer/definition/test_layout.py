@@ -104,7 +104,7 @@ def test_the_reference_shows_the_layout_but_for_its_columns() -> None:
     assert without_columns(laid_out(EXAMPLE, FILE)) == without_columns(EXAMPLE)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(documents())
 def test_nothing_but_the_layout_changes(document: Writer) -> None:
     made = laid_out(document.text, FILE)

@@ -57,7 +57,7 @@ def test_the_text_of_version_1_stays_what_it_is() -> None:
     assert decode(GOLDEN, PATH) == LOCK
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(locks)
 def test_what_is_written_reads_back(lock: Lock) -> None:
     assert decode(encode(lock), PATH) == lock

@@ -15,7 +15,7 @@ from tests.deployer.definition.toml_documents import Writer, documents, paths_in
 MUTATION_ALPHABET = "[]{}=.,#\"'\\\n \tab1-é\r"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(documents())
 def test_every_key_and_value_is_found_where_it_was_written(written: Writer) -> None:
     positions = scan(written.text)
@@ -26,7 +26,7 @@ def test_every_key_and_value_is_found_where_it_was_written(written: Writer) -> N
     assert positions.keys == written.keys
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(documents(), st.integers(0, 2**32))
 def test_whatever_tomllib_accepts_the_scanner_reads_alike(written: Writer, seed: int) -> None:
     text = mutated(written.text, random.Random(seed))
@@ -103,7 +103,7 @@ def test_a_long_dotted_key_stops_the_scan() -> None:
     assert f"more than {MAX_KEY_PARTS} parts" in str(positions.stopped)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=30))
 def test_no_text_makes_the_scanner_fail(text: str) -> None:
     scan(text)

@@ -24,7 +24,7 @@ def text_of(definition: Definition, *, why: bool = False) -> str:
     return "\n".join(as_toml(values_of(definition, nowhere, Resolved(definition, Lock(), (), {})), why=why)) + "\n"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(definitions())
 def test_what_is_shown_is_the_same_definition_again(definition: Definition) -> None:
     again = parse(text_of(definition), FILE).definition

@@ -243,7 +243,7 @@ def test_only_an_overlay_removes(files: Files) -> None:
     assert files.told() == ["hosts.toml:1:1: remove: only an overlay removes keys"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(texts, st.from_regex(r"[a-z.\"]{1,8}", fullmatch=True)), min_size=1, max_size=4))
 def test_every_key_can_be_written_for_removal(names: list[str]) -> None:
     from deployer.language.wording import toml_key
@@ -252,7 +252,7 @@ def test_every_key_can_be_written_for_removal(names: list[str]) -> None:
     assert dotted(names)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=20))
 def test_no_text_to_remove_makes_it_fail(text: str) -> None:
     key_path(text)

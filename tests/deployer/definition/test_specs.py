@@ -89,7 +89,7 @@ def test_a_host_without_processes_is_told_so() -> None:
     assert volumes_of(definition) == {"ams1": {}, "fra1": {"v": 1 << 20}}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(definitions())
 def test_every_placement_is_a_specification_and_nothing_else(definition: Definition) -> None:
     specs, volumes = specs_of(definition), volumes_of(definition)

@@ -76,7 +76,7 @@ def test_a_component_names_the_interfaces_it_imports() -> None:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from([CORE, COMPONENT]), st.lists(st.integers(1, 40), min_size=1, max_size=40))
 def test_how_a_binary_is_cut_into_pieces_does_not_matter(binary: bytes, sizes: list[int]) -> None:
     pieces: list[bytes] = []
@@ -101,7 +101,7 @@ def test_a_binary_that_is_cut_off_is_found_out_or_ends_at_a_section(binary: byte
     assert refused > len(binary) * 0.9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from([CORE, COMPONENT]), st.integers(0, 2**32))
 def test_a_damaged_binary_is_read_or_refused_and_nothing_else(binary: bytes, seed: int) -> None:
     rng = random.Random(seed)
