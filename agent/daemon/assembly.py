@@ -47,6 +47,8 @@ from cas.store import Store
 
 _log = logging.getLogger(__name__)
 
+SWEEPS: Final = 250
+SWEEP_EVERY_S: Final = 0.02
 SHARED_CORES_MILLI: Final = 1 << 40
 """On a machine that several agents share no core is anybody's own, so asking for many is no reason to refuse."""
 
@@ -167,12 +169,20 @@ class Agent:
         if self._end_guests_for is not None:
             await self.processes.shut_down_guests(self._end_guests_for)
             await asyncio.to_thread(self._secrets.sweep, ())
-            await asyncio.to_thread(self._groups.sweep, ())
+            await self._sweep_groups()
         await self._volume_calls.close()
         await self._peering.close()
         await self.processes.close()
         await asyncio.to_thread(self.journal.close)
         await asyncio.to_thread(self._store.close)
+
+    async def _sweep_groups(self) -> None:
+        """A guest that was just killed is in its group until the kernel has taken its memory apart."""
+        for _ in range(SWEEPS):
+            if await asyncio.to_thread(self._groups.sweep, ()):
+                return
+            await asyncio.sleep(SWEEP_EVERY_S)
+        _log.warning("control groups of guests that were ended are still busy; the next agent removes them")
 
     def facts(self) -> HostFacts:
         """What this host is and has. Reads the disk: call it in a thread."""

@@ -188,16 +188,21 @@ class Groups:
                     cpusets.give_up([directory] if CPUSET in place.controllers else [])
                     directory.rmdir()
 
-    def sweep(self, known: Collection[str]) -> None:
-        """Remove the groups of guests that no record knows and that have no process any more."""
+    def sweep(self, known: Collection[str]) -> bool:
+        """Remove the groups of guests that no record knows and that have no process any more; whether nothing is left
+        but what is known."""
+        left = False
         for place in self._places:
             for directory in self._outer(place):
                 with contextlib.suppress(OSError):
                     for path in list(directory.iterdir()):
                         if path.is_dir() and path.name not in known:
-                            with contextlib.suppress(OSError):
+                            try:
                                 path.rmdir()
+                            except OSError:
+                                left = True
                     directory.rmdir()
+        return not left
 
     def _group(self, place: Hierarchy, process: str) -> Path:
         return place.directory / f"{self._name}.{process}"

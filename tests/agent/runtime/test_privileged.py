@@ -282,6 +282,8 @@ def test_a_guest_is_in_its_groups_and_they_go_when_it_has_gone(tmp_path: Path) -
                 state = await client.spawn(msgspec.structs.replace(made, cgroups=directories))
                 assert all(state.pid in members_of(directory) for directory in directories)
                 groups.change("spin", "spin-1", Limits(256 * MIB, 250))
+                assert groups.sweep({"spin-1"}), "what is known is not asked for"
+                assert not groups.sweep(()), "it is busy, and who sweeps is told"
                 await client.kill("spin-1")
         finally:
             groups.remove("spin", "spin-1")
