@@ -8,13 +8,16 @@ differs in a few questions, however much the two hold.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from agent.client import AgentClient
+from agent.client import AgentClient, AgentError
 from cas.digest import Digest
+from cas.errors import BlobMissing
 from cas.interface import BlobStore, ExchangeStore
 from cas.reconcile import Difference, Summary, reconcile
+from deployer.applying.fleet import Fleet
 from deployer.applying.incoming import Incoming
 from deployer.applying.progress import Quiet
 from deployer.applying.site import Site
@@ -75,6 +78,32 @@ async def send(site: Site, host: str, digests: Sequence[Digest], tell: Callable[
     called with (bytes sent, bytes in all). Raises AgentError, CasError."""
     told = site._replace(progress=_Told(tell))
     return (await serve(told, Source(site.store), host, tuple(digests))).wire_bytes
+
+
+class HostBlobs:
+    """Implements `cas.interface.BlobSource` with what some hosts have, who are asked in turn. For damaged blobs, of
+    which there are few: each is a connection of its own. Blocks; not for use in an event loop."""
+
+    def __init__(self, addresses: Mapping[str, str], credentials: Path) -> None:
+        self._addresses = addresses
+        self._credentials = credentials
+
+    def contains(self, digest: Digest) -> bool:  # noqa: ARG002 (the interface's name)
+        """Whoever reads finds out."""
+        return True
+
+    def read(self, digest: Digest) -> bytes:
+        """Raises BlobMissing where none of them has it whole."""
+        return asyncio.run(self._read(digest))
+
+    async def _read(self, digest: Digest) -> bytes:
+        async with Fleet(self._addresses, self._credentials) as fleet:
+            for host in fleet.hosts:
+                try:
+                    return await (await fleet.client(host)).blob(digest)
+                except AgentError:
+                    continue
+        raise BlobMissing(digest)
 
 
 class _Told(Quiet):

@@ -39,6 +39,22 @@ def test_the_store_of_a_host_is_verified_there(shop: Shop) -> None:
     assert row["blobs"] >= 3
 
 
+def test_what_is_damaged_here_a_host_gives_back(shop: Shop, tmp_path: Path) -> None:
+    data = random.Random(4).randbytes(100_000)
+    (tmp_path / "file").write_bytes(data)
+    digest = shop.json("push", tmp_path / "file")[0]["hash"]
+    shop.succeed("sync", "fra1", "--send")
+    flip_a_byte_of(data, shop.root / ".lowcloud" / "store")
+    found = shop.run("check")
+    assert found.code == 1
+    assert "check --from HOST" in found.err
+    assert shop.run("check", "--from", "ams1").code == 1, "that host does not have it"
+    assert shop.run("check", "--from", "nowhere").code == 2
+    repaired = shop.json("check", "--from", "ams1", "--from", "fra1")["damaged"]
+    assert [(damage["digest"], damage["repaired"]) for damage in repaired] == [(digest, True)]
+    assert shop.json("check")["damaged"] == []
+
+
 def flip_a_byte_of(data: bytes, store: Path) -> None:
     """Damage the place in the store's files that holds the middle of this (incompressible) blob."""
     sample = data[50_000:50_032]

@@ -1,4 +1,4 @@
-"""`check`: every blob of the store is read and compared with its name."""
+"""`check`: every blob of the store is read and compared with its name; hosts give back what is damaged."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from tools.output import counted, printable, size
 if TYPE_CHECKING:
     import argparse
 
-    from cas.interface import Damage
+    from cas.interface import BlobSource, Damage
     from deployer.cloud.cloud import Cloud
     from tools.output import Output
 
 EXAMPLE = """
 lowcloud check
+lowcloud check --from fra1              # what is damaged here, it may have
 lowcloud check --host fra1 --host ams1
 lowcloud check --host fra1 --json
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", action="append", metavar="NAME", help="this host's store (may be repeated)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--host", action="append", metavar="NAME", help="this host's store (may be repeated)")
+    where.add_argument(
+        "--from", dest="source", action="append", metavar="NAME", help="repair from this host (may be repeated)"
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -31,7 +36,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if args.host:
             return _check_hosts(cloud, args.host, out)
         with out.progress("check", unit="blobs") as progress:
-            checked = cloud.store.check(progress=progress)
+            checked = cloud.store.check(source=_hosts(cloud, args.source), progress=progress)
         damaged = [*checked.damaged, *_absent_from_origin(cloud)]
     if out.as_json:
         out.json({"blobs": checked.blobs, "bytes": checked.bytes, "damaged": damaged})
@@ -41,8 +46,25 @@ def run(args: argparse.Namespace, out: Output) -> int:
             out.line(f"  {damage.digest}  {damage.reason}{' (repaired)' if damage.repaired else ''}")
     unrepaired = [damage for damage in damaged if not damage.repaired]
     if unrepaired:
-        out.remark("push the same files again to repair them; restore releases, plans and definitions from your backup")
+        out.remark(
+            "`lowcloud check --from HOST` repairs what that host has; otherwise push the same files again, and restore "
+            "releases, plans and definitions from your backup"
+        )
     return errors.FAILED if unrepaired else errors.DONE
+
+
+def _hosts(cloud: Cloud, names: list[str] | None) -> BlobSource | None:
+    """Raises HostUnknown."""
+    if not names:
+        return None
+    from deployer.applying.syncing import HostBlobs
+    from deployer.errors import HostUnknown
+    from tools.hosts import known_addresses
+
+    known = known_addresses(cloud)
+    if strange := [name for name in names if name not in known]:
+        raise HostUnknown(strange[0], tuple(known))
+    return HostBlobs({name: known[name] for name in names}, cloud.credentials)
 
 
 def _absent_from_origin(cloud: Cloud) -> list[Damage]:
