@@ -26,7 +26,7 @@ from deployer.applying.site import Site
 from deployer.cloud import trust
 from deployer.cloud.cloud import Cloud
 from deployer.language.schema import Definition, Host, Region
-from tests.deployer.ground import LocalAgent
+from tests.deployer.ground import Ground, LocalAgent
 
 REGIONS = 20
 REAL = ("h1", "h2")
@@ -127,8 +127,7 @@ def main(sizes: list[int]) -> None:
                     for what, size in asyncio.run(measure(cloud, agents, hosts)):
                         print(f"  {what:<32}{size:>12,} bytes")
                 finally:
-                    for agent in agents.values():
-                        agent.stop()
+                    Ground(cloud, agents, "introducing").end_all()
 
 
 if __name__ == "__main__":
