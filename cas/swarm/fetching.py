@@ -81,6 +81,8 @@ class Fetch:
         self._asking = Asking(me, self.limits, self._peers, self._picker, self._near_pace)
         self._out: list[Request] = []
         self._tick_s = 0.0
+        self._asks_s = 0.0
+        """When one that is to be asked may be asked again."""
 
     # --- what a driver calls ---
 
@@ -94,6 +96,7 @@ class Fetch:
             if self.me not in want.swarm.region_of:
                 raise ValueError(f"{self.me} is no host of the swarm of {want.item.whole.digest}")
         self._wanted.add(wants, spooled or {})
+        self._tick_s = now_s
         return self.take(Tick(), now_s)
 
     def take(self, event: Event, now_s: float) -> list[Request]:
@@ -106,7 +109,8 @@ class Fetch:
             case Told():
                 self._told(event, now_s)
             case Tick():
-                self._tick(now_s)
+                if now_s >= self._tick_s:
+                    self._tick(now_s)
             case Wrong():
                 self._wrong(event, now_s)
             case Over() | Busy() | Failed():
@@ -120,8 +124,11 @@ class Fetch:
 
     @property
     def wake_s(self) -> float | None:
-        """When a Tick is due; None where nothing is wanted."""
-        return self._tick_s if self._wanted.digests else None
+        """When a Tick is due; None where nothing is wanted. A host that waits for pieces hears of them then; one that
+        does not is to ask as soon as it may, so that the last pieces of a blob wait for nobody's clock."""
+        if not self._wanted.digests:
+            return None
+        return self._tick_s if self._flight.gets else min(self._tick_s, self._asks_s)
 
     @property
     def wanted(self) -> frozenset[Digest]:
@@ -417,6 +424,7 @@ class Fetch:
     def _ask(self, now_s: float) -> None:
         """Ask those that have nothing to offer what they have by now."""
         limits, flight = self.limits, self._flight
+        self._asks_s = self._tick_s
         if len(flight.gets) >= limits.gets and not self._asking.doubtful:
             return
         for name in list(self._asking.due):
@@ -426,6 +434,8 @@ class Fetch:
             if peer is None:
                 peer = self._peers[name] = Peer(name, near=self._is_near(name))
             if now_s < peer.tell_s:
+                if not peer.asked:
+                    self._asks_s = min(self._asks_s, peer.tell_s)
                 continue
             del self._asking.due[name]
             if peer.asked or name in self._offering or not peer.is_well(now_s):

@@ -321,6 +321,18 @@ def test_a_peer_that_tells_of_more_while_it_is_sending_is_not_asked_for_it_yet()
         out += fetch.take(Tick(), 1.4)
 
 
+def test_who_waits_for_nothing_asks_again_as_soon_as_it_may_and_not_at_the_next_tick() -> None:
+    large = item("large", 60 * MB)
+    fetch = Fetch("r0h0")
+    ask = next(request for request in fetch.want([Want(large, swarm_of(1, 2))], 0.0) if isinstance(request, Ask))
+    (get,) = (one for one in fetch.take(Told(ask.id, {large.whole.digest: 1}), 0.01) if isinstance(one, Get))
+    assert fetch.wake_s == fetch.limits.tick_s
+    out = fetch.take(Arrived(get.id, large.whole.digest, 0, 1, PIECE_BYTES), 0.02)
+    assert not out and fetch.wake_s is not None and fetch.wake_s <= 0.01 + fetch.limits.ask_gap_s
+    again = [one for one in fetch.take(Tick(), fetch.wake_s) if isinstance(one, Ask)]
+    assert [one.peer for one in again] == [ask.peer]
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     def messages() -> list[int]:
         items = [item("x", 20 * MB)]

@@ -163,7 +163,7 @@ class Host:
                 case Cancel():
                     self._cancelled.add(request.id)
         wake_s = self.fetch.wake_s
-        if wake_s is not None and wake_s > self._tick_due_s:
+        if wake_s is not None and wake_s != self._tick_due_s:
             self._tick_due_s = wake_s
             self._network.at(wake_s, partial(self._wake, wake_s))
 
