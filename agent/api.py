@@ -593,6 +593,13 @@ class HostFacts(Struct, frozen=True):
     """Not sent where nothing waits."""
 
 
+class HostReport(Struct, frozen=True):
+    """What a host is and what it runs, in one answer: hosts that are far away are asked for both again and again."""
+
+    host: HostFacts
+    processes: tuple[ProcessStatus, ...]
+
+
 class Event(enum.StrEnum):
     """What the journal tells of."""
 
@@ -974,6 +981,8 @@ class Routes:
     CALL = "/v1/call"
     HOST = "/v1/host"
     PROCESSES = "/v1/processes"
+    REPORT = "/v1/report"
+    """GET: a `HostReport`."""
     USAGE = "/v1/usage"
     METRICS = "/metrics"
     """For Prometheus. As all routes, under TLS with a certificate; a `reader`'s is enough."""

@@ -37,7 +37,9 @@ def server_name(host: str) -> str:
 
 def server_context(directory: Path) -> ssl.SSLContext:
     """A host's side: no connection without a certificate of the same authority. Raises CredentialsUnusable."""
-    return _context(directory, ssl.PROTOCOL_TLS_SERVER)
+    context = _context(directory, ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0  # nobody comes back to a session, and the two that are usual hold the caller's certificate
+    return context
 
 
 def client_context(directory: Path) -> ssl.SSLContext:

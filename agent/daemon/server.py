@@ -34,6 +34,7 @@ from agent.api import (
     CodeQuery,
     Envelope,
     HostFacts,
+    HostReport,
     Reason,
     Refusal,
     Routes,
@@ -123,6 +124,7 @@ class Service:
             ("POST", Routes.CALL, self._call, (tls.OPERATOR,)),
             ("GET", Routes.HOST, self._host, (tls.OPERATOR, tls.READER)),
             ("GET", Routes.PROCESSES, self._list_processes, (tls.OPERATOR, tls.READER)),
+            ("GET", Routes.REPORT, self._report, (tls.OPERATOR, tls.READER)),
             ("GET", Routes.USAGE, self._usage, (tls.OPERATOR, tls.READER)),
             ("GET", Routes.METRICS, self._metrics, (tls.OPERATOR, tls.READER)),
             ("GET", Routes.OUTPUT, self._read_output, (tls.OPERATOR,)),
@@ -137,6 +139,7 @@ class Service:
             *self._more,
         ):
             application.router.add_route(method, path, allow(handler, roles))
+        application.on_response_prepare.append(say_little)
         application.on_shutdown.append(self._shutting_down)
         return application
 
@@ -161,6 +164,9 @@ class Service:
 
     async def _list_processes(self, _: web.Request) -> web.Response:
         return answer(await asyncio.to_thread(self._processes.statuses))
+
+    async def _report(self, _: web.Request) -> web.Response:
+        return answer(await asyncio.to_thread(lambda: HostReport(self._facts(), self._processes.statuses())))
 
     async def _usage(self, _: web.Request) -> web.Response:
         return answer(await asyncio.to_thread(self._processes.usage))
@@ -342,6 +348,12 @@ def number_in(request: web.Request, name: str, default: int, *, lowest: int, hig
 
 def answer(result: Any, *, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.msgpack.encode(result), status=status, content_type="application/msgpack")
+
+
+async def say_little(_: web.Request, response: web.StreamResponse) -> None:
+    """Without the heads that no client of an agent reads."""
+    for head in ("Server", "Date"):
+        response.headers.popall(head, None)
 
 
 @web.middleware

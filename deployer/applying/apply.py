@@ -212,9 +212,11 @@ def _why(error: AgentError) -> str:
 
 
 async def _report(site: Site, plan: Plan, following: Definition, execution: Execution) -> Applied:
-    observing = asyncio.ensure_future(observe(site.fleet, plan.hosts()))
-    interrupted = await undisturbed([observing])
-    observed = observing.result()
+    observed, interrupted = execution.last_look, False
+    if observed is None or not set(plan.hosts()) <= set(observed.hosts):
+        observing = asyncio.ensure_future(observe(site.fleet, plan.hosts()))
+        interrupted = await undisturbed([observing])
+        observed = observing.result()
     reached = ends(plan, observed)
     behind = set(plan.unreachable) & set(following.host)
     if execution.went_well:  # it may be that what ran when its stage ended does not run any more

@@ -137,9 +137,14 @@ class _Distribution:
         self.brought: dict[str, Brought] = {}
         self.failures: dict[str, str] = {}
 
-    async def directly(self, hosts: Iterable[str]) -> None:
-        """Send each of these hosts all that it lacks."""
-        await for_each(sorted(hosts), lambda host: self._serve(host, self._blobs[host]), at_once=HOSTS_AT_ONCE)
+    async def directly(self, hosts: Iterable[str], known: Mapping[str, Lack] | None = None) -> None:
+        """Send each of these hosts all that it lacks. `known`: what some have said of that just now."""
+        lacks = known or {}
+        await for_each(
+            sorted(hosts),
+            lambda host: self._serve(host, self._blobs[host], lack=lacks.get(host)),
+            at_once=HOSTS_AT_ONCE,
+        )
 
     async def region(self, hosts: Sequence[str]) -> None:
         """Serve the hosts of one region. One that fails is tried once more when all others have what they need: its
@@ -159,7 +164,7 @@ class _Distribution:
         held = {blob for host, lacks_it in missing.items() for blob in {*self._blobs[host]} - {*lacks_it}}
         split = shares(missing, of_all, region, small, held)
         if not any(split.fetched.values()):
-            await self.directly(lacking)
+            await self.directly(lacking, lacking)
             return
         await self._bring_and_help(lacking, split, small)
         if any(host in self.failures for host in lacking):

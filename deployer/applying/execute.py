@@ -21,7 +21,7 @@ from typing import Any, Final
 from agent.api import Envelope, Outcome, Reason, Replace, spec_digest
 from agent.client import CALL_SLACK_S, AgentError, CallRefused, HostSilent, HostUnreachable, call_timeout_s
 from cas.digest import Digest
-from deployer.applying.observe import observe
+from deployer.applying.observe import Observed, observe
 from deployer.applying.outcome import CallDone, off_probation, unwell
 from deployer.applying.site import Site
 from deployer.planning.plan import Kind, Plan, Step
@@ -70,6 +70,8 @@ class Execution:
         self.interrupted = interrupted
         self.superseded = False
         self.unwell: list[tuple[Step, str]] = []
+        self.last_look: Observed | None = None
+        """What hosts have said since the last call."""
         self._site = site
         self._plan = plan
         self.plan_name = plan_name
@@ -92,6 +94,7 @@ class Execution:
                 return
             if await self._is_superseded():
                 return
+            self.last_look = None
             await self._all_of([self._step(step) for step in stage])
             if not self.went_well:
                 return
@@ -122,8 +125,8 @@ class Execution:
 
     async def _look_after(self, stage: tuple[Step, ...]) -> None:
         """What a stage has changed must run before the next one begins."""
-        observed = await observe(self._site.fleet, {step.host for step in stage})
-        self.unwell += unwell(stage, observed)
+        self.last_look = await observe(self._site.fleet, {step.host for step in stage})
+        self.unwell += unwell(stage, self.last_look)
 
     async def _probation(self, stages: int, hold_s: float) -> None:
         """Watch what these first stages have changed until the time is over, something is not as it should be, or the
@@ -131,6 +134,7 @@ class Execution:
         steps = tuple(step for stage in self._plan.stages[:stages] for step in stage)
         hosts = {step.host for step in steps}
         self._site.progress.phase("probation", len(hosts))
+        self.last_look = None
         clock = asyncio.get_running_loop().time
         ends = clock() + hold_s
         shortest_s, longest_s = LOOK_AGAIN_S

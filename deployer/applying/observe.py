@@ -97,4 +97,5 @@ def _running(status: ProcessStatus) -> Running:
 
 
 async def _ask(client: AgentClient) -> tuple[HostFacts, tuple[ProcessStatus, ...]]:
-    return await client.host(), await client.processes()
+    report = await client.report()
+    return report.host, report.processes

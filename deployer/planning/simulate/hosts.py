@@ -30,6 +30,7 @@ from agent.api import (
     HaveAnswer,
     HaveQuery,
     HostFacts,
+    HostReport,
     Meet,
     Outcome,
     PeersStatus,
@@ -259,6 +260,10 @@ class ModelClient(AgentClient):
     async def processes(self) -> tuple[ProcessStatus, ...]:
         await self._arrive()
         return self._host.statuses()
+
+    async def report(self) -> HostReport:
+        await self._arrive()
+        return HostReport(self._host.facts(), self._host.statuses())
 
     async def acquaint(self, acquaint: Acquaint) -> bool:
         """It is told, and makes nothing of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -99,6 +100,9 @@ def test_what_is_no_call_is_refused_and_the_process_runs_on() -> None:
                 assert refusal.reason is Reason.BAD_REQUEST, body[:40]
             assert (await send(session, cloud, Routes.CALL, bytes(MAX_CALL_BYTES + 1))).reason is Reason.TOO_LARGE
             assert (await send(session, cloud, Routes.CALL, endless())).reason is Reason.TOO_LARGE
+            bomb = zlib.compress(bytes(64 << 20))
+            refusal = await send(session, cloud, Routes.CALL, bomb, headers={"Content-Encoding": "deflate"})
+            assert refusal.reason is Reason.TOO_LARGE
             assert (await send(session, cloud, "/v1/nothing")).reason is Reason.NOT_FOUND
             assert (await send(session, cloud, Routes.JOURNAL + "?after=x")).reason is Reason.BAD_REQUEST
             assert (await send(session, cloud, "/v1/output/..%2f..%2fjournal")).reason is Reason.NOT_FOUND

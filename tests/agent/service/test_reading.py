@@ -7,10 +7,11 @@ import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.api import BlobQuery, Collect, Event, JournalEntry, Reason, Replace, Start, Stop
-from agent.client import BadAnswer, CallRefused
+from agent.client import DEFLATED_BYTES, BadAnswer, CallRefused
 from cas.digest import digest_of
 from cas.exchange import frames
 from cas.store import Store
@@ -33,6 +34,21 @@ def test_blobs_are_asked_for_sent_and_read_back() -> None:
             assert [await cloud.client.blob(digest) for digest in wanted] == blobs
             with pytest.raises(BadAnswer):
                 await cloud.client.blob(wanted[2], max_bytes=1000)
+
+    run(work)
+
+
+def test_what_a_host_is_and_runs_comes_in_one_answer_and_a_long_question_goes_deflated() -> None:
+    async def work(tmp: Path) -> None:
+        (one,) = put(tmp / "state", wasm())
+        async with host(tmp / "state") as cloud:
+            await cloud.ask(Start(web(one)))
+            report = await cloud.client.report()
+            assert report.processes == await cloud.client.processes()
+            assert report.host.host == (await cloud.client.host()).host
+            many = tuple(digest_of(bytes([number])) for number in range(100))
+            assert len(msgspec.msgpack.encode(BlobQuery(many))) > DEFLATED_BYTES
+            assert (await cloud.client.query(BlobQuery(want=many))).missing == many
 
     run(work)
 
