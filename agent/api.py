@@ -666,11 +666,15 @@ class BlobQuery(Struct, frozen=True):
     want: Annotated[tuple[Digest, ...], Meta(max_length=100_000)]
     bases: Annotated[tuple[Digest, ...], Meta(max_length=100_000)] = ()
     lease_s: Annotated[float, Meta(gt=0, le=86400)] = 3600.0
+    acquaint: Acquaint | UnsetType = UNSET
+    """The host is told of its neighbours too. Where it has not got their list, it knows them as soon as that comes."""
 
 
 class BlobAnswer(Struct, frozen=True):
     missing: tuple[Digest, ...]
     bases: tuple[Digest, ...]
+    arriving: tuple[Digest, ...] | UnsetType = UNSET
+    """Forms of which pieces are here already; said to who has sent `acquaint`."""
 
 
 class BegunQuery(Struct, frozen=True):
@@ -735,6 +739,8 @@ MAX_HAVE_WAIT_S: Final = 30.0
 MAX_WORDS: Final = 16
 MAX_WORD_BYTES: Final = 2048
 MAX_LISTING_BYTES: Final = 256 << 20
+MAX_BEFORE_BYTES: Final = 4 << 20
+"""Of a stream of blobs that comes before pieces."""
 """What a blob that a word names may have."""
 WORD_CONTEXT: Final = b"lowcloud word signature 1\n"
 """Goes before what is signed, so that no signature can be taken for one of something else."""
@@ -949,6 +955,9 @@ class PiecesOffer(Struct, frozen=True):
     forms: Annotated[tuple[Digest, ...], Meta(max_length=MAX_FORMS_ASKED)]
     """In the order in which they become blobs: the base of a patch before the patch."""
     parts: Annotated[tuple[PartAsked, ...], Meta(max_length=MAX_PARTS_ASKED)]
+    before_bytes: Annotated[int, Meta(ge=0, le=MAX_BEFORE_BYTES)] | UnsetType = UNSET
+    """So many bytes of the body come before the pieces: exchange frames, with what it takes to check the pieces, so
+    that a host that is far away has both at once. Not for an agent that does not tell what is `arriving`."""
 
 
 RECORD_KINDS: Final[dict[type[Struct], str]] = {Neighbours: "neighbours", Wishes: "wishes", Word: "word"}

@@ -122,6 +122,7 @@ class Agent:
             self.ended,
             more=(*PeerRoutes(peering).table(), *OfferRoutes(store).table()),
             arrived=peering.arrived,
+            acquainted=peering.acquainted,
             closing=peering.giving.close,
         )
 

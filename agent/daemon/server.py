@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET
 
 from agent import tls
 from agent.api import (
     MAX_CALL_BYTES,
     STATUS_OF_REASON,
+    Acquaint,
     BegunAnswer,
     BegunQuery,
     BlobAnswer,
@@ -49,7 +51,7 @@ from agent.daemon.processes import Processes
 from agent.daemon.reconciling import Reconciling
 from agent.daemon.refusal import Refused
 from agent.daemon.uploads import Uploads
-from cas.digest import is_digest
+from cas.digest import Digest, is_digest
 from cas.errors import (
     BlobDamaged,
     BlobMissing,
@@ -98,7 +100,8 @@ class Service:
         ended: asyncio.Event,
         *,
         more: Iterable[Route] = (),
-        arrived: Callable[[int], None] = lambda _: None,
+        arrived: Callable[[int], Awaitable[None]] | None = None,
+        acquainted: Callable[[Acquaint], Awaitable[tuple[Digest, ...]]] | None = None,
         closing: Callable[[], None] = lambda: None,
     ) -> None:
         self._handlers = handlers
@@ -112,6 +115,8 @@ class Service:
         self._more = tuple(more)
         self._arrived = arrived
         """Is told how many bytes a sender of blobs has brought."""
+        self._acquainted = acquainted
+        """Is told of the neighbours; returns the forms that are arriving."""
         self._closing = closing
         """Is told that answers which wait for something should end."""
         self._followers = 0
@@ -219,7 +224,10 @@ class Service:
 
     async def _query_blobs(self, request: web.Request) -> web.Response:
         query = decode(await read_body(request, MAX_QUERY_BYTES), BlobQuery)
-        return answer(await asyncio.to_thread(self._look_for, query))
+        told = await asyncio.to_thread(self._look_for, query)
+        if query.acquaint is not UNSET and self._acquainted is not None:
+            told = msgspec.structs.replace(told, arriving=await self._acquainted(query.acquaint))
+        return answer(told)
 
     def _look_for(self, query: BlobQuery) -> BlobAnswer:
         # Leased first: what is here now must not be collected before it is used.
@@ -258,7 +266,8 @@ class Service:
                 return await asyncio.to_thread(receiver.finish)
             finally:
                 await asyncio.to_thread(receiver.close)
-                self._arrived(receiver.wire_bytes)
+                if self._arrived is not None:
+                    await self._arrived(receiver.wire_bytes)
 
     async def _reconcile(self, request: web.Request) -> web.Response:
         question = await read_body(request, MAX_QUESTION_BYTES)

@@ -157,7 +157,8 @@ class Fetch:
         if news:
             self._offer(peer)
         self._asking.again(peer.name)
-        peer.tell_s = now_s + (self.limits.ask_gap_s if news else self.limits.tick_s)
+        few = min(1.0, len(self._asking.about) / self.limits.neighbours)  # who has few to ask may ask them more often
+        peer.tell_s = now_s + few * (self.limits.ask_gap_s if news else self.limits.tick_s)
 
     def _has(self, peer: Peer, blob: Blob, form: Digest, said: int, now_s: float) -> bool:
         """Note what a peer has of a form; whether there is something new among it that may be asked for."""

@@ -1,9 +1,10 @@
 """Bringing blobs to hosts where these can help each other: each blob goes to one host of a region, the others take it
 from there.
 
-1. The hosts are told who their neighbours are, and asked what they lack.
+1. The hosts are asked what they lack, and told by the same question who their neighbours are.
 2. What no host of a region has is sent to one of those that lack it (`cas.swarm.ranking` ranks them, for each blob in
-   another way), large blobs piece by piece. Small blobs go to all: asking around for them would cost more.
+   another way), large blobs piece by piece, in one body with what it takes to check them. Small blobs go to all: asking
+   around for them would cost more.
 3. The others are told at once what to fetch, with the inventory by which they check it; so they get the first pieces
    while the last ones are on their way to the first host. Once that has all of them, they need no deployer.
 4. Where a host that was to bring blobs into its region fails, another one does, from where the first one was.
@@ -22,14 +23,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.api import BlobReceipt, Fetch, Fetched, Party
-from agent.client import AgentError
+from agent.api import Acquaint, BlobReceipt, Fetch, Fetched, Party, Reason
+from agent.client import AgentClient, AgentError, CallRefused, refused_because
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.inventory import Form, Inventory, Item
 from cas.swarm.ranking import Swarm
 from deployer.applying.fleet import for_each
-from deployer.applying.introducing import introduce
+from deployer.applying.introducing import acquaint_by_the_way, introduce
 from deployer.applying.outcome import Brought
 from deployer.applying.pieces import ByPieces
 from deployer.applying.site import Site
@@ -62,20 +63,27 @@ async def distribute(
 ) -> dict[str, Brought]:
     """Bring to each host what it lacks of these blobs. Raises TransferFailed once every host has been served that
     could be."""
-    if len(definition.host) > 1:
-        await introduce(site, [host for host in blobs if host in definition.host], definition)
     regions = _regions(blobs, definition)
     crowded = {region: hosts for region, hosts in regions.items() if len(hosts) > 1}
     if inventory is None or not crowded:
+        await _introduce(site, blobs, definition)
         receipts = await transfer(site, blobs)
         return {host: _added(_nothing(host, definition), receipt) for host, receipt in receipts.items()}
     listed = await asyncio.to_thread(read_inventory, site.store, inventory)
-    work = _Distribution(site, blobs, definition, inventory, listed)
     alone = [host for host in blobs if not any(host in hosts for hosts in crowded.values())]
+    acquaint = await asyncio.to_thread(acquaint_by_the_way, site, definition)
+    await _introduce(site, blobs if acquaint is None else alone, definition)
+    work = _Distribution(site, blobs, definition, inventory, listed, acquaint)
     await asyncio.gather(*(work.region(hosts) for hosts in crowded.values()), work.directly(alone))
     if work.failures:
         raise TransferFailed(work.failures)
     return dict(sorted(work.brought.items()))
+
+
+async def _introduce(site: Site, hosts: Iterable[str], definition: Definition) -> None:
+    known = [host for host in hosts if host in definition.host]
+    if known and len(definition.host) > 1:
+        await introduce(site, known, definition)
 
 
 def shares(
@@ -121,8 +129,11 @@ class _Distribution:
         definition: Definition,
         inventory: Digest,
         listed: Inventory,
+        acquaint: Acquaint | None,
     ) -> None:
         self._site = site
+        self._acquaint = acquaint
+        """What hosts are told of their neighbours when they are asked; None where they have been told."""
         self._blobs = blobs
         self._definition = definition
         self._inventory = inventory
@@ -142,7 +153,7 @@ class _Distribution:
         lacks = known or {}
         await for_each(
             sorted(hosts),
-            lambda host: self._serve(host, self._blobs[host], lack=lacks.get(host)),
+            lambda host: self._serve(host, (*self._blobs[host], *self._neighbours()), lack=lacks.get(host)),
             at_once=HOSTS_AT_ONCE,
         )
 
@@ -178,8 +189,9 @@ class _Distribution:
         bringing = _Bringing({host: Meter(self._site, host) for host in bringers})
         try:
             async with asyncio.TaskGroup() as group:
-                told = {
-                    host: group.create_task(self._tell(host, lack, split, large[host]))
+                told = {host: asyncio.Event() for host in lacking}
+                sending = {
+                    host: group.create_task(self._send(host, lack, split, large[host], bringing, told[host]))
                     for host, lack in lacking.items()
                 }
                 helping = [
@@ -187,11 +199,8 @@ class _Distribution:
                     for host in lacking
                     if split.fetched[host]
                 ]
-                await for_each(
-                    bringers,
-                    lambda host: self._bring(host, lacking[host], large[host], bringing, told[host]),
-                    at_once=HOSTS_AT_ONCE,
-                )
+                if bringers:
+                    await asyncio.wait([sending[host] for host in bringers])
                 bringing.is_over = True
                 if any(host in self.failures for host in bringers):
                     for task in helping:
@@ -206,14 +215,24 @@ class _Distribution:
 
         async def one(host: str) -> None:
             try:
-                wanted = (*self._blobs[host], *self._listing(self._blobs[host]))
-                found[host] = await self._source.lack(await self._site.fleet.client(host), wanted)
+                wanted = (*self._blobs[host], *self._listing(self._blobs[host]), *self._neighbours())
+                found[host] = await self._lack(await self._site.fleet.client(host), wanted)
                 self.brought.setdefault(host, _nothing(host, self._definition))
             except (AgentError, CasError) as error:
                 self.failures[host] = str(error)
 
         await for_each(sorted(hosts), one, at_once=HOSTS_AT_ONCE)
         return dict(sorted(found.items()))
+
+    async def _lack(self, client: AgentClient, wanted: Sequence[Digest]) -> Lack:
+        """Raises AgentError."""
+        try:
+            return await self._source.lack(client, wanted, self._acquaint)
+        except CallRefused as error:
+            if self._acquaint is None or not refused_because(error, Reason.BAD_REQUEST):
+                raise
+        await introduce(self._site, [client.host_name], self._definition)  # an agent of before
+        return await self._source.lack(client, wanted)
 
     def _small(self, missing: Mapping[str, Sequence[Digest]], lacking: Mapping[str, Lack]) -> frozenset[Digest]:
         """What is sent to each host that lacks it: what takes few bytes, and what the inventory does not list."""
@@ -233,28 +252,32 @@ class _Distribution:
         except CasError:
             return 0  # it cannot be sent, which is found out and told where that is tried
 
-    async def _tell(self, host: str, lack: Lack, split: Shares, large: Sequence[Digest]) -> None:
-        """Send a host what is small, and what it needs to check the pieces that it will be sent and will fetch."""
-        small = [blob for blob in split.sent[host] if blob not in large]
+    async def _send(
+        self, host: str, lack: Lack, split: Shares, large: Sequence[Digest], bringing: _Bringing, told: asyncio.Event
+    ) -> None:
+        """Send a host what is small, what it needs to check the pieces that it is sent and fetches, and the large blobs
+        that it hands on. `told` is set when it can be told what to fetch."""
+        meter = bringing.meters.get(host)
         try:
+            small = [blob for blob in split.sent[host] if blob not in large]
             checks = await asyncio.to_thread(self._by_pieces.checks, self._source, _of(lack, large))
+            listing = self._listing(split.fetched[host], lack.bases)
+            first = tuple(dict.fromkeys([*small, *checks, *listing, *self._neighbours()]))
+            if lack.arriving is None:
+                await self._serve(host, first, lack=lack)
+                told.set()
+                if large and host not in self.failures:
+                    await self._serve(host, large, self._by_pieces.send, meter=meter, lack=lack)
+                return
+            if checks:
+                told.set()  # and has what it was sent once pieces move
+            await self._serve(host, (*first, *large), self._by_pieces.send, meter=meter, lack=lack)
         except CasError as error:
             self.failures[host] = str(error)
-            return
-        first = dict.fromkeys([*small, *checks, *self._listing(split.fetched[host], lack.bases)])
-        await self._serve(host, tuple(first), lack=lack)
-
-    async def _bring(
-        self, host: str, lack: Lack, blobs: Sequence[Digest], bringing: _Bringing, told: asyncio.Task[None]
-    ) -> None:
-        """Send large blobs to a host that hands them on, once it was told of them."""
-        meter = bringing.meters[host]
-        try:
-            await told
-            if host not in self.failures:
-                await self._serve(host, blobs, self._by_pieces.send, meter=meter, lack=lack)
         finally:
-            meter.moving.set()
+            told.set()
+            if meter is not None:
+                meter.moving.set()
 
     async def _serve(
         self,
@@ -275,11 +298,11 @@ class _Distribution:
                 return
         self.brought[host] = _added(self.brought.get(host, _nothing(host, self._definition)), receipt)
 
-    async def _help(self, host: str, blobs: tuple[Digest, ...], bringing: _Bringing, told: asyncio.Task[None]) -> None:
+    async def _help(self, host: str, blobs: tuple[Digest, ...], bringing: _Bringing, told: asyncio.Event) -> None:
         """Have a host fetch these once it was told of them, and send it what it does not get."""
         fetched = Fetched(blobs, under_way=False)
         try:
-            await asyncio.wait([told])
+            await told.wait()
             if host in bringing.meters:  # what it brings comes first, over the connection that is open
                 await bringing.meters[host].moving.wait()
             fetched = await self._fetched(host, blobs, bringing)
@@ -297,6 +320,10 @@ class _Distribution:
         )
         if self.failures.pop(host, None) or fetched.missing:
             await self._serve(host, blobs)
+
+    def _neighbours(self) -> tuple[Digest, ...]:
+        """The list of them, where hosts are to know it by its name."""
+        return () if self._acquaint is None else (self._acquaint.neighbours,)
 
     def _whole_bytes(self, blobs: Collection[Digest]) -> int:
         return sum(stat.size for stat in self._site.store.stats(blobs).values())
@@ -317,7 +344,13 @@ class _Distribution:
         clock = asyncio.get_running_loop().time
         moved_s, before = clock(), -1
         while True:
-            fetched = await client.fetch(fetch)
+            try:
+                fetched = await client.fetch(fetch)
+            except CallRefused as error:
+                if bringing.is_over or not refused_because(error, Reason.MISSING_BLOBS):
+                    raise
+                await asyncio.sleep(ASK_AGAIN_S)  # what it takes to check the pieces is still on its way
+                continue
             now = fetched.region_bytes + fetched.border_bytes + fetched.blobs + bringing.sent_bytes
             if now != before:
                 moved_s, before = clock(), now

@@ -40,6 +40,15 @@ def keep_neighbours(site: Site, definition: Definition) -> tuple[Digest, Neighbo
     return site.store.put(encode_record(listed), name=f"neighbours/{site.ref}").digest, listed
 
 
+def acquaint_by_the_way(site: Site, definition: Definition) -> Acquaint | None:
+    """What hosts may be told with another question, where their list is small enough to be sent to all that lack it;
+    None where it is not, or where there is nobody to know. Blocks. Raises StoreFull."""
+    name, listed = keep_neighbours(site, definition)
+    if len(listed.neighbours) < 2 or len(encode_record(listed)) > SMALL_BYTES:
+        return None
+    return Acquaint(name, time.time_ns())
+
+
 async def introduce(site: Site, hosts: Iterable[str], definition: Definition) -> None:
     """Tell these hosts of their neighbours. Never raises for what they answer."""
     name, listed = await asyncio.to_thread(keep_neighbours, site, definition)

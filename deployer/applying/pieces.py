@@ -10,8 +10,11 @@ is sent streams only.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
+
+from msgspec import UNSET
 
 from agent.api import BlobReceipt, FormAsked, HaveQuery, PartAsked, PiecesOffer, Reason
 from agent.client import AgentClient, BadAnswer, CallRefused, refused_because
@@ -23,6 +26,8 @@ from cas.swarm.messages import everything, pack_pieces, unpack_pieces
 from deployer.applying.transfer import Lack, Meter, Source, send_stream
 
 FORMS_AT_ONCE: Final = 512
+TOGETHER_BYTES: Final = 1 << 20
+"""What comes before pieces and has about so many bytes goes in one body with them; what has more, in a stream."""
 RUNS_OF_EACH: Final = 2
 """A form with more gaps than that is sent from its first gap to its last; so an offer has few parts."""
 _NOT_SO: Final = (Reason.NOT_FOUND, Reason.BAD_REQUEST, Reason.BAD_BLOB, Reason.MISSING_BLOBS)
@@ -78,27 +83,40 @@ class ByPieces:
             return await send_stream(source, client, lack, meter)
         receipts = []
         held = lack.bases
-        if parcels.before:
-            receipts.append(await send_stream(source, client, Lack(parcels.before, held), meter))
-            held += parcels.before
+        before = Lack(parcels.before, held)
+        together = lack.arriving is not None and await asyncio.to_thread(source.cost, before) <= TOGETHER_BYTES
+        if before.missing and not together:
+            receipts.append(await send_stream(source, client, before, meter))
+            held, before = held + parcels.before, Lack((), held)
         rest = parcels.after
         try:
             for first in range(0, len(parcels.forms), FORMS_AT_ONCE):
                 forms = parcels.forms[first : first + FORMS_AT_ONCE]
-                receipts += [await self._give(source, client, forms, meter)]
+                receipts += [await self._give(source, client, forms, meter, lack.arriving, before)]
+                held, before = held + before.missing, Lack((), held)
             held += tuple(blob for blob, _ in parcels.forms)
         except CallRefused as error:
             if not refused_because(error, *_NOT_SO):
                 raise
-            rest = tuple(blob for blob, _ in parcels.forms) + rest
+            rest = before.missing + tuple(blob for blob, _ in parcels.forms) + rest
         if rest:
             receipts.append(await send_stream(source, client, Lack(rest, held), meter))
         return _sum(receipts)
 
     async def _give(
-        self, source: Source, client: AgentClient, forms: tuple[tuple[Digest, Form], ...], meter: Meter
+        self,
+        source: Source,
+        client: AgentClient,
+        forms: tuple[tuple[Digest, Form], ...],
+        meter: Meter,
+        arriving: tuple[Digest, ...] | None,
+        before: Lack,
     ) -> BlobReceipt:
-        lacking = await _lacking(client, forms)
+        """`arriving`: as in `Lack`; `before`: what comes before the pieces, in the same body."""
+        if arriving is None or {form.digest for _, form in forms} & {*arriving}:
+            lacking = await _lacking(client, forms)
+        else:
+            lacking = [everything(pieces_in(form.size)) for _, form in forms]
         parts = tuple(
             PartAsked(place, first, count) for place, pieces in enumerate(lacking) for first, count in _runs(pieces)
         )
@@ -107,10 +125,13 @@ class ByPieces:
             for (blob, form), wanted in zip(forms, lacking, strict=True)
             for piece in (source.pieces(blob, form, wanted) if wanted else ())
         )
-        offer = PiecesOffer(self._inventory, tuple(form.digest for _, form in forms), parts)
-        receipt = await client.give_pieces(offer, meter.metered(pieces))
-        if receipt.blobs < len(forms):
-            raise BadAnswer(f"{client.host_name} made {receipt.blobs} blobs of {len(forms)} that it was given whole")
+        frames = await asyncio.to_thread(lambda: list(source.frames(before)) if before.missing else [])
+        before_bytes = sum(map(len, frames)) if frames else UNSET
+        offer = PiecesOffer(self._inventory, tuple(form.digest for _, form in forms), parts, before_bytes)
+        receipt = await client.give_pieces(offer, meter.metered(itertools.chain(frames, pieces)))
+        given = len(before.missing) + len(forms)
+        if receipt.blobs < given:
+            raise BadAnswer(f"{client.host_name} made {receipt.blobs} blobs of {given} that it was given whole")
         return receipt
 
 

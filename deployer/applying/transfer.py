@@ -12,7 +12,9 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from agent.api import BlobAnswer, BlobQuery, BlobReceipt, Reason
+from msgspec import UNSET, UnsetType
+
+from agent.api import Acquaint, BlobAnswer, BlobQuery, BlobReceipt, Reason
 from agent.client import AgentClient, AgentError, CallRefused, HostSilent, HostUnreachable, refused_because
 from cas.bodies import RECORD_BYTES
 from cas.digest import Digest, short
@@ -40,6 +42,8 @@ class Lack(NamedTuple):
 
     missing: tuple[Digest, ...]
     bases: tuple[Digest, ...]
+    arriving: tuple[Digest, ...] | None = None
+    """Forms of which it has pieces; None where it did not say."""
 
 
 class Source:
@@ -71,9 +75,9 @@ class Source:
                 self._fresh.add(lack)
                 freshen(self._store, lack.missing, lack.bases)
 
-    async def lack(self, client: AgentClient, wanted: Sequence[Digest]) -> Lack:
-        """What a host lacks of these. Raises AgentError."""
-        return await _ask(client, self, tuple(wanted))
+    async def lack(self, client: AgentClient, wanted: Sequence[Digest], acquaint: Acquaint | None = None) -> Lack:
+        """What a host lacks of these; it may be told of its neighbours by the same question. Raises AgentError."""
+        return await _ask(client, self, tuple(wanted), acquaint)
 
     def cost(self, lack: Lack) -> int:
         """About how many bytes it takes to send this; 0 where nothing is missing. Raises BlobMissing."""
@@ -280,14 +284,20 @@ async def serve(
     return BlobReceipt(arrived.blobs, arrived.wire_bytes + meter.in_vain_bytes - vain_bytes, arrived.raw_bytes)
 
 
-async def _ask(client: AgentClient, source: Source, wanted: tuple[Digest, ...]) -> Lack:
+async def _ask(
+    client: AgentClient, source: Source, wanted: tuple[Digest, ...], acquaint: Acquaint | None = None
+) -> Lack:
     bases = await asyncio.to_thread(source.bases, wanted)
     answers: list[BlobAnswer] = []
+    tell: Acquaint | UnsetType = UNSET if acquaint is None else acquaint
     for part, helpers in _questions(wanted, bases):
-        answers.append(await client.query(BlobQuery(want=part, bases=helpers)))
+        answers.append(await client.query(BlobQuery(want=part, bases=helpers, acquaint=tell)))
+        tell = UNSET
+    arriving = answers[0].arriving if answers else UNSET
     return Lack(
         tuple(digest for answer in answers for digest in answer.missing),
         tuple(digest for answer in answers for digest in answer.bases),
+        None if arriving is UNSET else arriving,
     )
 
 

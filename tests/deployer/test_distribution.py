@@ -10,12 +10,15 @@ from typing import ClassVar
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from agent.api import (
     Acquaint,
     BlobAnswer,
     BlobQuery,
     BlobReceipt,
+    HaveAnswer,
+    HaveQuery,
     Meet,
     PeersStatus,
     PiecesOffer,
@@ -85,7 +88,12 @@ def definition(ground: Ground, *blobs: Digest) -> Definition:
 
 
 class Misled(AgentClient):
-    """Tells a host of neighbours where nobody listens."""
+    """Tells a host of neighbours where nobody listens; its agent is of before."""
+
+    async def query(self, query: BlobQuery) -> BlobAnswer:
+        if query.acquaint is not UNSET:
+            raise CallRefused(Refusal(Reason.BAD_REQUEST, "the body is no BlobQuery of this API version"))
+        return await super().query(query)
 
     async def acquaint(self, acquaint: Acquaint) -> bool:
         del acquaint
@@ -126,13 +134,32 @@ class Returning(Dying):
 
 
 class Counted(AgentClient):
-    """How often each host was asked what it lacks."""
+    """What each host was asked and sent until it had everything, by the names of the client's methods."""
 
-    asked: ClassVar[dict[str, int]]
+    asked: ClassVar[dict[str, list[str]]]
 
     async def query(self, query: BlobQuery) -> BlobAnswer:
-        self.asked[self.host_name] = self.asked.get(self.host_name, 0) + 1
+        self._note("query")
         return await super().query(query)
+
+    async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
+        self._note("send_blobs")
+        return await super().send_blobs(chunks)
+
+    async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
+        self._note("give_pieces")
+        return await super().give_pieces(offer, pieces)
+
+    async def have(self, query: HaveQuery) -> HaveAnswer:
+        self._note("have")
+        return await super().have(query)
+
+    async def acquaint(self, acquaint: Acquaint) -> bool:
+        self._note("acquaint")
+        return await super().acquaint(acquaint)
+
+    def _note(self, what: str) -> None:
+        self.asked.setdefault(self.host_name, []).append(what)
 
 
 class Old(AgentClient):
@@ -198,13 +225,19 @@ def test_a_region_is_sent_each_blob_once(hosts: Ground) -> None:
     assert all(3 * MiB < one.whole_bytes < 3.1 * MiB for one in brought.values())
 
 
-def test_hosts_that_help_each_other_are_asked_once(hosts: Ground) -> None:
+def test_hosts_that_help_each_other_are_asked_once_and_sent_once(hosts: Ground) -> None:
     """Of a host that is far away each question costs what it takes to send a piece."""
-    blobs = [hosts.blob(noise(2 * MiB)), hosts.blob(noise(10_000)), hosts.blob(b"small as well")]
+    large, small = hosts.blob(noise(2 * MiB)), [hosts.blob(noise(10_000)), hosts.blob(b"small as well")]
+    blobs = [large, *small]
     Counted.asked = {}
     bring(hosts, blobs, ("a1", "a2", "a3"), Counted)
-    assert Counted.asked == {"a1": 1, "a2": 1, "a3": 1}
     assert all_there(hosts, blobs, ("a1", "a2", "a3"))
+    bringer = Swarm({"a": ["a1", "a2", "a3"]}).ranking("a", large)[0]
+    assert Counted.asked.pop(bringer) == ["query", "give_pieces"]
+    assert list(Counted.asked.values()) == [["query", "send_blobs"]] * 2
+    for host in ("a1", "a2", "a3"):
+        peers = asyncio.run(hosts.with_client(host, lambda client: client.peers()))
+        assert {one.host for one in peers.peers} | {host} == set(REGIONS)
 
 
 def test_what_hosts_give_each_other_of_a_new_version_is_a_delta_made_for_it(hosts: Ground) -> None:

@@ -327,7 +327,7 @@ def test_who_waits_for_nothing_asks_again_as_soon_as_it_may_and_not_at_the_next_
     ask = next(request for request in fetch.want([Want(large, swarm_of(1, 2))], 0.0) if isinstance(request, Ask))
     (get,) = (one for one in fetch.take(Told(ask.id, {large.whole.digest: 1}), 0.01) if isinstance(one, Get))
     assert fetch.wake_s == fetch.limits.tick_s
-    out = fetch.take(Arrived(get.id, large.whole.digest, 0, 1, PIECE_BYTES), 0.02)
+    out = fetch.take(Arrived(get.id, large.whole.digest, 0, 1, PIECE_BYTES), 0.015)
     assert not out and fetch.wake_s is not None and fetch.wake_s <= 0.01 + fetch.limits.ask_gap_s
     again = [one for one in fetch.take(Tick(), fetch.wake_s) if isinstance(one, Ask)]
     assert [one.peer for one in again] == [ask.peer]

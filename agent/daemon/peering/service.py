@@ -13,6 +13,7 @@ from typing import Final
 from msgspec import UNSET
 
 from agent.api import (
+    MAX_FORMS_ASKED,
     Acquaint,
     BlobReceipt,
     Fetch,
@@ -35,13 +36,14 @@ from agent.daemon.peering.links import Counted, Links
 from agent.daemon.peering.repair import Rescue, Waiting
 from agent.daemon.peering.serving import Giving, News
 from agent.daemon.peering.shelf import Shelf
-from agent.daemon.peering.taking import Taking
+from agent.daemon.peering.taking import Exactly, Taking
 from agent.daemon.peering.words import Words
 from agent.daemon.refusal import Refused
 from agent.tls import CA_FILE
 from cas import inventory as inventories
 from cas.digest import Digest
 from cas.errors import BlobMissing, CasError, ExchangeError
+from cas.exchange import Received, Receiver
 from cas.interface import ExchangeStore
 from cas.inventory import Form, Inventory, Item
 from cas.partial import Spool
@@ -89,6 +91,8 @@ class Peering:
         self._spool = Spool(state_dir / SPOOL_NAME)
         self._links = Links(credentials, limits, now_s)
         self._deployer_bytes = 0
+        self._expected: Acquaint | None = None
+        """The neighbours whose list was not here when this host was told of them."""
         self._drivers: set[Driver] = set()
         self._catching_up: asyncio.Task[None] | None = None
         self._errands = Errands(state_dir / ERRANDS_NAME, self._carry_out, unix_s)
@@ -139,6 +143,12 @@ class Peering:
                 known = await asyncio.to_thread(self._acquaint, acquaint)
         return known
 
+    async def acquainted(self, acquaint: Acquaint) -> tuple[Digest, ...]:
+        """As `acquaint`; where the list is not here, the neighbours are known as soon as it comes. Returns the forms
+        of which pieces are here. Raises Refused(BAD_REQUEST)."""
+        self._expected = None if await self.acquaint(acquaint) else acquaint
+        return tuple(sorted(self._spool.forms())[:MAX_FORMS_ASKED])
+
     def _acquaint(self, acquaint: Acquaint) -> bool:
         if acquaint.neighbours == self._acquaintance.listed:
             return True
@@ -160,10 +170,24 @@ class Peering:
 
     async def take_pieces(self, offer: PiecesOffer, parts: AsyncIterator[bytes]) -> BlobReceipt:
         """Take pieces of large blobs from an operator. Raises Refused, CasError."""
+        before = Received(0, 0, 0)
+        body = Exactly(parts)
+        if offer.before_bytes is not UNSET:
+            before = await asyncio.to_thread(self._take_in, await body.read(offer.before_bytes))
+            await self.arrived(before.wire_bytes)
         forms = await asyncio.to_thread(self._offered, offer)
-        receipt = await self._taking.take(offer, forms, parts)
-        self.arrived(receipt.wire_bytes)
-        return receipt
+        receipt = await self._taking.take(offer, forms, body)
+        await self.arrived(receipt.wire_bytes)
+        return BlobReceipt(
+            before.blobs + receipt.blobs,
+            before.wire_bytes + receipt.wire_bytes,
+            before.raw_bytes + receipt.raw_bytes,
+        )
+
+    def _take_in(self, frames: bytes) -> Received:
+        with Receiver(self._store) as receiver:
+            receiver.feed(frames)
+            return receiver.finish()
 
     async def status(self) -> PeersStatus:
         rows = []
@@ -184,9 +208,13 @@ class Peering:
         waiting = await asyncio.to_thread(self.heeding.waiting) or UNSET
         return PeersStatus(self._acquaintance.region, tuple(rows), self._deployer_bytes, waiting)
 
-    def arrived(self, wire_bytes: int) -> None:
+    async def arrived(self, wire_bytes: int) -> None:
         """An operator has brought so many bytes of blobs."""
         self._deployer_bytes += wire_bytes
+        if (expected := self._expected) is not None:
+            with contextlib.suppress(Refused):
+                if await asyncio.to_thread(self._acquaint, expected) and self._expected is expected:
+                    self._expected = None
         self._news.tell()
         for driver in self._drivers:
             driver.look_again()

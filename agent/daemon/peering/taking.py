@@ -142,6 +142,33 @@ class Taking:
         return True
 
 
+class Exactly:
+    """Parts of a stream, of which so many bytes may be taken first. What is left goes on as it came."""
+
+    def __init__(self, parts: AsyncIterator[bytes]) -> None:
+        self._parts = parts
+        self._held = b""
+
+    async def read(self, count: int) -> bytes:
+        """Raises Refused where the stream ends before."""
+        found = bytearray()
+        while len(found) < count:
+            if not (part := await anext(self._parts, b"")):
+                raise Refused(Reason.BAD_REQUEST, "the body ended before the blobs that it brings first")
+            found += part
+        self._held = bytes(found[count:])
+        return bytes(found[:count])
+
+    def __aiter__(self) -> Exactly:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._held:
+            held, self._held = self._held, b""
+            return held
+        return await anext(self._parts)
+
+
 def _offered(offer: PiecesOffer, forms: Forms) -> list[_Part]:
     """What is to come, in order; every form is begun, so that there is room for all of them. Raises Refused,
     StoreFull."""

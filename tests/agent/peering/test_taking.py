@@ -10,10 +10,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.api import BlobReceipt, FormAsked, HaveQuery, PartAsked, PiecesOffer, PiecesQuery, Reason, Routes
+from agent.api import (
+    MAX_BEFORE_BYTES,
+    BlobReceipt,
+    FormAsked,
+    HaveQuery,
+    PartAsked,
+    PiecesOffer,
+    PiecesQuery,
+    Reason,
+    Routes,
+)
 from agent.client import AgentClient, CallRefused, HostUnreachable
 from cas import inventory
 from cas.digest import Digest, digest_of
+from cas.exchange import frames
 from cas.manifest import PIECE_BYTES, pieces_in
 from cas.swarm.messages import pack_pieces, unpack_pieces
 from tests.agent.peering.neighbourhood import FETCH_S, Neighbourhood, neighbourhood, noise, run
@@ -151,6 +162,36 @@ def test_pieces_that_are_not_what_the_inventory_says_are_refused_and_nothing_wro
                 assert caught.value.refusal.reason is reason, chunks[0][:200]
                 assert not member.has([blob]) or chunks[-1] == b"and more"
             assert (await member.client.give_pieces(offer, pieces)).blobs == 1
+            assert member.store.read(blob) == data
+
+    run(tmp_path, work)
+
+
+def test_what_it_takes_to_check_pieces_may_come_before_them_in_the_same_body(tmp_path: Path) -> None:
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra1") as hood:
+            data, member = noise(MiB), hood.members["fra1"]
+            blob = hood.source.put(data).digest
+            made = hood.listed([blob])
+            first = b"".join(frames(hood.source, [made, *inventory.decode(hood.source.read(made)).manifests()]))
+            offer = PiecesOffer(made, (blob,), (PartAsked(0, 0, 4),))
+
+            def with_before(count: int, before: bytes) -> list[bytes]:
+                return body(msgspec.structs.replace(offer, before_bytes=count), before, data)
+
+            for chunks, reason in (
+                (body(offer, data), Reason.MISSING_BLOBS),
+                (with_before(len(first), bytes(len(first))), Reason.BAD_BLOB),
+                (with_before(len(first) - 1, first), Reason.BAD_BLOB),
+                (with_before(3 * MiB, first), Reason.BAD_REQUEST),
+                (with_before(MAX_BEFORE_BYTES + 1, first), Reason.BAD_REQUEST),
+            ):
+                with pytest.raises(CallRefused) as caught:
+                    await give(member.client, chunks)
+                assert caught.value.refusal.reason is reason
+                assert not member.has([blob])
+            whole = b"".join(with_before(len(first), first))
+            await give(member.client, [whole[at : at + 10_007] for at in range(0, len(whole), 10_007)])
             assert member.store.read(blob) == data
 
     run(tmp_path, work)
