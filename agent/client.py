@@ -12,14 +12,13 @@ import asyncio
 import functools
 import itertools
 import os
-import socket
 import ssl
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -66,6 +65,7 @@ from agent.api import (
     WordsQuery,
 )
 from agent.pulse import SILENT_S, Moved, Pulse, Silent
+from agent.sockets import Sockets
 from agent.streaming import in_thread
 from cas.digest import Digest, digest_of
 
@@ -152,18 +152,21 @@ class AgentClient:
         self._session: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
         self._pulse: Pulse | None = None
+        self._sockets = Sockets()
 
     async def __aenter__(self) -> Self:
         self._context = await asyncio.to_thread(tls.client_context, self._credentials_dir)
         self._pulse = Pulse(self.address, self._context, tls.server_name(self.host_name))
-        connector = aiohttp.TCPConnector(limit=16, socket_factory=_socket_with_keepalive)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
+        self._session = self._new_session()
+        return self
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=16, socket_factory=self._sockets.make),
             auto_decompress=False,
             read_bufsize=READ_AHEAD_BYTES,
             skip_auto_headers=UNSAID,
         )
-        return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if self._pulse is not None:
@@ -171,6 +174,17 @@ class AgentClient:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    async def drop_connections(self) -> None:
+        """End all of them, with what is still on its way; the next question makes a new one."""
+        if self._session is not None:
+            self._sockets.forget_unsent()
+            session, self._session = self._session, self._new_session()
+            await session.close()
+
+    def acknowledged_bytes(self) -> int | None:
+        """Of all that was sent over the connections that are open; None where the system does not say."""
+        return self._sockets.acknowledged_bytes()
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -484,13 +498,3 @@ def _plain(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError) and error.errno:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
-
-
-def _socket_with_keepalive(address: tuple[Any, ...]) -> socket.socket:
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return made

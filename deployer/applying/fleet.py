@@ -105,7 +105,7 @@ def addresses_of(*definitions: Definition | None) -> dict[str, str]:
     }
 
 
-async def for_each(items: Iterable[U], act: Callable[[U], Awaitable[None]], *, at_once: int) -> None:
+async def for_each(items: Iterable[U], act: Callable[[U], Awaitable[object]], *, at_once: int) -> None:
     """Do something with each item, at most so many at a time. The first that fails ends the others, and its exception
     is raised as it is."""
     gate = asyncio.Semaphore(at_once)

@@ -203,6 +203,11 @@ class Meter:
         self._total_bytes = 0
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def total_bytes(self) -> int:
+        """About so many are to be sent in this try."""
+        return self._total_bytes
+
     def begin(self, total_bytes: int) -> None:
         """A new try, of about so many bytes."""
         self.in_vain_bytes += self._now_bytes
@@ -258,6 +263,7 @@ async def serve(
     send: Send = send_stream,
     meter: Meter | None = None,
     lack: Lack | None = None,
+    tries: int = TRIES,
 ) -> BlobReceipt:
     """Send until nothing is missing, from what is missing by then each time. Bytes that were sent in vain count too.
     `lack`: what the host has said just now of what is wanted, so that it is not asked again before the first try."""
@@ -265,7 +271,7 @@ async def serve(
     meter = meter or Meter(site, host)
     vain_bytes = meter.in_vain_bytes
     arrived = BlobReceipt(0, 0, 0)
-    for attempt in range(1, TRIES + 1):
+    for attempt in range(1, tries + 1):
         try:
             if lack is None:
                 lack = await _ask(client, source, wanted)
@@ -277,7 +283,7 @@ async def serve(
             meter.end(arrived.wire_bytes)
             break
         except HostUnreachable as error:
-            if attempt == TRIES or isinstance(error, HostSilent):
+            if attempt == tries or isinstance(error, HostSilent):
                 raise
             lack = None
             await asyncio.sleep(WAIT_S * 2 ** (attempt - 1))

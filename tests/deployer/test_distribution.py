@@ -274,8 +274,8 @@ def test_a_host_that_was_left_behind_gets_it_from_its_region(hosts: Ground) -> N
 
 
 def test_hosts_that_cannot_reach_each_other_are_sent_everything(hosts: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployer.applying.distribution.STUCK_S", 1.0)
-    monkeypatch.setattr("deployer.applying.distribution.WAIT_S", 0.5)
+    monkeypatch.setattr("deployer.applying.region.STUCK_S", 1.0)
+    monkeypatch.setattr("deployer.applying.region.WAIT_S", 0.5)
     blob = hosts.blob(noise(MiB))
     brought = bring(hosts, [blob], ("a1", "a2", "a3"), Misled)
     assert all_there(hosts, [blob], ("a1", "a2", "a3"))

@@ -86,6 +86,11 @@ class World:
         self._shape(_router(self.region_of[machine]), machine, mbit)
         self._shape(machine, "eth0", mbit)
 
+    def unslow(self, machine: str) -> None:
+        """Its own link is again as it was."""
+        _run("tc", "-n", self._name(_router(self.region_of[machine])), "qdisc", "delete", "dev", machine, "root")
+        _run("tc", "-n", self._name(machine), "qdisc", "delete", "dev", "eth0", "root")
+
     # --- making it ---
 
     @contextmanager

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.skipif(ground.why_not() is not None, reason=str(ground.
 
 REGIONS = {"fra": (DEPLOYER, "fra1", "fra2"), "ams": ("ams1", "ams2")}
 MODULE_BYTES = 3 << 20
+SLOW_MBIT = 0.5
+"""The module takes 50 s."""
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,25 @@ def test_a_host_that_turns_bits_misleads_nobody_and_is_named(fleet: Fleet) -> No
     assert f"{host.name} sent wrong bytes" in said
     assert ends_right(fleet, data)
     assert watched.copies("ams") < 2.3
+
+
+def test_where_the_link_of_who_brings_it_is_slow_the_next_one_does_and_the_others_do_not_wait(fleet: Fleet) -> None:
+    data = module(5)
+    slow = bringer(fleet, data)
+
+    def others_have_it(_: float, seconds: dict[str, float]) -> bool:
+        return {*seconds} >= {*fleet.hosts} - {slow.name}
+
+    fleet.world.slow(slow.name, SLOW_MBIT)
+    try:
+        done = Event(others_have_it, lambda process: process.kill())
+        watched = apply(fleet, data, dead=[slow.name], events=[done])
+    finally:
+        fleet.world.unslow(slow.name)
+    assert fleet.lacking([digest_of(data)]) == [slow.name]
+    assert watched.copies("ams") < 1.5
+    assert fleet.run("apply", "--yes")[0] == 0
+    assert ends_right(fleet, data)
 
 
 def test_hosts_go_on_by_themselves_when_the_deployer_is_gone(fleet: Fleet) -> None:

@@ -61,6 +61,8 @@ from cas.swarm.messages import (
 from cas.swarm.ranking import Swarm
 
 BUSY_AGAIN_S: Final = 0.5
+LEFT_OUT_S: Final = 1.0
+"""So often it is looked whether what somebody brings still comes."""
 TELL_S: Final = 0.2
 """So often it is told how far it is."""
 KEEPS_AT_ONCE: Final = 2
@@ -85,6 +87,7 @@ class Driver:
         news: News,
         now_s: Callable[[], float],
         tell: Callable[[Fetched], None],
+        brought: Callable[[], frozenset[Digest]] = frozenset,
         limits: Limits | None = None,
     ) -> None:
         self._host = host
@@ -97,6 +100,8 @@ class Driver:
         self._news = news
         self._now_s = now_s
         self._tell = tell
+        self._brought = brought
+        """Forms that an operator is bringing now. Their blobs are left to it: they would cross the border twice."""
         self._limits = limits
         self._machine = Machine(host, limits=limits)
         self._forms = Forms(items.values(), store, spool)
@@ -121,20 +126,20 @@ class Driver:
         return self._state(under_way=False)
 
     def look_again(self) -> None:
-        """Blobs have come in another way."""
+        """Blobs have come in another way, or begin to, or do so no more."""
         self._events.put_nowait(None)
 
     async def _round(self) -> bool:
-        """Fetch what is missing now. False where something of it has come in another way, so that it must not be
-        fetched any longer."""
+        """Fetch what is missing now and nobody brings. False where that has changed."""
         wanted = list(dict.fromkeys(blob for party in self._parties for blob in party.blobs))
         self._missing = dict.fromkeys(await asyncio.to_thread(self._store.missing, wanted))
         self._machine = Machine(self._host, limits=self._limits)
         self._events = asyncio.Queue()
-        wants = await asyncio.to_thread(lambda: list(self._wants()))
+        left_out = self._left_out()
+        wants = await asyncio.to_thread(lambda: list(self._wants(left_out)))
         try:
             self._carry_out(self._machine.want(wants, self._now_s(), spooled=self._forms.spooled()))
-            while self._machine.wanted:
+            while self._machine.wanted or left_out:
                 event = await self._next_event()
                 if isinstance(event, CasError):
                     raise event
@@ -142,6 +147,8 @@ class Driver:
                     self._carry_out(self._machine.take(event, self._now_s()))
                     self._tell_sometimes()
                 elif len(await asyncio.to_thread(self._store.missing, self._missing)) < len(self._missing):
+                    return False
+                if self._left_out() != left_out:
                     return False
         finally:
             tasks = [*(task for _, task in self._tasks.values()), *self._keeping]
@@ -160,12 +167,18 @@ class Driver:
     async def _next_event(self) -> Event | CasError | None:
         wake_s = self._machine.wake_s
         try:
-            async with asyncio.timeout(None if wake_s is None else max(0.0, wake_s - self._now_s())):
+            async with asyncio.timeout(LEFT_OUT_S if wake_s is None else max(0.0, wake_s - self._now_s())):
                 return await self._events.get()
         except TimeoutError:
             return Tick()
 
-    def _wants(self) -> Iterator[Want]:
+    def _left_out(self) -> frozenset[Digest]:
+        """The blobs that somebody brings."""
+        brought = self._brought()
+        blobs = {self._forms.blob(form) for form in brought if form in self._forms}
+        return frozenset(blobs & self._missing.keys())
+
+    def _wants(self, left_out: frozenset[Digest]) -> Iterator[Want]:
         for party in self._parties:
             regions: dict[str, list[str]] = {}
             for name in {*(party.hosts or self._acquaintance.names), self._host}:
@@ -175,7 +188,7 @@ class Driver:
                 regions.setdefault(self._acquaintance.region, []).append(self._host)
             swarm = Swarm(regions)
             for blob in party.blobs:
-                if blob in self._missing:
+                if blob in self._missing and blob not in left_out:
                     item = self._items[blob]
                     bases = {form.base for form in item.others if form.base is not None}
                     here = frozenset(bases - set(self._store.missing(bases)))

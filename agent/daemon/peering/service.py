@@ -96,7 +96,7 @@ class Peering:
         self._drivers: set[Driver] = set()
         self._catching_up: asyncio.Task[None] | None = None
         self._errands = Errands(state_dir / ERRANDS_NAME, self._carry_out, unix_s)
-        self._taking = Taking(store, self._spool, self._news.tell)
+        self._taking = Taking(store, self._spool, self._news.tell, self._look_again, now_s)
         self._loose: dict[Digest, float] = {}
         """Forms in the spool that nothing asks for, and since when."""
         self.giving = Giving(store, Shelf(store, self._spool, state_dir), self._news, limits, now_s)
@@ -216,6 +216,9 @@ class Peering:
                 if await asyncio.to_thread(self._acquaint, expected) and self._expected is expected:
                     self._expected = None
         self._news.tell()
+        self._look_again()
+
+    def _look_again(self) -> None:
         for driver in self._drivers:
             driver.look_again()
 
@@ -274,6 +277,7 @@ class Peering:
                 news=self._news,
                 now_s=self._now_s,
                 tell=tell,
+                brought=lambda: self._taking.moving,
             )
             self._drivers.add(driver)
             try:

@@ -8,10 +8,11 @@ are durable. What had arrived before a stream broke off stays in the spool for a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.api import BlobReceipt, PiecesOffer, Reason
 from agent.daemon.peering.forms import Forms
@@ -21,6 +22,9 @@ from cas.errors import BlobMissing
 from cas.interface import ExchangeStore
 from cas.manifest import Manifest
 from cas.partial import Spool
+
+MOVING_S: Final = 5.0
+"""What has brought no piece for so long may have been given up by its sender."""
 
 
 class _Part(NamedTuple):
@@ -35,13 +39,25 @@ class _Part(NamedTuple):
 
 
 class Taking:
-    """The side that takes. `tell` is called when there is something new to hand on."""
+    """The side that takes. `tell` is called when there is something new to hand on, `changed` when something else is
+    under way than before."""
 
-    def __init__(self, store: ExchangeStore, spool: Spool, tell: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: ExchangeStore,
+        spool: Spool,
+        tell: Callable[[], None],
+        changed: Callable[[], None] = lambda: None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._spool = spool
         self._tell = tell
+        self._changed = changed
+        self._now_s = now_s
         self._under_way: dict[int, frozenset[Digest]] = {}
+        self._moved_s: dict[int, float] = {}
+        """By offer, when a piece of it came last."""
         self._offers = 0
 
     @property
@@ -49,12 +65,20 @@ class Taking:
         """The forms that are being brought now."""
         return frozenset().union(*self._under_way.values())
 
+    @property
+    def moving(self) -> frozenset[Digest]:
+        """Those of which pieces have come lately: nobody else need be asked for them."""
+        since_s = self._now_s() - MOVING_S
+        return frozenset().union(*(self._under_way[offer] for offer, at_s in self._moved_s.items() if at_s > since_s))
+
     async def take(self, offer: PiecesOffer, forms: Forms, parts: AsyncIterator[bytes]) -> BlobReceipt:
         """Take what is offered of these forms. Raises Refused, StoreFull, StoreBusy, CasError; what was sound until
         then stays."""
         self._offers += 1
         number = self._offers
         self._under_way[number] = frozenset(offer.forms)
+        self._moved_s[number] = self._now_s()
+        self._changed()
         try:
             offered = await asyncio.to_thread(_offered, offer, forms)
             whole: asyncio.Queue[Digest | None] = asyncio.Queue()
@@ -64,6 +88,7 @@ class Taking:
                 async with aclosing(self._take_pieces(offer, forms, offered, parts, whole)) as written:
                     async for size in written:
                         wire_bytes += size
+                        self._moved_s[number] = self._now_s()
                         if keeping.done():
                             break  # it has failed
                 whole.put_nowait(None)
@@ -71,7 +96,8 @@ class Taking:
             finally:
                 keeping.cancel()
         finally:
-            del self._under_way[number]
+            del self._under_way[number], self._moved_s[number]
+            self._changed()
         return BlobReceipt(len(kept), wire_bytes, sum(map(forms.raw_bytes, kept)))
 
     async def _take_pieces(

@@ -1,0 +1,247 @@
+"""Serving the hosts of one region at once: some are sent blobs, the others fetch them from these meanwhile.
+
+Whoever brings large blobs in may fail, or be much slower than others (`slowness`). Then the next in the ranking of each
+blob is sent what its region has not got, at once, while all go on fetching; nobody is asked again what it lacks. The
+slow one gets the blobs from its region. Where nobody is left to bring a blob in, that is told, and all begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from agent.api import BlobReceipt, Fetch, Fetched, Reason
+from agent.client import AgentError, CallRefused, refused_because
+from cas.digest import Digest
+from cas.errors import CasError
+from cas.swarm.ranking import Swarm
+from deployer.applying.delivery import Delivery, of_these
+from deployer.applying.slowness import LOOK_S, MOST_REPLACED, Pace
+from deployer.applying.transfer import TRIES, Lack, Meter
+
+WAIT_S: Final = 5.0
+"""For one answer about how far a host is."""
+ASK_AGAIN_S: Final = 1.0
+"""A host that has given up before its region had everything is asked again so much later."""
+STUCK_S: Final = 20.0
+"""A host that makes no headway for so long, while its region is sent nothing either, is sent the rest."""
+TRIES_OF_MANY: Final = 2
+"""Where others can bring a blob in, nobody is tried more often."""
+
+
+class Shares(NamedTuple):
+    """Who is sent what, and who gets what from the others."""
+
+    sent: dict[str, tuple[Digest, ...]]
+    fetched: dict[str, tuple[Digest, ...]]
+
+
+class _Bringing(NamedTuple):
+    """A host that is being sent large blobs, which it hands on."""
+
+    host: str
+    blobs: tuple[Digest, ...]
+    task: asyncio.Task[bool]
+
+
+class Round:
+    """One region being served. `lacking`: its hosts; `small`: the blobs that each is sent. Use `run` once."""
+
+    def __init__(
+        self,
+        work: Delivery,
+        swarm: Swarm,
+        lacking: Mapping[str, Lack],
+        split: Shares,
+        small: Collection[Digest],
+    ) -> None:
+        self._work = work
+        self._swarm = swarm
+        self._region = swarm.region_of[next(iter(lacking))]
+        self._lacking = lacking
+        self._split = split
+        self._large = {host: tuple(blob for blob in sent if blob not in small) for host, sent in split.sent.items()}
+        self._first: dict[str, tuple[Digest, ...]] = {}
+        """What a host is sent before it can be told what to fetch."""
+        self._told = {host: asyncio.Event() for host in lacking}
+        self._meters = {host: Meter(work.site, host) for host in lacking}
+        self._bringing: list[_Bringing] = []
+        self._helping: list[asyncio.Task[None]] = []
+        self._is_over = False
+        """Nothing is brought in any more."""
+
+    async def run(self) -> bool:
+        """Until all have everything; False where some blob has nobody left to bring it in."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for host, lack in self._lacking.items():
+                    sending = group.create_task(self._send(host, lack))
+                    if self._large[host]:
+                        self._bringing.append(_Bringing(host, self._large[host], sending))
+                    if self._split.fetched[host]:
+                        self._helping.append(group.create_task(self._help(host, self._split.fetched[host])))
+                whole = await self._until_brought(group)
+                self._is_over = True
+                if not whole:
+                    for task in self._helping:
+                        task.cancel()
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return whole
+
+    # --- who brings ---
+
+    async def _until_brought(self, group: asyncio.TaskGroup) -> bool:
+        whole = True
+        while self._bringing:
+            await asyncio.wait(
+                [one.task for one in self._bringing], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            for one in list(self._bringing):
+                if one.task.done():
+                    self._bringing.remove(one)
+                    if not one.task.result():
+                        whole = self._replace(one, group) and whole
+                elif await self._is_too_slow(one.host) and self._replace(one, group):
+                    self._bringing.remove(one)
+                    await self._leave(one, group)
+        return whole
+
+    def _replace(self, one: _Bringing, group: asyncio.TaskGroup) -> bool:
+        """Have others bring in what this one was to; whether all of it has somebody who can."""
+        by_host: dict[str, list[Digest]] = {}
+        for blob in one.blobs:
+            host = next((name for name in self._candidates(blob) if name != one.host), None)
+            if host is None:
+                return False
+            by_host.setdefault(host, []).append(blob)
+        for host, blobs in by_host.items():
+            task = group.create_task(self._bring_instead(host, tuple(blobs)))
+            self._bringing.append(_Bringing(host, tuple(blobs), task))
+        return True
+
+    def _candidates(self, blob: Digest) -> list[str]:
+        """Who can bring a blob in, the best first."""
+        work = self._work
+        return [
+            host
+            for host in self._swarm.ranking(self._region, blob)
+            if host in self._lacking
+            and blob in self._lacking[host].missing
+            and host not in work.failures
+            and host not in work.slow
+        ]
+
+    async def _is_too_slow(self, host: str) -> bool:
+        """As long as few of its region were: it may be the border that is slow."""
+        work = self._work
+        arrived_bytes = (await work.site.fleet.client(host)).acknowledged_bytes()
+        if arrived_bytes is None or not self._meters[host].moving.is_set():
+            return False
+        pace = work.paces.setdefault(host, Pace())
+        pace.arrived(arrived_bytes, asyncio.get_running_loop().time())
+        others = [other.best_bytes_s for name, other in work.paces.items() if name != host]
+        replaced = work.slow.intersection(self._lacking)
+        return len(replaced) < MOST_REPLACED and pace.is_behind(self._meters[host].total_bytes, others)
+
+    async def _leave(self, one: _Bringing, group: asyncio.TaskGroup) -> None:
+        """Have a host that is too slow fetch what it was to bring in."""
+        self._work.slow.add(one.host)
+        self._work.sent(one.host, BlobReceipt(0, self._work.paces[one.host].bytes, 0))
+        one.task.cancel()
+        await asyncio.wait([one.task])
+        await (await self._work.site.fleet.client(one.host)).drop_connections()
+        self._told[one.host].clear()
+        group.create_task(self._tell_again(one.host))
+        if blobs := tuple(blob for blob in one.blobs if blob not in self._split.fetched[one.host]):
+            self._helping.append(group.create_task(self._help(one.host, blobs)))
+
+    # --- what one host is sent ---
+
+    async def _send(self, host: str, lack: Lack) -> bool:
+        """Send a host what is small, what it needs to check the pieces that it is sent and fetches, and the large blobs
+        that it hands on. Whether that went well."""
+        work, large = self._work, self._large[host]
+        try:
+            small = [blob for blob in self._split.sent[host] if blob not in large]
+            checks = await asyncio.to_thread(work.by_pieces.checks, work.source, of_these(lack, large))
+            listing = work.listing(self._split.fetched[host], lack.bases)
+            first = tuple(dict.fromkeys([*small, *checks, *listing, *work.neighbours()]))
+            self._first[host] = first
+            meter, tries = self._meters[host], self._tries(large)
+            if lack.arriving is None:
+                well = await work.serve(host, first, lack=lack)
+                self._told[host].set()
+                if large and well:
+                    well = await work.serve(host, large, work.by_pieces.send, meter=meter, lack=lack, tries=tries)
+                return well
+            if checks:
+                self._told[host].set()  # and has what it was sent once pieces move
+            return await work.serve(host, (*first, *large), work.by_pieces.send, meter=meter, lack=lack, tries=tries)
+        except CasError as error:
+            work.failures[host] = str(error)
+            return False
+        finally:
+            self._told[host].set()
+            self._meters[host].moving.set()
+
+    async def _bring_instead(self, host: str, blobs: tuple[Digest, ...]) -> bool:
+        """Send a host what another one was to bring in, and it has not got from that. Whether that went well."""
+        work = self._work
+        await self._told[host].wait()
+        if host in work.failures:
+            return False
+        lack = of_these(self._lacking[host], blobs)._replace(arriving=None)
+        meter, tries = self._meters[host], self._tries(blobs)
+        return await work.serve(host, blobs, work.by_pieces.send, meter=meter, lack=lack, tries=tries)
+
+    async def _tell_again(self, host: str) -> None:
+        """What it was sent before it can fetch may have been cut off with the rest."""
+        try:
+            await self._work.serve(host, self._first.get(host, ()))
+        finally:
+            self._told[host].set()
+
+    def _tries(self, blobs: Sequence[Digest]) -> int:
+        return TRIES_OF_MANY if all(len(self._candidates(blob)) > 1 for blob in blobs) else TRIES
+
+    # --- what one host fetches ---
+
+    async def _help(self, host: str, blobs: tuple[Digest, ...]) -> None:
+        """Have a host fetch these once it was told of them, and send it what it does not get."""
+        fetched = Fetched(blobs, under_way=False)
+        try:
+            await self._told[host].wait()
+            if self._large[host]:  # what it brings comes first, over the connection that is open
+                await self._meters[host].moving.wait()
+            fetched = await self._fetched(host, blobs)
+        except AgentError:
+            pass  # what it lacks is sent to it, and that it cannot be reached is found out there
+        await self._work.fetched(host, blobs, fetched)
+        if self._work.failures.pop(host, None) or fetched.missing:
+            await self._work.serve(host, blobs)
+
+    async def _fetched(self, host: str, blobs: tuple[Digest, ...]) -> Fetched:
+        """How far the host came by itself. Raises AgentError."""
+        client = await self._work.site.fleet.client(host)
+        fetch = Fetch(self._work.inventory, self._work.parties(blobs), WAIT_S)
+        clock = asyncio.get_running_loop().time
+        moved_s, before = clock(), -1
+        while True:
+            try:
+                fetched = await client.fetch(fetch)
+            except CallRefused as error:
+                if self._is_over or not refused_because(error, Reason.MISSING_BLOBS):
+                    raise
+                await asyncio.sleep(ASK_AGAIN_S)  # what it takes to check the pieces is still on its way
+                continue
+            sent_bytes = sum(meter.sent_bytes for meter in self._meters.values())
+            now = fetched.region_bytes + fetched.border_bytes + fetched.blobs + sent_bytes
+            if now != before:
+                moved_s, before = clock(), now
+            has_ended = not fetched.under_way and (self._is_over or not fetched.missing)
+            if has_ended or clock() - moved_s > STUCK_S:
+                return fetched
+            if not fetched.under_way:
+                await asyncio.sleep(ASK_AGAIN_S)

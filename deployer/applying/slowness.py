@@ -1,0 +1,66 @@
+"""Whether a host that is sent blobs for its region is too slow for that, so that the next one should be sent them.
+
+A slow host cannot be told from a slow border by looking at it. So the next host of its region is tried, few times: what
+was sent is not sent again, so where the border was the slow one that costs a piece each time, and questions. A host is
+judged by what it has acknowledged, while that moves: silence means that the border is cut, or the host frozen or dead,
+which is found out in other ways (`agent.pulse`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from typing import Final
+
+LOOK_S: Final = 0.25
+"""Between two looks."""
+WINDOW_S: Final = 1.0
+"""What has arrived in this time is what a host takes now."""
+JUDGED_AFTER_S: Final = 1.5
+"""A connection begins slowly."""
+BEARABLE_S: Final = 6.0
+"""Who has the rest within this time goes on."""
+SLOWER: Final = 4.0
+"""Nobody is replaced who is not so many times slower than another host that brings blobs into its region, if there is
+one: it may be the deployer's own link."""
+MOST_REPLACED: Final = 2
+"""Hosts of a region."""
+
+
+class Pace:
+    """How fast one host takes what it is sent. Mutable."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, int]] = deque()
+        self._first: tuple[float, int] | None = None
+        self.bytes = 0
+        """What has arrived since the first look."""
+        self.best_bytes_s = 0.0
+        """In any window."""
+
+    def arrived(self, all_bytes: int, now_s: float) -> None:
+        """So many have arrived by now, with what was sent before."""
+        if self._first is None:
+            self._first = now_s, all_bytes
+        self.bytes = all_bytes - self._first[1]
+        self._looks.append((now_s, all_bytes))
+        while len(self._looks) > 2 and self._looks[1][0] <= now_s - WINDOW_S:
+            self._looks.popleft()
+        self.best_bytes_s = max(self.best_bytes_s, self.bytes_s)
+
+    @property
+    def bytes_s(self) -> float:
+        """Lately."""
+        if len(self._looks) < 2:
+            return 0.0
+        (since_s, before), (now_s, after) = self._looks[0], self._looks[-1]
+        return (after - before) / max(now_s - since_s, WINDOW_S)
+
+    def is_behind(self, total_bytes: int, others_bytes_s: Collection[float]) -> bool:
+        """Whether it should be replaced. `total_bytes`: what it is sent; `others_bytes_s`: what others took at best."""
+        rate = self.bytes_s
+        if self._first is None or not rate or self._looks[-1][0] - self._first[0] < JUDGED_AFTER_S:
+            return False
+        if others_bytes_s and max(others_bytes_s) < SLOWER * rate:
+            return False
+        return total_bytes - self.bytes > rate * BEARABLE_S

@@ -1,0 +1,57 @@
+"""When a host that brings blobs into its region is replaced: by what it has acknowledged."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployer.applying.slowness import BEARABLE_S, JUDGED_AFTER_S, LOOK_S, SLOWER, Pace
+
+MB = 1_000_000
+KB = 1_000
+LONG_S = 30.0
+
+
+def looked_at(bytes_s: float, until_s: float, *, before: int = 0) -> Pace:
+    """A host that takes so much in a second."""
+    pace, now_s = Pace(), 0.0
+    while now_s <= until_s:
+        pace.arrived(before + round(bytes_s * now_s), now_s)
+        now_s += LOOK_S
+    return pace
+
+
+def test_a_host_that_takes_a_hundredth_of_what_others_take_is_replaced_once_it_can_be_judged() -> None:
+    assert not looked_at(25 * KB, JUDGED_AFTER_S - LOOK_S).is_behind(3 * MB, [2.5 * MB])
+    assert looked_at(25 * KB, JUDGED_AFTER_S).is_behind(3 * MB, [2.5 * MB])
+
+
+def test_who_has_the_rest_soon_goes_on_however_fast_others_are() -> None:
+    rate = 100 * KB
+    left = round(rate * BEARABLE_S)
+    sent = round(rate * JUDGED_AFTER_S)
+    assert not looked_at(rate, JUDGED_AFTER_S).is_behind(sent + left - KB, [1000 * MB])
+    assert looked_at(rate, JUDGED_AFTER_S).is_behind(sent + left + KB, [1000 * MB])
+
+
+def test_where_all_are_slow_nobody_is_replaced() -> None:
+    assert not looked_at(25 * KB, LONG_S).is_behind(1000 * MB, [25 * KB, 25 * KB * (SLOWER - 1)])
+
+
+def test_where_nobody_else_brings_anything_a_slow_one_is_tried_against_the_next() -> None:
+    assert looked_at(25 * KB, LONG_S).is_behind(1000 * MB, [])
+
+
+def test_a_host_that_takes_nothing_at_all_is_not_slow_but_cut_off_or_dead() -> None:
+    assert not looked_at(0, LONG_S).is_behind(1000 * MB, [MB])
+    stops = looked_at(25 * KB, 5.0)
+    for look in range(1, 20):
+        stops.arrived(125 * KB, 5.0 + look * LOOK_S)
+    assert not stops.is_behind(1000 * MB, [MB])
+
+
+@given(st.integers(0, 1 << 40))
+def test_what_was_sent_before_does_not_count(before: int) -> None:
+    pace = looked_at(25 * KB, LONG_S, before=before)
+    assert pace.bytes == round(25 * KB * LONG_S)
+    assert abs(pace.best_bytes_s - 25 * KB) < 2
