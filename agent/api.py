@@ -804,7 +804,11 @@ class Fetch(Struct, frozen=True):
     """The blob that says of which pieces these blobs consist (`cas.inventory`); it and its manifests must be here."""
     parties: Annotated[tuple[Party, ...], Meta(max_length=MAX_PARTIES)]
     wait_s: Annotated[float, Meta(ge=0, le=50)] = 0.0
-    """The answer comes when all is here, when nobody has what is missing, or after this time."""
+    """The answer comes when all is here, when nobody has what is missing, when a neighbour is found to lie, or after
+    this time."""
+    inside: bool | UnsetType = UNSET
+    """Who asks brings what no host of the region has. As long as it goes on asking, and something comes, nothing is
+    asked of other regions. Not for an agent that does not tell what is `arriving`."""
 
 
 class Fetched(Struct, frozen=True):

@@ -15,6 +15,11 @@ from typing import Any, Final
 _ACKNOWLEDGED: Final = struct.Struct("=120xQ")
 """`tcpi_bytes_acked` of Linux' `struct tcp_info` (linux/tcp.h, since 4.2)."""
 
+_TCP_RTO_MAX_MS: Final = 44
+"""Of linux/tcp.h, since 6.15."""
+RESENT_AFTER_MS: Final = 2000
+"""What is lost is sent again so late at most: where a border was cut for 10 s, the system would wait for up to 6 s more
+after it has healed."""
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
@@ -32,6 +37,8 @@ class Sockets:
         for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
             if hasattr(socket, option):
                 made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        with contextlib.suppress(OSError):
+            made.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RESENT_AFTER_MS)
         self._made.add(made)
         return made
 

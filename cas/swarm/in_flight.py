@@ -47,12 +47,14 @@ class InFlight:
         return get.id
 
     def came(self, get: PendingGet, form: Digest, pieces: int) -> bool:
-        """Whether that was the last."""
+        """Whether that was the last. A form of which all came is left no more: its blob may end before the others."""
         get.left[form] &= ~pieces
+        if not get.left[form]:
+            del get.left[form]
         size = pieces.bit_count() * PIECE_BYTES
         get.bytes -= size
         self.bytes -= size
-        return not any(get.left.values())
+        return not get.left
 
     def remove_get(self, get: PendingGet) -> None:
         del self.gets[get.id]

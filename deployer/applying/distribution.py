@@ -8,7 +8,7 @@ from there.
 3. The others are told at once what to fetch, with the inventory by which they check it; so they get the first pieces
    while the last ones are on their way to the first host. Once that has all of them, they need no deployer.
 4. Where a host that was to bring blobs into its region fails, another one does, from where the first one was.
-   Who has failed is tried once more when the others of its region have everything.
+   Who has failed is tried again when the others of its region have everything.
 5. So it does where that host is much slower than others that bring blobs in (`slowness`): the slow one gets them from
    its region.
 6. What a host has not got in the end, or makes no headway with, is sent to it. So nothing is less certain than without
@@ -39,6 +39,8 @@ from deployer.errors import TransferFailed
 from deployer.history.stocktaking import read_inventory
 from deployer.language.schema import Definition
 
+BACK_S: Final = (0.0, 0.5, 1.5)
+"""Before a host that has failed is tried again, each time."""
 SMALL_BYTES: Final = 4096
 """What takes no more to send goes to every host that lacks it."""
 
@@ -110,13 +112,18 @@ class _Distribution(Delivery):
         )
 
     async def region(self, hosts: Sequence[str]) -> None:
-        """Serve the hosts of one region. One that fails is tried once more when all others have what they need: its
-        agent may have been started again meanwhile."""
+        """Serve the hosts of one region. One that fails is tried again when all others have what they need: its agent
+        may have been started again meanwhile, or be about to."""
         await self._serve_region(hosts)
-        if [self.failures.pop(host) for host in hosts if host in self.failures]:
-            await self._serve_region(hosts)
+        for wait_s in BACK_S:
+            if not any(host in self.failures for host in hosts):
+                return
+            await asyncio.sleep(wait_s)
+            again = [host for host in hosts if self.failures.pop(host, None)]
+            await self._serve_region(again, served=[host for host in hosts if host not in again])
 
-    async def _serve_region(self, hosts: Sequence[str]) -> None:
+    async def _serve_region(self, hosts: Sequence[str], served: Sequence[str] = ()) -> None:
+        """`served`: others of the region, which have all that they need."""
         lacking = await self._lacking(hosts)
         if not lacking:
             return
@@ -124,12 +131,13 @@ class _Distribution(Delivery):
         region = of_all.region_of[hosts[0]]
         missing = {host: of_these(lack, self.blobs[host]).missing for host, lack in lacking.items()}
         small = await asyncio.to_thread(self._small, missing, lacking)
-        held = {blob for host, lacks_it in missing.items() for blob in {*self.blobs[host]} - {*lacks_it}}
+        held = {blob for host in served for blob in self.blobs[host]}
+        held |= {blob for host, lacks_it in missing.items() for blob in {*self.blobs[host]} - {*lacks_it}}
         split = shares(missing, of_all, region, small, held, self.slow)
         if not any(split.fetched.values()):
             await self.directly(lacking, lacking)
         elif not await Round(self, of_all, lacking, split, small).run():
-            await self._serve_region([host for host in lacking if host not in self.failures])
+            await self._serve_region([host for host in lacking if host not in self.failures], served)
 
     async def _lacking(self, hosts: Sequence[str]) -> dict[str, Lack]:
         found: dict[str, Lack] = {}

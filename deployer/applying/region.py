@@ -1,8 +1,9 @@
 """Serving the hosts of one region at once: some are sent blobs, the others fetch them from these meanwhile.
 
-Whoever brings large blobs in may fail, or be much slower than others (`slowness`). Then the next in the ranking of each
-blob is sent what its region has not got, at once, while all go on fetching; nobody is asked again what it lacks. The
-slow one gets the blobs from its region. Where nobody is left to bring a blob in, that is told, and all begins anew.
+Whoever brings large blobs in may fail, be much slower than others (`slowness`), or hand on wrong bytes. Then the next
+in the ranking of each blob is at once sent what it has not got of it, while all go on fetching; nobody is asked again
+what it lacks. A slow one, or one that lies, gets the blobs from its region. Where nobody is left to bring a blob in,
+that is told, and all begins anew.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
+
+from msgspec import UNSET
 
 from agent.api import BlobReceipt, Fetch, Fetched, Reason
 from agent.client import AgentError, CallRefused, refused_because
@@ -26,7 +29,7 @@ ASK_AGAIN_S: Final = 1.0
 """A host that has given up before its region had everything is asked again so much later."""
 STUCK_S: Final = 20.0
 """A host that makes no headway for so long, while its region is sent nothing either, is sent the rest."""
-TRIES_OF_MANY: Final = 2
+TRIES_OF_MANY: Final = 1
 """Where others can bring a blob in, nobody is tried more often."""
 
 
@@ -68,6 +71,10 @@ class Round:
         self._meters = {host: Meter(work.site, host) for host in lacking}
         self._bringing: list[_Bringing] = []
         self._helping: list[asyncio.Task[None]] = []
+        self._brought: list[_Bringing] = []
+        """Those that have been sent all of it."""
+        self._liars: set[str] = set()
+        """Hosts that others have had wrong bytes from."""
         self._is_over = False
         """Nothing is brought in any more."""
 
@@ -82,7 +89,6 @@ class Round:
                     if self._split.fetched[host]:
                         self._helping.append(group.create_task(self._help(host, self._split.fetched[host])))
                 whole = await self._until_brought(group)
-                self._is_over = True
                 if not whole:
                     for task in self._helping:
                         task.cancel()
@@ -93,19 +99,26 @@ class Round:
     # --- who brings ---
 
     async def _until_brought(self, group: asyncio.TaskGroup) -> bool:
+        """Whether somebody could bring each blob in."""
         whole = True
-        while self._bringing:
-            await asyncio.wait(
-                [one.task for one in self._bringing], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
-            )
+        while running := [task for task in [*(one.task for one in self._bringing), *self._helping] if not task.done()]:
+            await asyncio.wait(running, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             for one in list(self._bringing):
                 if one.task.done():
                     self._bringing.remove(one)
-                    if not one.task.result():
+                    if one.task.result():
+                        self._brought.append(one)
+                    else:
                         whole = self._replace(one, group) and whole
-                elif await self._is_too_slow(one.host) and self._replace(one, group):
+                elif (one.host in self._liars or await self._is_too_slow(one.host)) and self._replace(one, group):
                     self._bringing.remove(one)
                     await self._leave(one, group)
+            for one in [one for one in self._brought if one.host in self._liars]:
+                self._brought.remove(one)
+                whole = self._replace(one, group) and whole
+            self._is_over = not self._bringing
+            if not whole and self._is_over:
+                break
         return whole
 
     def _replace(self, one: _Bringing, group: asyncio.TaskGroup) -> bool:
@@ -123,14 +136,11 @@ class Round:
 
     def _candidates(self, blob: Digest) -> list[str]:
         """Who can bring a blob in, the best first."""
-        work = self._work
+        unfit = {*self._work.failures, *self._work.slow, *self._liars}
         return [
             host
             for host in self._swarm.ranking(self._region, blob)
-            if host in self._lacking
-            and blob in self._lacking[host].missing
-            and host not in work.failures
-            and host not in work.slow
+            if host in self._lacking and blob in self._lacking[host].missing and host not in unfit
         ]
 
     async def _is_too_slow(self, host: str) -> bool:
@@ -146,12 +156,14 @@ class Round:
         return len(replaced) < MOST_REPLACED and pace.is_behind(self._meters[host].total_bytes, others)
 
     async def _leave(self, one: _Bringing, group: asyncio.TaskGroup) -> None:
-        """Have a host that is too slow fetch what it was to bring in."""
+        """Have a host that is not fit for it fetch what it was to bring in."""
         self._work.slow.add(one.host)
-        self._work.sent(one.host, BlobReceipt(0, self._work.paces[one.host].bytes, 0))
+        if pace := self._work.paces.get(one.host):
+            self._work.sent(one.host, BlobReceipt(0, pace.bytes, 0))
+        client = await self._work.site.fleet.client(one.host)
         one.task.cancel()
+        await client.drop_connections()  # first: a request that is cancelled has its connection send all it holds
         await asyncio.wait([one.task])
-        await (await self._work.site.fleet.client(one.host)).drop_connections()
         self._told[one.host].clear()
         group.create_task(self._tell_again(one.host))
         if blobs := tuple(blob for blob in one.blobs if blob not in self._split.fetched[one.host]):
@@ -225,7 +237,8 @@ class Round:
     async def _fetched(self, host: str, blobs: tuple[Digest, ...]) -> Fetched:
         """How far the host came by itself. Raises AgentError."""
         client = await self._work.site.fleet.client(host)
-        fetch = Fetch(self._work.inventory, self._work.parties(blobs), WAIT_S)
+        inside = UNSET if self._lacking[host].arriving is None else True
+        fetch = Fetch(self._work.inventory, self._work.parties(blobs), WAIT_S, inside)
         clock = asyncio.get_running_loop().time
         moved_s, before = clock(), -1
         while True:
@@ -236,6 +249,7 @@ class Round:
                     raise
                 await asyncio.sleep(ASK_AGAIN_S)  # what it takes to check the pieces is still on its way
                 continue
+            self._liars.update(fetched.wrong)
             sent_bytes = sum(meter.sent_bytes for meter in self._meters.values())
             now = fetched.region_bytes + fetched.border_bytes + fetched.blobs + sent_bytes
             if now != before:

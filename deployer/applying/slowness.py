@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Collection
 from typing import Final
 
-LOOK_S: Final = 0.25
+LOOK_S: Final = 0.1
 """Between two looks."""
 WINDOW_S: Final = 1.0
 """What has arrived in this time is what a host takes now."""
 JUDGED_AFTER_S: Final = 1.5
 """A connection begins slowly."""
+SILENCE_S: Final = 2.0
+"""After such a time without a byte it begins slowly again."""
 BEARABLE_S: Final = 6.0
 """Who has the rest within this time goes on."""
 SLOWER: Final = 4.0
@@ -32,7 +34,9 @@ class Pace:
 
     def __init__(self) -> None:
         self._looks: deque[tuple[float, int]] = deque()
-        self._first: tuple[float, int] | None = None
+        self._first_bytes = 0
+        self._moved_s = self._since_s = float("-inf")
+        """When something arrived last, and since when it does without a silence."""
         self.bytes = 0
         """What has arrived since the first look."""
         self.best_bytes_s = 0.0
@@ -40,9 +44,13 @@ class Pace:
 
     def arrived(self, all_bytes: int, now_s: float) -> None:
         """So many have arrived by now, with what was sent before."""
-        if self._first is None:
-            self._first = now_s, all_bytes
-        self.bytes = all_bytes - self._first[1]
+        if not self._looks:
+            self._first_bytes, self._moved_s, self._since_s = all_bytes, now_s, now_s
+        elif all_bytes > self._looks[-1][1]:
+            if now_s - self._moved_s > SILENCE_S:
+                self._since_s = now_s
+            self._moved_s = now_s
+        self.bytes = all_bytes - self._first_bytes
         self._looks.append((now_s, all_bytes))
         while len(self._looks) > 2 and self._looks[1][0] <= now_s - WINDOW_S:
             self._looks.popleft()
@@ -59,7 +67,7 @@ class Pace:
     def is_behind(self, total_bytes: int, others_bytes_s: Collection[float]) -> bool:
         """Whether it should be replaced. `total_bytes`: what it is sent; `others_bytes_s`: what others took at best."""
         rate = self.bytes_s
-        if self._first is None or not rate or self._looks[-1][0] - self._first[0] < JUDGED_AFTER_S:
+        if not rate or self._moved_s < self._looks[-1][0] or self._moved_s - self._since_s < JUDGED_AFTER_S:
             return False
         if others_bytes_s and max(others_bytes_s) < SLOWER * rate:
             return False

@@ -14,10 +14,9 @@ LONG_S = 30.0
 
 def looked_at(bytes_s: float, until_s: float, *, before: int = 0) -> Pace:
     """A host that takes so much in a second."""
-    pace, now_s = Pace(), 0.0
-    while now_s <= until_s:
-        pace.arrived(before + round(bytes_s * now_s), now_s)
-        now_s += LOOK_S
+    pace = Pace()
+    for look in range(round(until_s / LOOK_S) + 1):
+        pace.arrived(before + round(bytes_s * look * LOOK_S), look * LOOK_S)
     return pace
 
 
@@ -44,10 +43,24 @@ def test_where_nobody_else_brings_anything_a_slow_one_is_tried_against_the_next(
 
 def test_a_host_that_takes_nothing_at_all_is_not_slow_but_cut_off_or_dead() -> None:
     assert not looked_at(0, LONG_S).is_behind(1000 * MB, [MB])
-    stops = looked_at(25 * KB, 5.0)
-    for look in range(1, 20):
-        stops.arrived(125 * KB, 5.0 + look * LOOK_S)
-    assert not stops.is_behind(1000 * MB, [MB])
+
+
+def test_a_border_that_is_cut_and_heals_makes_nobody_slow() -> None:
+    pace, now_s, taken = looked_at(2 * MB, 5.0), 5.0, 10 * MB
+    while now_s < 15.0:
+        now_s += LOOK_S
+        pace.arrived(taken, now_s)
+        assert not pace.is_behind(1000 * MB, [MB])
+    while now_s < 15.0 + JUDGED_AFTER_S:  # it begins slowly again
+        now_s += LOOK_S
+        taken += KB
+        pace.arrived(taken, now_s)
+        assert not pace.is_behind(1000 * MB, [MB])
+    for _ in range(2):
+        now_s += LOOK_S
+        taken += KB
+        pace.arrived(taken, now_s)
+    assert pace.is_behind(1000 * MB, [MB])
 
 
 @given(st.integers(0, 1 << 40))

@@ -321,6 +321,19 @@ def test_a_peer_that_tells_of_more_while_it_is_sending_is_not_asked_for_it_yet()
         out += fetch.take(Tick(), 1.4)
 
 
+def test_a_get_of_many_small_blobs_goes_on_when_the_first_of_them_is_kept() -> None:
+    small = [item(f"small {number}", 5000) for number in range(5)]
+    fetch = Fetch("r0h0")
+    ask = next(one for one in fetch.want([Want(one, swarm_of(1, 2)) for one in small], 0.0) if isinstance(one, Ask))
+    (get,) = [one for one in fetch.take(Told(ask.id, dict.fromkeys(ask.forms, 1)), 0.01) if isinstance(one, Get)]
+    assert len(get.parts) == len(small)
+    first = get.parts[0].form
+    (keep,) = fetch.take(Arrived(get.id, first, 0, 1, 5000), 0.02)
+    assert isinstance(keep, Keep)
+    (ended,) = fetch.take(Kept(keep.blob, ok=True), 0.03)
+    assert isinstance(ended, Ended)
+
+
 def test_who_waits_for_nothing_asks_again_as_soon_as_it_may_and_not_at_the_next_tick() -> None:
     large = item("large", 60 * MB)
     fetch = Fetch("r0h0")

@@ -63,6 +63,8 @@ from cas.swarm.ranking import Swarm
 BUSY_AGAIN_S: Final = 0.5
 LEFT_OUT_S: Final = 1.0
 """So often it is looked whether what somebody brings still comes."""
+INSIDE_S: Final = 8.0
+"""So long without a byte other regions are not asked, where an operator waits."""
 TELL_S: Final = 0.2
 """So often it is told how far it is."""
 KEEPS_AT_ONCE: Final = 2
@@ -88,6 +90,7 @@ class Driver:
         now_s: Callable[[], float],
         tell: Callable[[Fetched], None],
         brought: Callable[[], frozenset[Digest]] = frozenset,
+        attended: Callable[[], bool] = lambda: False,
         limits: Limits | None = None,
     ) -> None:
         self._host = host
@@ -102,6 +105,7 @@ class Driver:
         self._tell = tell
         self._brought = brought
         """Forms that an operator is bringing now. Their blobs are left to it: they would cross the border twice."""
+        self._attended = attended
         self._limits = limits
         self._machine = Machine(host, limits=limits)
         self._forms = Forms(items.values(), store, spool)
@@ -114,6 +118,11 @@ class Driver:
         """Neighbours whose answers went on after what was asked for."""
         self._kept = 0
         self._told_s = 0.0
+        self._moved_s = now_s()
+        """When bytes of it came last."""
+        self._stays_inside = attended()
+        """Nothing is asked of other regions: somebody brings it in, and has another host do so where one fails, before
+        this host could know. Once over, for good."""
         self._bytes = {True: 0, False: 0}
         """Received from the own region, and from others."""
         self._wrong: dict[str, None] = {}
@@ -135,8 +144,8 @@ class Driver:
         self._missing = dict.fromkeys(await asyncio.to_thread(self._store.missing, wanted))
         self._machine = Machine(self._host, limits=self._limits)
         self._events = asyncio.Queue()
-        left_out = self._left_out()
-        wants = await asyncio.to_thread(lambda: list(self._wants(left_out)))
+        left_out, inside = self._left_out(), self._looks_inside()
+        wants = await asyncio.to_thread(lambda: list(self._wants(left_out, inside=inside)))
         try:
             self._carry_out(self._machine.want(wants, self._now_s(), spooled=self._forms.spooled()))
             while self._machine.wanted or left_out:
@@ -148,7 +157,7 @@ class Driver:
                     self._tell_sometimes()
                 elif len(await asyncio.to_thread(self._store.missing, self._missing)) < len(self._missing):
                     return False
-                if self._left_out() != left_out:
+                if self._left_out() != left_out or self._looks_inside() != inside:
                     return False
         finally:
             tasks = [*(task for _, task in self._tasks.values()), *self._keeping]
@@ -172,17 +181,23 @@ class Driver:
         except TimeoutError:
             return Tick()
 
+    def _looks_inside(self) -> bool:
+        """Whether to ask in the own region only."""
+        self._stays_inside &= self._attended() and self._now_s() - self._moved_s < INSIDE_S
+        return self._stays_inside
+
     def _left_out(self) -> frozenset[Digest]:
         """The blobs that somebody brings."""
         brought = self._brought()
         blobs = {self._forms.blob(form) for form in brought if form in self._forms}
         return frozenset(blobs & self._missing.keys())
 
-    def _wants(self, left_out: frozenset[Digest]) -> Iterator[Want]:
+    def _wants(self, left_out: frozenset[Digest], *, inside: bool) -> Iterator[Want]:
         for party in self._parties:
             regions: dict[str, list[str]] = {}
             for name in {*(party.hosts or self._acquaintance.names), self._host}:
-                if (neighbour := self._acquaintance.find(name)) is not None:
+                neighbour = self._acquaintance.find(name)
+                if neighbour is not None and (not inside or neighbour.region == self._acquaintance.region):
                     regions.setdefault(neighbour.region, []).append(name)
             if not any(self._host in hosts for hosts in regions.values()):
                 regions.setdefault(self._acquaintance.region, []).append(self._host)
@@ -288,6 +303,7 @@ class Driver:
 
         def flowing(size_bytes: int) -> None:
             nonlocal flowed_bytes, told_s
+            self._moved_s = self._now_s()
             self._bytes[near] += size_bytes
             flowed_bytes += size_bytes
             if flowed_bytes >= FLOWING_BYTES and self._now_s() - told_s >= TELL_S:
@@ -316,6 +332,7 @@ class Driver:
         blob = self._forms.blob(form)
         self._links.of(peer).banned[blob] = None
         self._wrong[peer] = None
+        self._tell(self._state(under_way=True))
         _log.warning("%s has sent a wrong piece of blob %s and is not asked for it again", peer, blob)
 
     async def _keep(self, keep: Keep) -> None:

@@ -1,6 +1,7 @@
 """Wishes for blobs that outlive their caller: kept in files, taken up again when the agent starts, tried for a day.
 
-An errand is what a `Fetch` call asks for. The caller may leave at once; a second call for the same joins the first.
+An errand is what a `Fetch` call asks for. The caller may leave at once; a second call for the same joins the first. As
+long as an operator who brings something into the region waits for it, it is attended.
 Where nobody has what is missing the errand rests, longer each time, and a call wakes it. A few are kept; a new one
 ends the oldest.
 """
@@ -17,6 +18,7 @@ import msgspec
 
 from agent.api import Fetch, Fetched, canonical
 from agent.daemon.durable import FileDamaged, remove_file, seal, unseal, write_file
+from agent.daemon.peering.serving import News
 from cas.digest import PREFIX, Digest, digest_of
 
 MOST: Final = 4
@@ -25,6 +27,8 @@ REST_S: Final = 5.0
 """After the first try that left something missing; doubled each time."""
 LONGEST_REST_S: Final = 300.0
 SETTLE_S: Final = 0.02
+ATTENDED_S: Final = 3.0
+"""Who has waited for an errand is about to ask again, for so long."""
 
 _MAGIC: Final = b"lcer"
 _VERSION: Final = 1
@@ -32,8 +36,9 @@ _VERSION: Final = 1
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[Fetched], None]
-Carry = Callable[[Fetch, Progress], Awaitable[Fetched]]
-"""Tries to carry an errand out once, telling how far it has come; the last word is what it returns."""
+Carry = Callable[[Fetch, Progress, Callable[[], bool]], Awaitable[Fetched]]
+"""Tries to carry an errand out once, telling how far it has come; the last word is what it returns. It can ask whether
+the errand is attended."""
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -105,7 +110,7 @@ class Errands:
 
     async def _try(self, fetch: Fetch, errand: _Errand) -> Fetched:
         try:
-            return msgspec.structs.replace(await self._carry(fetch, errand.tell), under_way=False)
+            return msgspec.structs.replace(await self._carry(fetch, errand.tell, errand.attended), under_way=False)
         except Exception as error:
             _log.exception("an errand failed")
             return msgspec.structs.replace(errand.state, under_way=False, trouble=f"{type(error).__name__}: {error}")
@@ -147,11 +152,23 @@ class _Errand:
         self.state = Fetched(wanted, under_way=True)
         self._tried = asyncio.Event()
         self._wake = asyncio.Event()
+        self._news = News()
+        self._can_be_attended = fetch.inside is True
+        self._attending = 0
+        self._attended_s = float("-inf")
+        self._now_s = asyncio.get_running_loop().time
+
+    def attended(self) -> bool:
+        """Does somebody who brings something wait for it, or did so just now?"""
+        lately = self._now_s() - self._attended_s < ATTENDED_S
+        return self._can_be_attended and (self._attending > 0 or lately)
 
     def tell(self, state: Fetched) -> None:
-        self.state = state
+        liars, self.state = self.state.wrong, state
         if not state.under_way:
             self._tried.set()
+        if not state.under_way or state.wrong != liars:
+            self._news.tell()
 
     async def rest(self, seconds: float) -> None:
         """Until somebody asks, or for so long."""
@@ -163,16 +180,20 @@ class _Errand:
         self._wake.clear()
 
     async def join(self, wait_s: float) -> Fetched:
-        """Wait for the end of a try: of the one under way, or of a new one."""
+        """Wait for the end of a try, of the one under way or of a new one, or until a neighbour is found to lie."""
         if not self.state.under_way and self.state.missing:
             self._tried.clear()
             self.state = msgspec.structs.replace(self.state, under_way=True, trouble="")
             self._wake.set()
+        liars = self.state.wrong
+        until_s = self._now_s() + max(wait_s, SETTLE_S)
+        self._attending += self._can_be_attended
         try:
-            async with asyncio.timeout(max(wait_s, SETTLE_S)):
-                await self._tried.wait()
-        except TimeoutError:
-            pass
+            while not self._tried.is_set() and self.state.wrong == liars and (left_s := until_s - self._now_s()) > 0:
+                await self._news.wait(left_s)
+        finally:
+            self._attending -= self._can_be_attended
+            self._attended_s = self._now_s()
         return self.state
 
 

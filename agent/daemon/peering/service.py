@@ -262,7 +262,7 @@ class Peering:
 
     # --- errands ---
 
-    async def _carry_out(self, fetch: Fetch, tell: Progress) -> Fetched:
+    async def _carry_out(self, fetch: Fetch, tell: Progress, attended: Callable[[], bool]) -> Fetched:
         try:
             items = await asyncio.to_thread(self._items, fetch)
             await asyncio.to_thread(self._protect, items)
@@ -278,6 +278,7 @@ class Peering:
                 now_s=self._now_s,
                 tell=tell,
                 brought=lambda: self._taking.moving,
+                attended=attended,
             )
             self._drivers.add(driver)
             try:

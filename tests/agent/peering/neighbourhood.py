@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec import UNSET
+
 from agent import tls
 from agent.api import Fetch, Fetched, Meet, Neighbour, Party
 from agent.client import AgentClient
@@ -97,12 +99,19 @@ class Neighbourhood:
         await client.send_blobs(exchange.frames(self.source, wanted, held))
 
     async def fetch(
-        self, name: str, blobs: Iterable[Digest], *, listed: Digest, hosts: Iterable[str] = (), wait_s: float = 0.0
+        self,
+        name: str,
+        blobs: Iterable[Digest],
+        *,
+        listed: Digest,
+        hosts: Iterable[str] = (),
+        wait_s: float = 0.0,
+        inside: bool = False,
     ) -> Fetched:
         manifests = inventory.decode(self.source.read(listed)).manifests()
         await self.give(name, [listed, *manifests])
         party = Party(tuple(hosts) or tuple(sorted(self.addresses)), tuple(blobs))
-        return await self.members[name].client.fetch(Fetch(listed, (party,), wait_s))
+        return await self.members[name].client.fetch(Fetch(listed, (party,), wait_s, inside or UNSET))
 
 
 @asynccontextmanager

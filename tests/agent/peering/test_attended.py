@@ -1,0 +1,104 @@
+"""What hosts fetch while somebody brings it into their region: from inside, until nobody does any more."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agent.api import PartAsked, PiecesOffer
+from agent.daemon.peering import driver, errands
+from cas.digest import digest_of
+from cas.swarm.ranking import Swarm
+from tests.agent.peering import liars
+from tests.agent.peering.liars import Liar
+from tests.agent.peering.neighbourhood import FETCH_S, neighbourhood, noise, run
+from tests.agent.peering.test_taking import body, give, held, pieces_of
+from tests.agent.service.support import until
+
+MiB = 1 << 20
+
+
+def brought_by(host: str) -> bytes:
+    """A blob that this host would fetch from another region."""
+    swarm = Swarm({"fra": ["fra1", "fra2"], "ams": ["ams1"]})
+    made = (noise(MiB, seed) for seed in itertools.count())
+    return next(data for data in made if swarm.ranking("fra", digest_of(data))[0] == host)
+
+
+def test_no_other_region_is_asked_as_long_as_somebody_brings_it_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errands, "ATTENDED_S", 0.5)
+
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra1", "fra2", "ams1") as hood:
+            blob = hood.source.put(brought_by("fra1")).digest
+            listed = hood.listed([blob])
+            await hood.give("ams1", [blob])
+            for _ in range(4):
+                fetched = await hood.fetch("fra1", [blob], listed=listed, wait_s=0.3, inside=True)
+                assert (fetched.missing, fetched.under_way, fetched.border_bytes) == ((blob,), True, 0)
+            await until(lambda: hood.members["fra1"].has([blob]), within_s=FETCH_S)  # nobody asks any more
+
+    run(tmp_path, work)
+
+
+def test_where_nothing_comes_other_regions_are_asked_although_somebody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "INSIDE_S", 0.1)
+
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra1", "fra2", "ams1") as hood:
+            blob = hood.source.put(brought_by("fra1")).digest
+            listed = hood.listed([blob])
+            await hood.give("ams1", [blob])
+            fetched = await hood.fetch("fra1", [blob], listed=listed, wait_s=FETCH_S, inside=True)
+            assert (fetched.missing, fetched.border_bytes) == ((), MiB)
+
+    run(tmp_path, work)
+
+
+def test_what_is_being_brought_to_a_host_is_not_fetched_by_it_from_others(tmp_path: Path) -> None:
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra1", "fra2") as hood:
+            data, host = noise(MiB), hood.members["fra1"]
+            blob = hood.source.put(data).digest
+            listed = hood.listed([blob])
+            fetching = asyncio.create_task(hood.fetch("fra1", [blob], listed=listed, wait_s=FETCH_S))
+            await until(lambda: host.has([listed]))
+            offer = PiecesOffer(listed, (blob,), (PartAsked(0, 0, 4),))
+
+            async def with_a_neighbour_that_has_it_too() -> AsyncIterator[bytes]:
+                head, *pieces = body(offer, *pieces_of(data))
+                yield head + pieces[0]
+                await until(lambda: held(host.client, data, 1))
+                await hood.give("fra2", [blob])
+                for piece in pieces[1:]:
+                    yield piece
+
+            await give(host.client, with_a_neighbour_that_has_it_too())
+            done = await fetching
+            assert (done.missing, done.region_bytes) == ((), 0)
+            assert host.store.read(blob) == data
+
+    run(tmp_path, work)
+
+
+def test_who_waits_is_told_at_once_that_a_neighbour_lies(tmp_path: Path) -> None:
+    async def work(tmp: Path) -> None:
+        data = noise(2 * MiB)
+        liar = Liar(data, liars.flips)
+        async with neighbourhood(tmp, "fra2") as hood, liar.listening(hood.credentials("fra1")) as address:
+            hood.addresses["fra1"] = address
+            await hood.meet()
+            blob = hood.source.put(data).digest
+            listed = hood.listed([blob])
+            told = await hood.fetch("fra2", [blob], listed=listed, wait_s=FETCH_S, inside=True)
+            assert (told.wrong, told.missing, told.under_way) == (("fra1",), (blob,), True)
+
+    run(tmp_path, work)
