@@ -14,7 +14,16 @@ import itertools
 import os
 import ssl
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -84,6 +93,8 @@ READ_AHEAD_BYTES: Final = 1 << 20
 """What may have arrived of an answer beyond what was taken of it."""
 UNSAID: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 """Of no use to an agent; in small questions they were half of the bytes."""
+SMALL_STREAM_BYTES: Final = 64 << 10
+"""A stream that has no more is made before it is sent."""
 DEFLATED_BYTES: Final = 256
 """Questions that are longer are deflated: mostly they are digests in hexadecimal."""
 TRIES: Final = 2
@@ -266,6 +277,11 @@ class AgentClient:
 
     async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
         """Send a stream of exchange frames. An ordinary iterable is run in a thread, so it may read a store."""
+        if not isinstance(chunks, AsyncIterable):
+            first, rest = await asyncio.to_thread(_begun, chunks)
+            if rest is None:  # it goes in fewer packets
+                return await self._ask("POST", Routes.BLOBS, BlobReceipt, body=first, timeout_s=None)
+            chunks = _resumed(first, rest)
         body: AsyncIterable[bytes | memoryview] = chunks if isinstance(chunks, AsyncIterable) else in_thread(chunks)
         return await self._ask("POST", Routes.BLOBS, BlobReceipt, stream=body, timeout_s=None)
 
@@ -393,8 +409,8 @@ class AgentClient:
     ) -> T:
         body = _telling(sent, moved) if isinstance(sent, AsyncIterable) else sent
         headers = {}
-        if isinstance(body, bytes) and len(body) > DEFLATED_BYTES:
-            body, headers = zlib.compress(body), {"Content-Encoding": "deflate"}
+        if isinstance(body, bytes) and len(body) > DEFLATED_BYTES and len(smaller := zlib.compress(body)) < len(body):
+            body, headers = smaller, {"Content-Encoding": "deflate"}
         async with self._request(method, path, body=body, query=query, headers=headers, timeout_s=timeout_s) as answer:
             return self._decoded(await self._bounded(answer, max_bytes, moved), kind)
 
@@ -480,6 +496,22 @@ class AgentClient:
             if size > limit:
                 raise BadAnswer(f"{self.host_name} sent more than {limit} bytes where no answer is so large")
         return b"".join(pieces)  # Appending to one array would copy a large answer again and again.
+
+
+def _begun(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes] | None]:
+    """The beginning of what comes, and the rest; None where that is all."""
+    iterator = iter(chunks)
+    first = bytearray()
+    for chunk in iterator:
+        first += chunk
+        if len(first) > SMALL_STREAM_BYTES:
+            return bytes(first), iterator
+    return bytes(first), None
+
+
+def _resumed(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
 
 
 async def _telling(chunks: AsyncIterable[bytes | memoryview], moved: Moved) -> AsyncIterator[bytes | memoryview]:

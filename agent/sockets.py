@@ -39,6 +39,8 @@ class Sockets:
                 made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         with contextlib.suppress(OSError):
             made.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RESENT_AFTER_MS)
+        if hasattr(socket, "TCP_QUICKACK"):  # what is acknowledged goes with the next question, from the greeting on
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         self._made.add(made)
         return made
 

@@ -45,6 +45,8 @@ REGION = "ams"
 """Where things go wrong."""
 VERSION = "1.0\n"
 """What the web server of every host says of itself."""
+SETTLED_S = 25.0
+"""Agents that have just started ask around for releases (3.4 KB over a border), and then every five minutes."""
 AWAY_S = 10.0
 SLOWER = 100.0
 
@@ -152,6 +154,7 @@ def alone(ground: Ground) -> Iterator[Step]:
 
 def sound(ground: Ground) -> Iterator[Step]:
     yield Step("first version", ground.apply(ground.versions.old))
+    time.sleep(SETTLED_S)
     yield Step("next version", ground.apply(ground.versions.new))
     yield Step("only a new greeting", ground.apply(ground.versions.new, greeting="good evening"))
 
