@@ -49,6 +49,7 @@ SETTLED_S = 25.0
 """Agents that have just started ask around for releases (3.4 KB over a border), and then every five minutes."""
 AWAY_S = 10.0
 SLOWER = 100.0
+SLOW_BORDER_MBIT = 1.0
 
 RECEIVE = """
 import socket, sys
@@ -209,6 +210,12 @@ def _slowed(ground: Ground, host: Host, role: str) -> Step:
     return Step(what, ground.apply(ground.versions.old), (host.name,))
 
 
+def slow_border(ground: Ground) -> Iterator[Step]:
+    ground.world.slow_border(REGION, SLOW_BORDER_MBIT)
+    what = f"every line into and out of a region has {SLOW_BORDER_MBIT:g} Mbit/s"
+    yield Step(what, ground.apply(ground.versions.old))
+
+
 def cut(ground: Ground) -> Iterator[Step]:
     since: list[float] = []
 
@@ -240,6 +247,7 @@ RUNS: dict[str, Callable[[Ground], Iterator[Step]]] = {
     "liar": liar,
     "slow": slow,
     "slow-waiting": slow_waiting,
+    "slow-border": slow_border,
     "cut": cut,
     "gone": gone,
 }

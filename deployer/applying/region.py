@@ -73,6 +73,8 @@ class Round:
         self._helping: list[asyncio.Task[None]] = []
         self._brought: list[_Bringing] = []
         """Those that have been sent all of it."""
+        self._given: dict[str, set[Digest]] = {host: set() for host in lacking}
+        """Blobs that hosts were sent in place of others."""
         self._liars: set[str] = set()
         """Hosts that others have had wrong bytes from."""
         self._is_over = False
@@ -206,7 +208,10 @@ class Round:
             return False
         lack = of_these(self._lacking[host], blobs)._replace(arriving=None)
         meter, tries = self._meters[host], self._tries(blobs)
-        return await work.serve(host, blobs, work.by_pieces.send, meter=meter, lack=lack, tries=tries)
+        well = await work.serve(host, blobs, work.by_pieces.send, meter=meter, lack=lack, tries=tries)
+        if well:
+            self._given[host].update(blobs)
+        return well
 
     async def _tell_again(self, host: str) -> None:
         """What it was sent before it can fetch may have been cut off with the rest."""
@@ -217,6 +222,12 @@ class Round:
 
     def _tries(self, blobs: Sequence[Digest]) -> int:
         return TRIES_OF_MANY if all(len(self._candidates(blob)) > 1 for blob in blobs) else TRIES
+
+    def _brought_bytes(self) -> int:
+        """Grows as long as something comes into the region: over a slow border all of it is handed to the network long
+        before it has arrived."""
+        paces = [self._work.paces[host] for host in self._lacking if host in self._work.paces]
+        return sum(meter.sent_bytes for meter in self._meters.values()) + sum(pace.bytes for pace in paces)
 
     # --- what one host fetches ---
 
@@ -230,7 +241,7 @@ class Round:
             fetched = await self._fetched(host, blobs)
         except AgentError:
             pass  # what it lacks is sent to it, and that it cannot be reached is found out there
-        await self._work.fetched(host, blobs, fetched)
+        await self._work.fetched(host, {*blobs} - self._given[host], fetched)
         if self._work.failures.pop(host, None) or fetched.missing:
             await self._work.serve(host, blobs)
 
@@ -250,8 +261,7 @@ class Round:
                 await asyncio.sleep(ASK_AGAIN_S)  # what it takes to check the pieces is still on its way
                 continue
             self._liars.update(fetched.wrong)
-            sent_bytes = sum(meter.sent_bytes for meter in self._meters.values())
-            now = fetched.region_bytes + fetched.border_bytes + fetched.blobs + sent_bytes
+            now = fetched.region_bytes + fetched.border_bytes + fetched.blobs + self._brought_bytes()
             if now != before:
                 moved_s, before = clock(), now
             has_ended = not fetched.under_way and (self._is_over or not fetched.missing)

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -24,6 +24,7 @@ from agent.api import (
     PiecesOffer,
     Reason,
     Refusal,
+    Routes,
     Waiting,
     spec_digest,
 )
@@ -238,6 +239,35 @@ def test_hosts_that_help_each_other_are_asked_once_and_sent_once(hosts: Ground) 
     for host in ("a1", "a2", "a3"):
         peers = asyncio.run(hosts.with_client(host, lambda client: client.peers()))
         assert {one.host for one in peers.peers} | {host} == set(REGIONS)
+
+
+class Asked(AgentClient):
+    """Notes what each host is asked."""
+
+    asked: ClassVar[dict[str, list[str]]]
+
+    async def _ask(self, method: str, path: str, kind: type[Any], **more: Any) -> Any:
+        self.asked.setdefault(self.host_name, []).append(path)
+        return await super()._ask(method, path, kind, **more)
+
+
+def test_a_small_change_costs_a_host_six_questions(hosts: Ground, port: int) -> None:
+    web = hosts.web(port, hosts=tuple(REGIONS))
+    wanted = msgspec.structs.replace(definition(hosts), process={"web": web})
+    asyncio.run(hosts.apply(wanted))
+    config = {**web.config, "/etc/greeting": hosts.blob(b"good evening")}
+    plan = asyncio.run(hosts.plan(replaced(wanted, "web", config=config)))
+    Asked.asked = {}
+
+    async def act() -> Applied:
+        addresses, credentials = {name: one.listen for name, one in hosts.agents.items()}, hosts.cloud.credentials
+        async with Fleet(addresses, credentials, connect=lambda host, at: Asked(host, at, credentials)) as fleet:
+            return await apply(Site(hosts.store, hosts.ref, fleet, hosts.by, credentials=credentials), plan)
+
+    assert asyncio.run(act()).outcome is Outcome.APPLIED
+    changed = [Routes.REPORT, Routes.BLOBS_QUERY, Routes.BLOBS, Routes.CALL, Routes.CALL, Routes.REPORT]
+    word = [Routes.BLOBS_QUERY, Routes.BLOBS, Routes.WORD]  # to one host of each region
+    assert sorted(Asked.asked[host] for host in ("a1", "a2", "a3")) == sorted([changed, changed, changed + word])
 
 
 def test_what_hosts_give_each_other_of_a_new_version_is_a_delta_made_for_it(hosts: Ground) -> None:

@@ -88,8 +88,21 @@ class World:
 
     def unslow(self, machine: str) -> None:
         """Its own link is again as it was."""
-        _run("tc", "-n", self._name(_router(self.region_of[machine])), "qdisc", "delete", "dev", machine, "root")
-        _run("tc", "-n", self._name(machine), "qdisc", "delete", "dev", "eth0", "root")
+        self._unshape(_router(self.region_of[machine]), machine)
+        self._unshape(machine, "eth0")
+
+    def slow_border(self, region: str, mbit: float) -> None:
+        """Each line into a region, and out of it."""
+        for other in self.regions:
+            if other != region:
+                self._shape(_router(other), f"to-{region}", mbit)
+                self._shape(_router(region), f"to-{other}", mbit)
+
+    def unslow_border(self, region: str) -> None:
+        for other in self.regions:
+            if other != region:
+                self._unshape(_router(other), f"to-{region}")
+                self._unshape(_router(region), f"to-{other}")
 
     # --- making it ---
 
@@ -168,6 +181,9 @@ class World:
     def _shape(self, machine: str, device: str, mbit: float) -> None:
         words = f"tbf rate {mbit}mbit burst {max(PACKET_BYTES * 2, round(mbit * 250))} latency {QUEUE_MS}ms".split()
         _run("tc", "-n", self._name(machine), "qdisc", "replace", "dev", device, "root", *words)
+
+    def _unshape(self, machine: str, device: str) -> None:
+        _run("tc", "-n", self._name(machine), "qdisc", "delete", "dev", device, "root")
 
     def _received(self, region: str, device: str) -> int:
         said = _ip("-n", self._name(_router(region)), "-s", "-j", "link", "show", "dev", device)

@@ -20,6 +20,8 @@ REGIONS = {"fra": (DEPLOYER, "fra1", "fra2"), "ams": ("ams1", "ams2")}
 MODULE_BYTES = 3 << 20
 SLOW_MBIT = 0.5
 """The module takes 50 s."""
+SLOW_BORDER_MBIT = 2.5
+"""It takes 10 s."""
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,18 @@ def test_where_the_link_of_who_brings_it_is_slow_the_next_one_does_and_the_other
     assert watched.copies("ams") < 1.5
     assert fleet.run("apply", "--yes")[0] == 0
     assert ends_right(fleet, data)
+
+
+def test_where_the_border_is_slow_two_hosts_are_tried_and_nearly_nothing_is_sent_twice(fleet: Fleet) -> None:
+    data = module(6)
+    fleet.world.slow_border("ams", SLOW_BORDER_MBIT)
+    try:
+        watched = apply(fleet, data)
+    finally:
+        fleet.world.unslow_border("ams")
+    assert watched.code == 0, watched.messages
+    assert ends_right(fleet, data)
+    assert watched.copies("ams") < 1.4
 
 
 def test_hosts_go_on_by_themselves_when_the_deployer_is_gone(fleet: Fleet) -> None:
