@@ -6,7 +6,7 @@ hosts of other regions by whoever brings the blob in, or has had no news from in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 
 from cas.digest import Digest
 from cas.inventory import MAX_FORMS
@@ -31,7 +31,7 @@ class Asking:
         self._limits = limits
         self._peers = peers
         self._picker = picker
-        self._near_pace = near
+        self._near_pace, self._news_pace = near, Pace()
         self._swarm: Swarm | None = None
         self._near: list[str] = []
         self.doubtful = False
@@ -50,11 +50,12 @@ class Asking:
             if self._is_well(name, now_s):
                 self.about[name] = None
         self._bringers.look(now_s)
-        near = {name for name, peer in self._peers.items() if peer.near and not self._is_trusted(name, now_s)}
-        left = sorted(near | self._bringers.behind)
+        near = [peer for peer in self._peers.values() if peer.near]
+        left = self._bringers.behind | {peer.name for peer in near if not self._is_trusted(peer.name, now_s)}
+        liars = [peer for peer in near if peer.banned]
         for blob in blobs:
             if not blob.keeping:
-                self._plan_one(blob, left, now_s)
+                self._plan_one(blob, left | {peer.name for peer in liars if blob.blob in peer.banned}, now_s)
         self.due = dict.fromkeys(self.about)
         self.doubtful = any(blob.doubtful for blob in blobs)
 
@@ -72,14 +73,18 @@ class Asking:
             self._swarm = swarm
             self._near = list(swarm.circle(self._me))
 
-    def _plan_one(self, blob: Blob, left: list[str], now_s: float) -> None:
+    def _plan_one(self, blob: Blob, left: Set[str], now_s: float) -> None:
+        """`left`: the hosts of this region that are not to bring it."""
         limits = self._limits
         ahead = sum(blob.swarm.place(name, blob.blob) < blob.place for name in left if name in blob.swarm.region_of)
         rank = blob.place - ahead
-        blob.root = next((host for host in blob.ranking if self._is_trusted(host, now_s)), self._me)
+        blob.root = next((host for host in blob.ranking if host not in left), self._me)
         self._bringers.begin(blob.root, blob, now_s)
         quiet_s = now_s - max(blob.news_s, self._bringers.heard_s(blob.root))
-        patience_s = self._near_pace.patience_s(limits.least_takeover_s, limits.takeover_s)
+        patience_s = max(
+            self._near_pace.patience_s(limits.least_takeover_s, limits.takeover_s),
+            self._news_pace.usual_s(limits.least_takeover_s, limits.takeover_s),
+        )
         if self._bringers.are_silent(now_s - patience_s):
             patience_s = limits.takeover_s
         if not rank or (blob.out_of_turn and blob.lead < 0):
@@ -87,16 +92,23 @@ class Asking:
         elif not blob.out_of_turn:
             blob.outside = blob.out_of_turn = quiet_s >= rank.bit_length() * patience_s
             blob.lead = 0
-        blob.relieved = not blob.pending and now_s - blob.moved_s > limits.relief_s
+        blob.relief = 0 if blob.pending & ~blob.doubtful else self._steps(now_s - blob.moved_s)
         wanted = list(blob.forms) if blob.form is None else [blob.form]
         if blob.root != self._me and self.about.get(blob.root, {}) is not None:
-            mine = any(blob.lacking(form) & self._picker.share_inside(blob, form) for form in wanted)
-            if mine or rank <= 2 or blob.relieved:
+            mine = any(blob.lacking(form) & self._picker.watched_inside(blob, form) for form in wanted)
+            if mine or rank <= 2:
                 self._add(blob.root, blob)
         if blob.outside:
             quiet = now_s - max(blob.heard_s, blob.moved_s) > limits.relief_s
             for name in self._outsiders(blob, blob.swarm.region_of[self._me], explore=quiet, now_s=now_s):
                 self._add(name, blob)
+
+    def _steps(self, starved_s: float) -> int:
+        """Each step lasts as long as all before it, the first longer than most waits are."""
+        first_s = self._limits.relief_s
+        if self._near_pace.mean_s is not None:
+            first_s = self._near_pace.usual_s(first_s, self._limits.stall_s)
+        return int(starved_s / first_s).bit_length()
 
     def _outsiders(self, blob: Blob, region: str, *, explore: bool, now_s: float) -> Iterator[str]:
         """The bringers of the other regions, and in turn some other hosts where there is no news."""
@@ -123,9 +135,9 @@ class Asking:
             about[blob.blob] = blob
 
     def came(self, blob: Blob, pieces: int, now_s: float) -> None:
-        """This host has brought so many pieces that were not in its region."""
+        """This host has brought so many pieces that were not in its region; if out of turn, in place of the bringer."""
         blob.lead += pieces
-        self._news(blob, pieces, now_s)
+        self._news(blob, 0 if blob.out_of_turn else pieces, now_s)
 
     def told(self, blob: Blob, pieces: int, now_s: float) -> None:
         """Others have brought so many."""
@@ -133,8 +145,10 @@ class Asking:
         self._news(blob, pieces, now_s)
 
     def _news(self, blob: Blob, pieces: int, now_s: float) -> None:
+        if blob.news_s > blob.first_s:
+            self._news_pace.waited(now_s - blob.news_s)
         blob.news_s = now_s
-        if blob.root is not None:
+        if blob.root is not None and pieces:
             self._bringers.brought(blob.root, pieces, now_s)
 
     def _is_trusted(self, name: str, now_s: float) -> bool:
@@ -154,7 +168,7 @@ class Asking:
         for digest, blob in (blobs if about is None else about).items():
             if blob.keeping or digest in peer.banned or digest not in blobs:
                 continue
-            for form in blob.forms if blob.form is None or blob.relieved else (blob.form,):
+            for form in blob.forms if blob.form is None or blob.relief else (blob.form,):
                 if news := self._lacks(peer, blob, form):
                     forms[form] = news
             if len(forms) > MAX_ASK_FORMS - MAX_FORMS - 1:
@@ -165,6 +179,6 @@ class Asking:
         if form != blob.form:
             return blob.lacking(form) & ~peer.known.get(form, 0)
         news = (blob.open | blob.doubtful) & ~peer.known.get(form, 0)
-        if news and peer.name == blob.root and not blob.relieved:
-            news &= self._picker.share_inside(blob, form)
+        if news and peer.name == blob.root:
+            news &= self._picker.watched_inside(blob, form)
         return news

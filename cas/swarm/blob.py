@@ -20,6 +20,14 @@ class Want(NamedTuple):
     """Forms that are left aside, because the manifest that their pieces are checked by is not here."""
 
 
+class Group(NamedTuple):
+    """The regions that are served by those that had a blob first, so many: this host's place among them."""
+
+    sources: int
+    place: int
+    size: int
+
+
 class Blob:
     """Mutable; belongs to one `Fetch`. A set of pieces is an int, as in `messages`."""
 
@@ -29,9 +37,12 @@ class Blob:
         "first_s",
         "form",
         "forms",
+        "group",
         "have",
         "heard_s",
         "keeping",
+        "late_inside",
+        "late_outside",
         "lead",
         "moved_s",
         "near",
@@ -40,15 +51,15 @@ class Blob:
         "open",
         "out_of_turn",
         "outside",
+        "owned",
         "pending",
         "pieces",
         "place",
         "ranking",
-        "relieved",
+        "relief",
         "root",
         "said_far",
         "said_near",
-        "shares",
         "sources",
         "swarm",
         "wholes",
@@ -86,7 +97,14 @@ class Blob:
         """Forms that somebody has something of, and since when that is known."""
         self.sources: set[str] = set()
         """Regions that had the whole form when they were first heard of."""
-        self.shares: dict[tuple[str, Digest, int], int] = {}
+        self.group: Group | None = None
+        """As it was when it was last needed."""
+        self.owned: dict[tuple[Digest, int, int, int], int] = {}
+        """The runs of a form that are dealt to a place among so many, where each has so many owners."""
+        self.late_inside: list[int] = []
+        """Pieces of the form that only the bringer of the region had at the last look, at the last two, ..."""
+        self.late_outside: list[int] = []
+        """The same of those that had the blob first and the other bringers."""
         self.keeping = False
         self.root: str | None = None
         """The host that brings it into this region."""
@@ -96,8 +114,8 @@ class Blob:
         """Whether it does so although another host should, of which there was no news for long."""
         self.lead = 0
         """How many pieces more than others this host has brought since it went outside."""
-        self.relieved = False
-        """Whether it may be taken from whoever has it, because nothing of it comes."""
+        self.relief = 0
+        """For how long nothing of it came, in steps: more and more may be taken from whoever has it."""
         self.first_s = now_s
         self.moved_s = now_s
         """When something of it was last asked for or came."""
@@ -120,17 +138,20 @@ class Blob:
         self.pieces = 0 if form is None else pieces_in(self.forms[form].size)
         self.open = 0 if form is None else self.lacking(form)
         self.pending = 0
+        self.late_inside, self.late_outside = [], []
 
-    def asked_for(self, pieces: int, now_s: float) -> None:
+    def asked_for(self, pieces: int, now_s: float | None) -> None:
+        """Now; None where whoever was asked is not expected to send them."""
         self.pending |= pieces
         self.open &= ~pieces
-        self.moved_s = now_s
+        if now_s is not None:
+            self.moved_s = now_s
 
     def came(self, form: Digest, pieces: int, now_s: float) -> None:
         self.have[form] = self.have.get(form, 0) | pieces
         self.pending &= ~pieces
         self.moved_s = self.news_s = self.heard_s = now_s
-        self.relieved = False
+        self.relief = 0
 
     def given_up(self, pieces: int) -> None:
         """These pieces do not come, although they were asked for."""

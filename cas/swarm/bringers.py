@@ -7,17 +7,23 @@ many times slower than most of them is behind, and the next in the ranking bring
 from __future__ import annotations
 
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
 from cas.digest import Digest
 from cas.swarm.blob import Blob
 
-SLOWER: Final = 4.0
-"""A bringer is behind where it is so many times slower than most others."""
-FAIR_PIECES: Final = 256
-"""Nobody is judged before most would have brought so many pieces."""
-REMEMBERED_PIECES: Final = 512
-"""What was before most have brought so many counts little."""
+
+class Scale(NamedTuple):
+    """A bringer is behind where it has brought so many times less than most others, once those have brought so many
+    pieces: little is enough where the difference is large."""
+
+    pieces: int
+    slower: float
+
+
+SCALES: Final = (Scale(64, 16.0), Scale(256, 4.0))
+MEMORY: Final = 2.0
+"""What was before most have brought so many times the pieces of a scale counts little."""
 SILENCE_S: Final = 2.0
 """When nobody has brought anything for so long, the border is slow or cut, and time does not count against anyone."""
 FEWEST: Final = 3
@@ -37,7 +43,8 @@ class Bringers:
         self._resumed_s = float("-inf")
         """When that was last after a silence."""
         self.behind: frozenset[str] = frozenset()
-        """Those that are much slower than most."""
+        """Those that were much slower than most. They stay behind: what others bring in their place cannot be told from
+        what they bring themselves."""
 
     def begin(self, root: str, blob: Blob, now_s: float) -> None:
         """This host is to bring this blob, or still is."""
@@ -49,8 +56,7 @@ class Bringers:
     def brought(self, root: str, pieces: int, now_s: float) -> None:
         bringer = self._of.get(root)
         if bringer is not None:
-            bringer.pieces += pieces
-            bringer.last_s = now_s
+            bringer.brought(pieces, now_s)
         if now_s - self._newest_s > SILENCE_S:
             self._resumed_s = now_s
         self._newest_s = now_s
@@ -67,16 +73,11 @@ class Bringers:
     def look(self, now_s: float) -> None:
         past_s = 0.0 if self._looked_s is None else now_s - self._looked_s
         self._looked_s = now_s
-        kept = max(0.0, 1.0 - past_s * self._usual / REMEMBERED_PIECES)
         for bringer in self._of.values():
-            bringer.pass_time(past_s, kept)
-        rates = [bringer.pieces / bringer.took_s for bringer in self._of.values() if bringer.took_s]
+            bringer.pass_time(past_s, self._usual)
+        rates = [bringer.rate for bringer in self._of.values() if bringer.has_worked]
         self._usual = median(rates) if len(rates) >= FEWEST else 0.0
-        self.behind = frozenset(
-            root
-            for root, bringer in self._of.items()
-            if bringer.took_s * self._usual > max(FAIR_PIECES, bringer.pieces * SLOWER)
-        )
+        self.behind |= {root for root, bringer in self._of.items() if bringer.is_slow(self._usual)}
 
 
 class _Bringer:
@@ -84,13 +85,35 @@ class _Bringer:
 
     def __init__(self, now_s: float) -> None:
         self.blobs: dict[Digest, Blob] = {}
-        self.pieces = 0.0
-        self.took_s = 0.0
+        self.pieces = [0.0] * len(SCALES)
+        self.took_s = [0.0] * len(SCALES)
         self.last_s = now_s
 
-    def pass_time(self, past_s: float, kept: float) -> None:
+    @property
+    def has_worked(self) -> bool:
+        return self.took_s[-1] > 0
+
+    @property
+    def rate(self) -> float:
+        """Pieces in a second."""
+        return self.pieces[-1] / self.took_s[-1]
+
+    def brought(self, pieces: int, now_s: float) -> None:
+        self.pieces = [before + pieces for before in self.pieces]
+        self.last_s = now_s
+
+    def pass_time(self, past_s: float, usual: float) -> None:
         """So long it had something to bring, unless all of it has been brought."""
         self.blobs = {digest: blob for digest, blob in self.blobs.items() if not blob.is_near()}
-        if self.blobs:
-            self.took_s = self.took_s * kept + past_s
-            self.pieces *= kept
+        if not self.blobs:
+            return
+        for at, scale in enumerate(SCALES):
+            kept = max(0.0, 1.0 - past_s * usual / (MEMORY * scale.pieces))
+            self.took_s[at] = self.took_s[at] * kept + past_s
+            self.pieces[at] *= kept
+
+    def is_slow(self, usual: float) -> bool:
+        return any(
+            took_s * usual > max(scale.pieces, pieces * scale.slower)
+            for scale, took_s, pieces in zip(SCALES, self.took_s, self.pieces, strict=True)
+        )

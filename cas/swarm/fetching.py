@@ -5,9 +5,10 @@ no clock, no randomness and no I/O of its own, so the agent (over HTTP) and the 
 
 - **One crossing.** In each region one host brings a blob in (`ranking`). The others wait for news from inside; only
   when there is none for long enough does the next in the ranking go outside too (`asking`).
-- **Shares.** A source sends each piece once, and the group that it serves hands the pieces on (`pieces`).
+- **Shares.** A source sends each piece once, and the group that it serves hands the pieces on (`pieces`); what was not
+  taken in time, others take (`late`).
 - **Left.** A peer that fails, or is silent for much longer than peers lately were, is left alone for a while, each time
-  for longer (`patience`); one that is slow is asked for little at a time; one that sends a wrong piece is banned for
+  for longer (`doubt`); one that is slow is asked for little at a time; one that sends a wrong piece is banned for
   the blob. A bringer that owes what it told of, or is far slower than the others, is replaced (`bringers`).
 - **Forms.** The smallest form that can be used and that somebody has; a larger one when that leads nowhere (`wanted`).
 
@@ -25,7 +26,9 @@ import msgspec
 from cas.digest import Digest
 from cas.swarm.asking import Asking
 from cas.swarm.blob import Blob, Want
+from cas.swarm.doubt import Doubt
 from cas.swarm.in_flight import InFlight, PendingGet
+from cas.swarm.late import Late
 from cas.swarm.limits import Limits
 from cas.swarm.messages import (
     Arrived,
@@ -47,7 +50,7 @@ from cas.swarm.messages import (
     Wrong,
     everything,
 )
-from cas.swarm.patience import Pace, Wait, patience
+from cas.swarm.patience import Pace
 from cas.swarm.peer import Peer
 from cas.swarm.pieces import Picker
 from cas.swarm.wanted import Wanted
@@ -78,6 +81,8 @@ class Fetch:
         self._flight = InFlight()
         self._picker = Picker(me, self.limits)
         self._near_pace, self._far_pace = Pace(), Pace()
+        self._doubt = Doubt(self.limits, self._wanted, self._peers, self._flight, self._near_pace, self._far_pace)
+        self._late = Late(self.limits, self._peers, self._near_pace, self._far_pace)
         self._asking = Asking(me, self.limits, self._peers, self._picker, self._near_pace)
         self._out: list[Request] = []
         self._tick_s = 0.0
@@ -197,7 +202,7 @@ class Fetch:
         get.last_s = now_s
         is_last = self._flight.came(get, event.form, came)
         blob = self._wanted.by_form[event.form]
-        new = came & ~blob.said_near.get(event.form, 0)
+        new = came & ~blob.near.get(event.form, 0)
         self._asking.came(blob, new.bit_count(), now_s)
         blob.came(event.form, came, now_s)
         if is_last:
@@ -219,8 +224,9 @@ class Fetch:
         if blob is None or event.form not in get.left:
             return
         get.peer.ban(blob.blob, f"sent a wrong piece {event.index} of {event.form}")
-        if get.peer.near:
-            self._believe_no_more(get.peer, blob.forms)
+        get.peer.suspect = True
+        if get.peer.near:  # Nor what it says of other blobs, until it has sent something of them.
+            self._believe_no_more(get.peer, get.peer.known)
         for form in blob.forms:
             get.peer.known.pop(form, None)
         for other in self._flight.gets_of(blob.forms):
@@ -236,15 +242,16 @@ class Fetch:
         elif get is not None:
             peer = get.peer
             empty = get.last_s == get.since_s
-            for form, left in get.left.items():  # It may not have these after all.
-                if form in peer.known:
-                    peer.known[form] &= ~left
+            if not isinstance(event, Busy):
+                for form, left in get.left.items():  # It may not have these after all.
+                    if form in peer.known:
+                        peer.known[form] &= ~left
             self._close(get, cancel=False)
         else:
             return
         peer.tell_s = max(peer.tell_s, now_s + self.limits.tick_s)
         if isinstance(event, Busy):
-            peer.again_s = max(peer.again_s, now_s + min(max(event.again_s, 0.0), 60.0))
+            peer.busy_s = max(peer.busy_s, now_s + min(max(event.again_s, 0.0), 60.0))
         elif isinstance(event, Failed):
             self._leave(peer, now_s, event.reason)
         elif empty:
@@ -272,10 +279,13 @@ class Fetch:
         for number, question in list(self._flight.questions.items()):
             if now_s >= question.deadline_s and number in self._flight.questions:
                 self._leave(question.peer, now_s, "did not answer a question")
-        self._doubt(now_s)
+        for peer, silent_s in self._doubt.silent(now_s):
+            peer.suspect = True
+            self._leave(peer, now_s, f"sent nothing for {silent_s:.1f} s")
         for blob in list(self._wanted.open.values()):
             if not blob.keeping:
                 self._look_after(blob, now_s)
+        self._late.look(self._wanted.open.values(), now_s)
         self._asking.plan(self._wanted.open.values(), now_s)
         self._look_again()
 
@@ -292,39 +302,6 @@ class Fetch:
             self._choose(blob, now_s)
         elif not blob.pending and now_s - blob.moved_s > 2 * self.limits.relief_s:
             self._change_form(blob, now_s)
-
-    def _doubt(self, now_s: float) -> None:
-        """Leave the peers that let this host wait for too long, and look for others that have what they owe."""
-        for blob in self._wanted.open.values():
-            blob.doubtful = 0
-        for get in list(self._flight.gets.values()):
-            if get.id not in self._flight.gets:
-                continue
-            since_s = max(get.flowed_s, get.last_s, get.peer.last_s)
-            pace = self._near_pace if get.peer.near else self._far_pace
-            wait = patience(now_s - since_s, pace, self.limits)
-            if wait is Wait.NORMAL:
-                continue
-            keeps = wait is Wait.VERY_LONG and get.peer.near and self._hears_neighbours(get.peer, since_s)
-            if wait is Wait.OVER or keeps or self._could_be_replaced(get, since_s, now_s):
-                get.peer.suspect = True
-                self._leave(get.peer, now_s, f"sent nothing for {now_s - since_s:.1f} s")
-            else:
-                for form, left in get.left.items():
-                    self._wanted.by_form[form].doubtful |= left
-
-    def _hears_neighbours(self, but: Peer, since_s: float) -> bool:
-        return any(peer.near and peer.heard_s > since_s and peer is not but for peer in self._peers.values())
-
-    def _could_be_replaced(self, get: PendingGet, since_s: float, now_s: float) -> bool:
-        """Whether a peer that was heard of meanwhile has something of what this one was asked for."""
-        for peer in self._peers.values():
-            if peer.heard_s > since_s and peer is not get.peer and peer.is_well(now_s) and not peer.suspect:
-                for form, left in get.left.items():
-                    blob = self._wanted.by_form[form]
-                    if peer.known.get(form, 0) & left and (peer.near or blob.outside):
-                        return True
-        return False
 
     # --- forms ---
 
@@ -390,7 +367,7 @@ class Fetch:
         """Ask for pieces, of the least busy and fastest peers first, as long as there is room."""
         limits, flight = self.limits, self._flight
         while self._offering and len(flight.gets) < limits.gets and flight.bytes < limits.in_flight_bytes:
-            well = [peer for peer in self._offering.values() if now_s >= peer.again_s]
+            well = [peer for peer in self._offering.values() if now_s >= max(peer.again_s, peer.busy_s)]
             peer = min(well, key=_preference, default=None)
             if peer is None:
                 return
@@ -419,7 +396,7 @@ class Fetch:
         for form, pieces in picked.items():
             parts.append(Part(form, (pieces & -pieces).bit_length() - 1, pieces.bit_count()))
             blob = self._wanted.by_form[form]
-            blob.asked_for(pieces, now_s)
+            blob.asked_for(pieces, None if peer.suspect else now_s)
         self._out.append(Get(self._flight.add_get(peer, picked, now_s), peer.name, tuple(parts)))
 
     def _ask(self, now_s: float) -> None:
@@ -495,5 +472,5 @@ class Fetch:
             self._wanted.by_form[form].near[form] = believed
 
 
-def _preference(peer: Peer) -> tuple[int, bool, float]:
-    return peer.gets, not peer.near, -(peer.rate or 1e12)
+def _preference(peer: Peer) -> tuple[bool, int, bool, float]:
+    return peer.suspect, peer.gets, not peer.near, -(peer.rate or 1e12)

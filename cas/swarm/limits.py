@@ -8,15 +8,17 @@ import msgspec
 class Limits(msgspec.Struct, frozen=True):
     neighbours: int = 12
     outside: int = 24
-    gets: int = 8
+    gets: int = 12
     gets_per_peer: int = 1
     asks: int = 64
     run_pieces: int = 16
     """Pieces of a large form that are asked for at once, at most."""
     first_pieces: int = 8
     """The same, of a peer whose rate is not known yet."""
-    get_s: float = 2.0
-    """A get should last about so long, at the rate that its peer had lately."""
+    near_get_s: float = 0.4
+    """A get from the own region should last about so long, at the rate that its peer had lately."""
+    far_get_s: float = 2.0
+    """The same from another region."""
     in_flight_bytes: int = 64 << 20
     open_blobs: int = 1024
     tick_s: float = 0.5

@@ -36,6 +36,12 @@ class Pace:
         self.deviation_s += _DEVIATION_WEIGHT * (abs(error_s) - self.deviation_s)
         self.mean_s += _MEAN_WEIGHT * error_s
 
+    def usual_s(self, least_s: float, most_s: float) -> float:
+        """Most waits are shorter; the most where nothing was measured yet."""
+        if self.mean_s is None:
+            return most_s
+        return min(max(self.mean_s + _DEVIATIONS * self.deviation_s, least_s), most_s)
+
     def patience_s(self, least_s: float, most_s: float) -> float:
         """So long a wait is still normal; the most where nothing was measured yet."""
         if self.mean_s is None:

@@ -20,6 +20,7 @@ class Peer:
         "again_s",
         "asked",
         "banned",
+        "busy_s",
         "bytes",
         "failures",
         "gets",
@@ -49,8 +50,10 @@ class Peer:
         """In a row."""
         self.again_s = 0.0
         """Left alone until then."""
+        self.busy_s = 0.0
+        """It is well, but is not to be asked for pieces before."""
         self.suspect = False
-        """It was asked for pieces that it had told of, sent none, and has sent none since."""
+        """It was asked for pieces that it had told of, sent none or wrong ones, and has sent no sound one since."""
         self.rate: float | None = None
         """Bytes in a second, lately."""
         self.last_s = 0.0

@@ -2,7 +2,8 @@
 
 Whoever is the source of a blob for a group (the bringer for its region, the first holder for the bringers) is asked by
 each of the group for another share of its runs, so it sends each piece once, and the group hands the pieces on. Who has
-had nothing for a while may take anything from anyone.
+had nothing for a while takes more of the source than its share, in steps: were all to ask for everything at once, a
+source with hundreds behind it would serve none of them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,21 @@ from blake3 import blake3
 
 from cas.digest import PREFIX, Digest
 from cas.manifest import PIECE_BYTES, pieces_in
-from cas.swarm.blob import Blob
+from cas.swarm.blob import Blob, Group
 from cas.swarm.limits import Limits
 from cas.swarm.messages import MAX_GET_PARTS, everything
 from cas.swarm.peer import Peer
 
 LEAST_PIECES = 2
 """A peer is asked for so many at once, however slow it is."""
+RELIEF = 4
+"""So many times more hosts may take a run from its source, each time that nothing came for a while."""
+WATCHERS = 4
+"""So many hosts, one of them the owner, watch whether a run is taken from its source."""
+MOST_RELIEF = 8
+"""Steps after which every host of any region may."""
+NEAR_STEPS = 3
+"""Who brings a blob waits so many of these steps for what its neighbours have, before that crosses the border too."""
 MIN_RUNS = 8
 """A form is cut into at least so many runs, where it has as many pieces."""
 
@@ -58,12 +67,13 @@ class Picker:
         if not known or blob.blob in peer.banned:
             return 0
         if peer.near:
-            if peer.name == blob.root and not blob.relieved:
+            if peer.name == blob.root:
                 known &= self.share_inside(blob, form)
         elif not blob.outside or self._at_once(blob, peer) < 1:
             return 0
-        elif not blob.relieved:
-            known &= ~blob.near.get(form, 0)
+        else:
+            if blob.relief < NEAR_STEPS:
+                known &= ~blob.near.get(form, 0)
             if blob.swarm.region_of[peer.name] in blob.sources:
                 known &= self._share_outside(blob, form)
         return known
@@ -73,32 +83,52 @@ class Picker:
     def share_inside(self, blob: Blob, form: Digest) -> int:
         """What this host takes from the bringer of its region. The next in the ranking have a share of the smallest
         form too, so they notice when the bringer keeps what it has."""
-        root = blob.root or self._me
-        share = blob.shares.get((root, form, 0))
-        if share is None:
-            at, before = blob.place, blob.swarm.place(root, blob.blob)
-            share = self._share(blob.forms[form].size, at - (before < at), len(blob.ranking) - 1)
-            blob.shares[root, form, 0] = share
-        return share
+        return self._share(blob, form, *self._inside(blob), blob.late_inside)
+
+    def watched_inside(self, blob: Blob, form: Digest) -> int:
+        """Of what this host asks the bringer of its region: its share, and what it would take in place of others."""
+        return self._owned(blob, form, *self._inside(blob), max(WATCHERS, _owners(blob)))
+
+    def _inside(self, blob: Blob) -> tuple[int, int]:
+        """Where among how many this host stands, those that the bringer serves."""
+        at, before = blob.place, blob.swarm.place(blob.root or self._me, blob.blob)
+        return at - (before < at), len(blob.ranking) - 1
 
     def _share_outside(self, blob: Blob, form: Digest) -> int:
         """What this host takes from those that had the blob first."""
-        key = ("", form, len(blob.sources))
-        if key not in blob.shares:
-            mine = blob.swarm.region_of[self._me]
-            group = [region for region in blob.swarm.regions if region == mine or region not in blob.sources]
-            turn = int(form[len(PREFIX) : len(PREFIX) + 8], 16)
-            blob.shares[key] = self._share(blob.forms[form].size, group.index(mine) - turn, len(group))
-        return blob.shares[key]
+        mine = blob.swarm.region_of[self._me]
+        if blob.group is None or blob.group.sources != len(blob.sources):
+            served = [region for region in blob.swarm.regions if region == mine or region not in blob.sources]
+            blob.group = Group(len(blob.sources), served.index(mine), len(served))
+        turn = int(form[len(PREFIX) : len(PREFIX) + 8], 16)
+        among = blob.group.size
+        return self._share(blob, form, (blob.group.place - turn) % among, among, blob.late_outside)
 
-    def _share(self, size: int, place: int, among: int) -> int:
+    def _share(self, blob: Blob, form: Digest, place: int, among: int, late: list[int]) -> int:
+        """What a member of a group takes from the group's source: its runs, those of others that are late, and more
+        where nothing comes at all."""
+        share = self._owned(blob, form, place, among, _owners(blob))
+        if form == blob.form:
+            for looks, pieces in enumerate(late[1:], start=1):
+                share |= pieces & self._owned(blob, form, place, among, 1 << looks)
+        return share
+
+    def _owned(self, blob: Blob, form: Digest, place: int, among: int, owners: int) -> int:
+        key = form, place, among, owners
+        if key not in blob.owned:
+            blob.owned[key] = self._runs(blob.forms[form].size, place, among, owners)
+        return blob.owned[key]
+
+    def _runs(self, size: int, place: int, among: int, owners: int) -> int:
+        """The runs of which this place is one of the owners: each run has so many, one after the other."""
         pieces = pieces_in(size)
         run = self._run(pieces)
-        if among <= 1:
+        if among <= owners:
             return everything(pieces)
         found = 0
-        for number in range(place % among, -(-pieces // run), among):
-            found |= everything(run) << number * run
+        for number in range(-(-pieces // run)):
+            if (place - number) % among < owners:
+                found |= everything(run) << number * run
         return found & everything(pieces)
 
     # --- runs ---
@@ -123,7 +153,8 @@ class Picker:
             return 1
         if peer.rate is None:
             return self._limits.first_pieces
-        return max(LEAST_PIECES, int(peer.rate * self._limits.get_s / PIECE_BYTES))
+        get_s = self._limits.near_get_s if peer.near else self._limits.far_get_s
+        return max(LEAST_PIECES, int(peer.rate * get_s / PIECE_BYTES))
 
     def _one_run(self, open_pieces: int, pieces: int, most: int) -> int:
         """Some consecutive ones of these, within one run."""
@@ -136,3 +167,8 @@ class Picker:
         span = behind >> first & everything(end - first)
         count = min((~span & span + 1).bit_length() - 1, most)
         return everything(count) << first
+
+
+def _owners(blob: Blob) -> int:
+    """How many may take a run of this blob from its source at once."""
+    return int(RELIEF ** min(blob.relief, MOST_RELIEF))

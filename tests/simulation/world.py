@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
+from agent.daemon.peering.driver import BUSY_AGAIN_S
+from agent.daemon.peering.limits import ANSWERS
 from cas.digest import Digest, digest_of
 from cas.inventory import Form, Item
 from cas.manifest import PIECE_BYTES, pieces_in
@@ -20,6 +22,7 @@ from cas.swarm.limits import Limits
 from cas.swarm.messages import (
     Arrived,
     Ask,
+    Busy,
     Cancel,
     Ended,
     Event,
@@ -123,6 +126,8 @@ class Host:
         self._waiting = _Waiting()
         self._cancelled: set[int] = set()
         self._tick_due_s = -1.0
+        self._answers = 0
+        """Parts that it is sending."""
         self.counts_pieces = True
 
     # --- its own side ---
@@ -224,6 +229,9 @@ class Host:
     def serve(self, asker: Host, fetch: Fetch, get: Get) -> None:
         if self._is_gone(asker, fetch, get.id) or self.fault == "stalling" or get.id in asker._cancelled:
             return
+        if self._answers >= ANSWERS:
+            self._send(asker.name, partial(asker.receive, fetch, Busy(get.id, BUSY_AGAIN_S)))
+            return
         for part in get.parts:
             pieces = everything(part.count) << part.first
             if self.held.get(part.form, 0) & pieces != pieces:
@@ -233,9 +241,14 @@ class Host:
             event: Event = Arrived(get.id, part.form, part.first, part.count, size)
             if self.fault == "lying":
                 size, event = PIECE_BYTES, Wrong(get.id, part.form, part.first)
-            self._network.transfer(self.name, asker.name, size, partial(asker.receive, fetch, event))
+            self._answers += 1
+            self._network.transfer(self.name, asker.name, size, partial(self._answered, asker, fetch, event))
             if self.fault == "lying":
                 return
+
+    def _answered(self, asker: Host, fetch: Fetch, event: Event) -> None:
+        self._answers -= 1
+        asker.receive(fetch, event)
 
     def _is_gone(self, asker: Host, fetch: Fetch, number: int) -> bool:
         if self.fault == "dead":

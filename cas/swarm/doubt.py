@@ -1,0 +1,62 @@
+"""Whom this host leaves because of its silence.
+
+How long a silence is too long is measured (`patience`). What it means depends on the others: who sent nothing while
+others did is left as soon as one of them can be asked for the same; where nobody can, it is only noted that what it
+owes is doubtful, so that others are asked about it. What somebody owes who is suspect is doubtful from the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from cas.swarm.in_flight import InFlight, PendingGet
+from cas.swarm.limits import Limits
+from cas.swarm.patience import Pace, Wait, patience
+from cas.swarm.peer import Peer
+from cas.swarm.wanted import Wanted
+
+
+class Doubt:
+    """Belongs to one `Fetch`."""
+
+    def __init__(
+        self, limits: Limits, wanted: Wanted, peers: Mapping[str, Peer], flight: InFlight, near: Pace, far: Pace
+    ) -> None:
+        self._limits = limits
+        self._wanted = wanted
+        self._peers = peers
+        self._flight = flight
+        self._near_pace, self._far_pace = near, far
+
+    def silent(self, now_s: float) -> Iterator[tuple[Peer, float]]:
+        """Who is to be left, and how long it has been silent. The gets of who is left may end meanwhile."""
+        for blob in self._wanted.open.values():
+            blob.doubtful = 0
+        for get in list(self._flight.gets.values()):
+            if get.id not in self._flight.gets:
+                continue
+            since_s = max(get.flowed_s, get.last_s, get.peer.last_s)
+            pace = self._near_pace if get.peer.near else self._far_pace
+            wait = patience(now_s - since_s, pace, self._limits)
+            if wait is Wait.NORMAL and not get.peer.suspect:
+                continue
+            keeps = wait is Wait.VERY_LONG and get.peer.near and self._hears_neighbours(get.peer, since_s)
+            replaced = wait is not Wait.NORMAL and self._could_be_replaced(get, since_s, now_s)
+            if wait is Wait.OVER or keeps or replaced:
+                yield get.peer, now_s - since_s
+            else:
+                for form, left in get.left.items():
+                    self._wanted.by_form[form].doubtful |= left
+
+    def _hears_neighbours(self, but: Peer, since_s: float) -> bool:
+        return any(peer.near and peer.heard_s > since_s and peer is not but for peer in self._peers.values())
+
+    def _could_be_replaced(self, get: PendingGet, since_s: float, now_s: float) -> bool:
+        """Whether a peer that was heard of meanwhile has something of what this one was asked for."""
+        for peer in self._peers.values():
+            if peer.heard_s > since_s and peer is not get.peer and peer.is_well(now_s) and not peer.suspect:
+                for form, left in get.left.items():
+                    blob = self._wanted.by_form[form]
+                    if peer.known.get(form, 0) & left and (peer.near or blob.outside):
+                        return True
+        return False

@@ -1,0 +1,160 @@
+"""One host in a region brings what hundreds wait for: who waits must not make that worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from cas.digest import Digest
+from cas.swarm.blob import Want
+from cas.swarm.fetching import Fetch
+from cas.swarm.late import Late
+from cas.swarm.limits import Limits
+from cas.swarm.messages import Ask, Busy, Get, Request, Tick, Told, Wrong, everything
+from cas.swarm.patience import Pace
+from cas.swarm.peer import Peer
+from tests.simulation.network import Model
+from tests.simulation.test_fetching import MB, assert_all_have, run, start, swarm_of, world_with
+from tests.simulation.world import World, item
+
+LARGE = item("large", 64 * MB)
+SLOW_HOSTS = Model(host_bytes_per_s=12.5e6, border_bytes_per_s=12.5e6)
+
+
+def bringer_of(world: World, region: str, place: int = 0) -> str:
+    return world.swarm.ranking(region, LARGE.whole.digest)[place]
+
+
+def test_a_bringer_with_a_hundred_neighbours_behind_it_is_neither_stormed_nor_replaced() -> None:
+    world = world_with([LARGE], swarm_of(2, 100), model=SLOW_HOSTS)
+    start(world, [LARGE])
+    run(world)
+    assert_all_have(world, [LARGE])
+    assert world.crossings("r1") <= 1.05 * LARGE.whole.size
+    assert world.network.up[bringer_of(world, "r1")].bytes < 3 * LARGE.whole.size
+
+
+def test_what_a_silent_host_should_have_taken_from_the_bringer_others_take_while_the_rest_still_comes() -> None:
+    lines = Model(border_bytes_per_s=4e6)
+    world = world_with([LARGE], swarm_of(2, 40), model=lines)
+    bringer, silent = bringer_of(world, "r1"), bringer_of(world, "r1", 1)
+    world.hosts[silent].break_down("stalling")
+    start(world, [LARGE])
+    form, soon_s = LARGE.whole.digest, LARGE.whole.size / lines.border_bytes_per_s / 2
+    lacking: list[int] = []
+
+    def look() -> None:
+        arrived = world.hosts[bringer].held[form]
+        others = [world.hosts[name] for name in world.swarm.regions["r1"] if name not in (bringer, silent)]
+        lacking.extend((arrived & ~host.held.get(form, 0)).bit_count() for host in others)
+
+    world.network.at(soon_s, look)
+    run(world)
+    assert_all_have(world, [LARGE])
+    assert max(lacking) < Limits().run_pieces
+
+
+class Talk:
+    """A `Fetch` that asks, and is told what the test says."""
+
+    def __init__(self, me: str, wants: list[Want]) -> None:
+        self.fetch = Fetch(me)
+        self.now_s = 0.0
+        self.asked: dict[str, Ask] = {}
+        self.gets: list[Get] = []
+        self._take(self.fetch.want(wants, 0.0))
+
+    def _take(self, requests: list[Request]) -> None:
+        for request in requests:
+            if isinstance(request, Ask):
+                self.asked[request.peer] = request
+            elif isinstance(request, Get):
+                self.gets.append(request)
+
+    def told(self, peer: str, held: dict[Digest, int]) -> None:
+        self._take(self.fetch.take(Told(self.asked.pop(peer).id, held), self.now_s))
+
+    def take(self, event: Busy | Wrong | Tick) -> None:
+        self._take(self.fetch.take(event, self.now_s))
+
+    def wait(self, seconds: float) -> None:
+        until_s = self.now_s + seconds
+        while (wake_s := self.fetch.wake_s) is not None and wake_s <= until_s:
+            self.now_s = max(self.now_s, wake_s)
+            self.take(Tick())
+        self.now_s = until_s
+
+
+def test_a_busy_neighbour_is_asked_again_for_the_same_and_nobody_goes_outside_because_of_it() -> None:
+    swarm = swarm_of(2, 3)
+    bringer, me, _ = swarm.ranking("r0", LARGE.whole.digest)
+    talk = Talk(me, [Want(LARGE, swarm)])
+    talk.told(bringer, {LARGE.whole.digest: everything(256)})
+    (first,) = talk.gets
+    talk.take(Busy(first.id, 1.0))
+    talk.wait(0.9)
+    assert talk.gets == [first]
+    talk.wait(0.7)
+    assert [get.peer for get in talk.gets] == [bringer, bringer]
+    assert all(peer in swarm.regions["r0"] for peer in talk.asked)
+    assert not any(source.failures or source.reason for source in talk.fetch.sources())
+
+
+def test_who_sent_a_wrong_piece_of_one_blob_is_not_believed_to_have_another() -> None:
+    swarm = swarm_of(2, 2)
+    blobs = [item(f"{number}", 8 * MB) for number in range(40)]
+    liar, me = swarm.ranking("r0", blobs[0].whole.digest)
+    mine = next(one for one in blobs if swarm.ranking("r0", one.whole.digest)[0] == me)
+    talk = Talk(me, [Want(blobs[0], swarm), Want(mine, swarm)])
+    talk.told(liar, {one.whole.digest: everything(32) for one in (blobs[0], mine)})
+    talk.wait(1.0)
+    get = next(get for get in talk.gets if get.parts[0].form == blobs[0].whole.digest)
+    talk.take(Wrong(get.id, blobs[0].whole.digest, get.parts[0].first))
+    outside = swarm.ranking("r1", mine.whole.digest)[0]
+    before = len(talk.gets)
+    talk.told(outside, {mine.whole.digest: everything(32)})
+    assert any(get.peer == outside for get in talk.gets[before:])
+
+
+@pytest.mark.parametrize("fault", ["dead", "stalling", "lying"])
+def test_the_last_pieces_are_not_left_to_those_that_failed(fault: str) -> None:
+    world = world_with([LARGE], swarm_of(6, 5))
+    start(world, [LARGE])
+    run(world)
+    sound_s = _last_s(world)
+    world = world_with([LARGE], swarm_of(6, 5))
+    world.hosts[bringer_of(world, "r1")].break_down(fault)
+    start(world, [LARGE])
+    run(world)
+    assert_all_have(world, [LARGE])
+    assert _last_s(world) < sound_s + Limits().stall_s + 5.0
+
+
+def _last_s(world: World) -> float:
+    return max(host.done_s for host in world.sound() if host.done_s is not None)
+
+
+def _late_after(looks: int, others: Callable[[int], int]) -> list[int]:
+    """What is late after so many looks, where others have so much at each."""
+    swarm = swarm_of(1, 3)
+    root, me, other = swarm.ranking("r0", LARGE.whole.digest)
+    form = LARGE.whole.digest
+    fetch = Fetch(me)
+    fetch.want([Want(LARGE, swarm)], 0.0)
+    blob = fetch._wanted.open[form]
+    blob.use(form)
+    blob.root = root
+    peers = {name: Peer(name, near=True) for name in (root, other)}
+    peers[root].known[form] = 0b1111
+    late = Late(Limits(), peers, Pace(), Pace())
+    for number in range(looks):
+        peers[other].known[form] = others(number)
+        late.look([blob], number * 100.0)
+    return blob.late_inside
+
+
+def test_late_is_what_was_the_source_s_alone_at_look_after_look() -> None:
+    assert _late_after(3, lambda _: 0) == [0b1111, 0b1111, 0b1111]
+    assert _late_after(3, lambda look: 0b0011 << look & 0b1111) == [0b0011, 0b0001]
+    assert _late_after(2, lambda _: 0b1111) == []
