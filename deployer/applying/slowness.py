@@ -34,7 +34,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._looks: deque[tuple[float, int]] = deque()
-        self._first_bytes = 0
+        self._first_bytes = self._ended_bytes = 0
         self._moved_s = self._since_s = float("-inf")
         """When something arrived last, and since when it does without a silence."""
         self.bytes = 0
@@ -43,7 +43,12 @@ class Pace:
         """In any window."""
 
     def arrived(self, all_bytes: int, now_s: float) -> None:
-        """So many have arrived by now, with what was sent before."""
+        """So many have arrived by now, with what was sent before; over the connections that are open, so what came over
+        one that has ended is not among them."""
+        all_bytes += self._ended_bytes
+        if self._looks and (ended_bytes := self._looks[-1][1] - all_bytes) > 0:
+            self._ended_bytes += ended_bytes
+            all_bytes += ended_bytes
         if not self._looks:
             self._first_bytes, self._moved_s, self._since_s = all_bytes, now_s, now_s
         elif all_bytes > self._looks[-1][1]:

@@ -63,6 +63,14 @@ def test_a_border_that_is_cut_and_heals_makes_nobody_slow() -> None:
     assert pace.is_behind(1000 * MB, [MB])
 
 
+def test_a_connection_that_ends_beside_the_one_that_brings_makes_nobody_slow() -> None:
+    pace = looked_at(2 * MB, 5.0, before=MB)
+    for look in range(1, 20):
+        pace.arrived(round(2 * MB * (5.0 + look * LOOK_S)), 5.0 + look * LOOK_S)
+        assert not pace.is_behind(1000 * MB, [5 * MB])
+    assert 13 * MB < pace.bytes < 14 * MB
+
+
 @given(st.integers(0, 1 << 40))
 def test_what_was_sent_before_does_not_count(before: int) -> None:
     pace = looked_at(25 * KB, LONG_S, before=before)
