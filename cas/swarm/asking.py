@@ -79,6 +79,7 @@ class Asking:
         ahead = sum(blob.swarm.place(name, blob.blob) < blob.place for name in left if name in blob.swarm.region_of)
         rank = blob.place - ahead
         blob.root = next((host for host in blob.ranking if host not in left), self._me)
+        blob.absent = left if len(blob.ranking) <= limits.neighbours + 1 else frozenset()
         self._bringers.begin(blob.root, blob, now_s)
         quiet_s = now_s - max(blob.news_s, self._bringers.heard_s(blob.root))
         patience_s = max(

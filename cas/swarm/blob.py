@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import NamedTuple
 
 from cas.digest import Digest
@@ -32,6 +33,7 @@ class Blob:
     """Mutable; belongs to one `Fetch`. A set of pieces is an int, as in `messages`."""
 
     __slots__ = (
+        "absent",
         "blob",
         "doubtful",
         "first_s",
@@ -106,6 +108,8 @@ class Blob:
         self.late_outside: list[int] = []
         """The same of those that had the blob first and the other bringers."""
         self.keeping = False
+        self.absent: Set[str] = frozenset()
+        """Hosts of a small region that take nothing over from its bringer, as far as this one knows."""
         self.root: str | None = None
         """The host that brings it into this region."""
         self.outside = False

@@ -91,6 +91,11 @@ class Picker:
 
     def _inside(self, blob: Blob) -> tuple[int, int]:
         """Where among how many this host stands, those that the bringer serves."""
+        if (
+            blob.absent and blob.root != self._me
+        ):  # where each knows of all others, what is dealt to the dead is not lost
+            served = [host for host in blob.ranking if host == self._me or host not in {*blob.absent, blob.root}]
+            return served.index(self._me), len(served)
         at, before = blob.place, blob.swarm.place(blob.root or self._me, blob.blob)
         return at - (before < at), len(blob.ranking) - 1
 

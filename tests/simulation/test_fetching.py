@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cas.digest import Digest
 from cas.inventory import Item
-from cas.manifest import PIECE_BYTES
-from cas.swarm.blob import Want
+from cas.manifest import PIECE_BYTES, pieces_in
+from cas.swarm.blob import Blob, Want
 from cas.swarm.fetching import Fetch
 from cas.swarm.limits import Limits
 from cas.swarm.messages import (
@@ -31,6 +31,7 @@ from cas.swarm.messages import (
     Wrong,
     everything,
 )
+from cas.swarm.pieces import Picker
 from cas.swarm.ranking import Swarm
 from tests.simulation.network import Model, Network
 from tests.simulation.world import FAULTS, World, break_some, item, make_world
@@ -319,6 +320,21 @@ def test_a_peer_that_tells_of_more_while_it_is_sending_is_not_asked_for_it_yet()
         gets = [request for request in out if isinstance(request, Get)]
         assert len(gets) == (held == 0xFF)
         out += fetch.take(Tick(), 1.4)
+
+
+def test_in_a_small_region_what_would_be_dealt_to_the_dead_is_dealt_to_the_others() -> None:
+    one, swarm = item("large", 20 * MB), swarm_of(1, 4)
+    form = one.whole
+    root, dead, *others = swarm.ranking("r0", form.digest)
+
+    def share(me: str, absent: frozenset[str]) -> int:
+        blob = Blob(Want(one, swarm), [form], {}, me, 0.0)
+        blob.root, blob.absent = root, absent
+        return Picker(me, Limits()).share_inside(blob, form.digest)
+
+    whole = everything(pieces_in(form.size))
+    assert share(others[0], frozenset()) | share(others[1], frozenset()) < whole
+    assert share(others[0], frozenset({dead})) ^ share(others[1], frozenset({dead})) == whole
 
 
 def test_a_get_of_many_small_blobs_goes_on_when_the_first_of_them_is_kept() -> None:
