@@ -94,9 +94,10 @@ class Delivery:
         self.brought[host] = added(self.brought[host], receipt)
 
     async def fetched(self, host: str, blobs: Collection[Digest], fetched: Fetched) -> None:
-        """What a host has got of these by itself."""
+        """What a host has got of these by itself. Who it says has lied is noted only where there is such a host."""
         got = {*blobs} - {*fetched.missing}
         whole_bytes = await asyncio.to_thread(lambda: sum(one.size for one in self.site.store.stats(got).values()))
+        wrong = [name for name in fetched.wrong if name in self.definition.host]
         so_far = self.brought[host]
         self.brought[host] = msgspec.structs.replace(
             so_far,
@@ -104,7 +105,7 @@ class Delivery:
             border_bytes=so_far.border_bytes + fetched.border_bytes,
             blobs=so_far.blobs + fetched.blobs,
             whole_bytes=so_far.whole_bytes + whole_bytes,
-            wrong=tuple(dict.fromkeys([*so_far.wrong, *fetched.wrong])),
+            wrong=tuple(dict.fromkeys([*so_far.wrong, *wrong])),
         )
 
     # --- what a host is told ---

@@ -23,8 +23,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from agent.api import Reason
-from agent.client import AgentClient, AgentError, CallRefused, refused_because
+from agent.client import AgentClient, AgentError, CallRefused
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.swarm.ranking import Swarm
@@ -137,7 +136,11 @@ class _Distribution(Delivery):
         if not any(split.fetched.values()):
             await self.directly(lacking, lacking)
         elif not await Round(self, of_all, lacking, split, small).run():
-            await self._serve_region([host for host in lacking if host not in self.failures], served)
+            left = [host for host in lacking if host not in self.failures]
+            if len(left) < len(lacking):
+                await self._serve_region(left, served)
+            else:  # by what they say of each other nobody is fit to bring it in, and would not be another time
+                await self.directly(left)
 
     async def _lacking(self, hosts: Sequence[str]) -> dict[str, Lack]:
         found: dict[str, Lack] = {}
@@ -157,10 +160,10 @@ class _Distribution(Delivery):
         """Raises AgentError."""
         try:
             return await self.source.lack(client, wanted, self.acquaint)
-        except CallRefused as error:
-            if self.acquaint is None or not refused_because(error, Reason.BAD_REQUEST):
+        except CallRefused:
+            if self.acquaint is None:
                 raise
-        await introduce(self.site, [client.host_name], self.definition)  # an agent of before
+        await introduce(self.site, [client.host_name], self.definition)  # an agent of before, or it cannot use the list
         return await self.source.lack(client, wanted)
 
     def _small(self, missing: Mapping[str, Sequence[Digest]], lacking: Mapping[str, Lack]) -> frozenset[Digest]:

@@ -260,7 +260,7 @@ class Round:
                     raise
                 await asyncio.sleep(ASK_AGAIN_S)  # what it takes to check the pieces is still on its way
                 continue
-            self._liars.update(fetched.wrong)
+            self._liars.update(self._lacking.keys() & {*fetched.wrong})
             now = fetched.region_bytes + fetched.border_bytes + fetched.blobs + self._brought_bytes()
             if now != before:
                 moved_s, before = clock(), now

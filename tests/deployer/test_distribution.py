@@ -17,6 +17,8 @@ from agent.api import (
     BlobAnswer,
     BlobQuery,
     BlobReceipt,
+    Fetch,
+    Fetched,
     HaveAnswer,
     HaveQuery,
     Meet,
@@ -161,6 +163,30 @@ class Counted(AgentClient):
 
     def _note(self, what: str) -> None:
         self.asked.setdefault(self.host_name, []).append(what)
+
+
+class Deaf(AgentClient):
+    """Its agent cannot use the list of its neighbours."""
+
+    async def query(self, query: BlobQuery) -> BlobAnswer:
+        if query.acquaint is not UNSET:
+            raise CallRefused(Refusal(Reason.BAD_BLOB, "the list of neighbours is of another version"))
+        return await super().query(query)
+
+    async def acquaint(self, acquaint: Acquaint) -> bool:
+        raise CallRefused(Refusal(Reason.BAD_BLOB, f"{acquaint.neighbours} is of another version"))
+
+
+class Accusing(AgentClient):
+    """Its agent lacks everything whatever it is sent, and says of all others that they lie."""
+
+    async def query(self, query: BlobQuery) -> BlobAnswer:
+        return msgspec.structs.replace(await super().query(query), missing=query.want)
+
+    async def fetch(self, fetch: Fetch) -> Fetched:
+        wanted = tuple(blob for party in fetch.parties for blob in party.blobs)
+        others = tuple(host for host in REGIONS if host != self.host_name)
+        return Fetched(wanted, under_way=False, wrong=(*others, "nobody"))
 
 
 class Old(AgentClient):
@@ -336,6 +362,19 @@ def test_a_host_that_dies_and_comes_back_meanwhile_gets_it_too(hosts: Ground) ->
     assert len(Dying.killed) == 1
     assert all_there(hosts, [blob], ("a1", "a2", "a3"))
     assert sum(one.deployer_bytes for one in brought.values()) < 6 * MiB
+
+
+def test_hosts_that_accuse_each_other_of_lying_are_sent_everything_and_that_ends(hosts: Ground) -> None:
+    blob = hosts.blob(noise(MiB))
+    brought = bring(hosts, [blob], ("a1", "a2", "a3"), Accusing)
+    assert all_there(hosts, [blob], ("a1", "a2", "a3"))
+    assert not any("nobody" in one.wrong for one in brought.values())
+
+
+def test_a_host_that_cannot_use_the_list_of_its_neighbours_is_sent_everything(hosts: Ground) -> None:
+    blob = hosts.blob(noise(MiB))
+    bring(hosts, [blob], ("a1", "a2", "a3"), Deaf)
+    assert all_there(hosts, [blob], ("a1", "a2", "a3"))
 
 
 def test_a_host_that_knows_no_pieces_is_sent_a_stream(hosts: Ground) -> None:
