@@ -140,10 +140,10 @@ class Driver:
 
     async def _round(self) -> bool:
         """Fetch what is missing now and nobody brings. False where that has changed."""
+        self._events = asyncio.Queue()  # first: what comes while it is looked what is missing is news
         wanted = list(dict.fromkeys(blob for party in self._parties for blob in party.blobs))
         self._missing = dict.fromkeys(await asyncio.to_thread(self._store.missing, wanted))
         self._machine = Machine(self._host, limits=self._limits)
-        self._events = asyncio.Queue()
         left_out, inside = self._left_out(), self._looks_inside()
         wants = await asyncio.to_thread(lambda: list(self._wants(left_out, inside=inside)))
         try:

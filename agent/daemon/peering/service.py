@@ -209,12 +209,15 @@ class Peering:
         return PeersStatus(self._acquaintance.region, tuple(rows), self._deployer_bytes, waiting)
 
     async def arrived(self, wire_bytes: int) -> None:
-        """An operator has brought so many bytes of blobs."""
+        """An operator has brought so many bytes of blobs. Never raises: they are here whatever comes of the list of
+        neighbours."""
         self._deployer_bytes += wire_bytes
         if (expected := self._expected) is not None:
-            with contextlib.suppress(Refused):
+            try:
                 if await asyncio.to_thread(self._acquaint, expected) and self._expected is expected:
                     self._expected = None
+            except (Refused, CasError, OSError) as error:
+                _log.warning("the list of neighbours %s cannot be used: %s", expected.neighbours, error)
         self._news.tell()
         self._look_again()
 

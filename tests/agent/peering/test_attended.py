@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from agent.api import PartAsked, PiecesOffer
+from agent.api import Fetch, PartAsked, Party, PiecesOffer
 from agent.daemon.peering import driver, errands
-from cas.digest import digest_of
+from agent.daemon.peering.acquaintance import Acquaintance
+from agent.daemon.peering.limits import PeerLimits
+from agent.daemon.peering.links import Links
+from agent.daemon.peering.service import NEIGHBOURS_NAME
+from agent.daemon.peering.serving import News
+from cas.digest import Digest, digest_of
+from cas.inventory import take_inventory
+from cas.partial import Spool
+from cas.store import Store
+from cas.swarm.limits import Limits
 from cas.swarm.ranking import Swarm
 from tests.agent.peering import liars
 from tests.agent.peering.liars import Liar
@@ -85,6 +96,55 @@ def test_what_is_being_brought_to_a_host_is_not_fetched_by_it_from_others(tmp_pa
             done = await fetching
             assert (done.missing, done.region_bytes) == ((), 0)
             assert host.store.read(blob) == data
+
+    run(tmp_path, work)
+
+
+class Arriving:
+    """A store into which a blob comes in another way just after it was looked whether it is missing."""
+
+    def __init__(self, store: Store, data: bytes) -> None:
+        self._store = store
+        self._data = data
+        self.arrived: Callable[[], object] = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def missing(self, wanted: Iterable[Digest]) -> list[Digest]:
+        found = self._store.missing(wanted)
+        if self._data:
+            self._store.put(self._data)
+            self._data = b""
+            self.arrived()
+        return found
+
+
+def test_what_comes_while_it_is_looked_what_is_missing_is_not_waited_for(tmp_path: Path) -> None:
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra1") as hood:
+            data, member = noise(MiB), hood.members["fra1"]
+            blob = hood.source.put(data).digest
+            fetch = Fetch(hood.listed([blob]), (Party(("fra1",), (blob,)),))
+            items = {item.whole.digest: item for item in take_inventory(hood.source, [blob]).items}
+            store = Arriving(member.store, data)
+            links = Links(hood.credentials("fra1"), PeerLimits(), time.monotonic)
+            one = driver.Driver(
+                "fra1",
+                fetch,
+                items,
+                store=cast(Store, store),
+                spool=Spool(tmp / "spool"),
+                links=links,
+                acquaintance=Acquaintance("fra1", member.state_dir / NEIGHBOURS_NAME),
+                news=News(),
+                now_s=time.monotonic,
+                tell=lambda _: None,
+                limits=Limits(patience_s=1.0),
+            )
+            loop = asyncio.get_running_loop()
+            store.arrived = lambda: loop.call_soon_threadsafe(one.look_again)
+            assert (await one.run()).missing == ()
 
     run(tmp_path, work)
 

@@ -17,6 +17,7 @@ from agent import tls
 from agent.api import (
     WORD_CONTEXT,
     Acquaint,
+    BlobQuery,
     Meet,
     Neighbour,
     Neighbours,
@@ -33,6 +34,7 @@ from agent.api import (
 from agent.client import AgentClient, CallRefused
 from agent.daemon.peering import heeding
 from agent.daemon.peering.heeding import Pace
+from agent.daemon.peering.service import NEIGHBOURS_NAME
 from agent.daemon.peering.words import Words
 from agent.daemon.refusal import Refused
 from cas import inventory, signed
@@ -347,6 +349,26 @@ def test_a_list_of_neighbours_is_told_by_its_name_once_it_is_here(tmp_path: Path
             await hood.give("fra1", [wrong])
             with pytest.raises(CallRefused):
                 await one.acquaint(Acquaint(wrong, 102))
+
+    run(tmp_path, work)
+
+
+def test_blobs_that_are_kept_are_acknowledged_though_the_list_among_them_cannot_be_used(tmp_path: Path) -> None:
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra1") as hood:
+            member = hood.members["fra1"]
+            listed = Neighbours((Neighbour("fra1", "x", member.address),))
+            name = hood.source.put(encode_record(listed)).digest
+            query = BlobQuery((name,), acquaint=Acquaint(name, 100))
+            assert (await member.client.query(query)).missing == (name,)
+            known = member.state_dir / NEIGHBOURS_NAME
+            known.unlink()
+            known.mkdir()
+            await hood.give("fra1", [name])
+            assert member.has([name])
+            known.rmdir()
+            await hood.give("fra1", [name])  # it is tried again each time that something comes
+            assert (await member.client.peers()).region == "x"
 
     run(tmp_path, work)
 
