@@ -739,9 +739,9 @@ MAX_HAVE_WAIT_S: Final = 30.0
 MAX_WORDS: Final = 16
 MAX_WORD_BYTES: Final = 2048
 MAX_LISTING_BYTES: Final = 256 << 20
+"""What a blob that a word names may have."""
 MAX_BEFORE_BYTES: Final = 4 << 20
 """Of a stream of blobs that comes before pieces."""
-"""What a blob that a word names may have."""
 WORD_CONTEXT: Final = b"lowcloud word signature 1\n"
 """Goes before what is signed, so that no signature can be taken for one of something else."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 import weakref
 from typing import Any, Final
 
@@ -37,8 +38,9 @@ class Sockets:
         for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
             if hasattr(socket, option):
                 made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-        with contextlib.suppress(OSError):
-            made.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RESENT_AFTER_MS)
+        if sys.platform == "linux":  # elsewhere the number may mean something else
+            with contextlib.suppress(OSError):
+                made.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RESENT_AFTER_MS)
         if hasattr(socket, "TCP_QUICKACK"):  # what is acknowledged goes with the next question, from the greeting on
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         self._made.add(made)
@@ -52,6 +54,8 @@ class Sockets:
 
     def acknowledged_bytes(self) -> int | None:
         """Of all that was written to those that are open; None where the system does not say."""
+        if sys.platform != "linux":
+            return None
         found = 0
         for made in list(self._made):
             if made.fileno() < 0:
@@ -59,6 +63,6 @@ class Sockets:
             try:
                 told = made.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKNOWLEDGED.size)
                 found += _ACKNOWLEDGED.unpack(told)[0]
-            except (OSError, AttributeError, struct.error):
+            except (OSError, struct.error):
                 return None
         return found
