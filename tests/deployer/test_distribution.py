@@ -127,13 +127,13 @@ class Dying(AgentClient):
 
 
 class Returning(Dying):
-    """As that; the agent is started again when another host brings the blob in its place."""
+    """As that; the agent has been started again when it is asked the next time."""
 
-    async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
-        for host in self.killed:
-            if not self.agents[host].runs:
-                await asyncio.to_thread(self.agents[host].start)
-        return await super().give_pieces(offer, pieces)
+    async def query(self, query: BlobQuery) -> BlobAnswer:
+        agent = self.agents[self.host_name]
+        if self.host_name in self.killed and not agent.runs:
+            await asyncio.to_thread(agent.start)
+        return await super().query(query)
 
 
 class Counted(AgentClient):
