@@ -252,11 +252,25 @@ class Fetch:
         peer.tell_s = max(peer.tell_s, now_s + self.limits.tick_s)
         if isinstance(event, Busy):
             peer.busy_s = max(peer.busy_s, now_s + min(max(event.again_s, 0.0), 60.0))
+            if get is not None:
+                self._was_busy(peer, get, now_s)
         elif isinstance(event, Failed):
             self._leave(peer, now_s, event.reason)
         elif empty:
             peer.suspect = True
             self._leave(peer, now_s, "offered pieces that it did not have")
+
+    def _was_busy(self, peer: Peer, get: PendingGet, now_s: float) -> None:
+        """That is no blame, but for as long as silence is borne, while nobody of the region gets anything of it either,
+        it is as if it kept what it has."""
+        if peer.busy_since_s is None:
+            peer.busy_since_s = now_s
+        news_s = max(self._wanted.by_form[form].news_s for form in get.left)
+        if now_s - max(peer.busy_since_s, news_s) >= self.limits.stall_s and not peer.suspect:
+            peer.suspect = True
+            if peer.near:
+                self._believe_no_more(peer, peer.known)
+            self._asking.plan(self._wanted.open.values(), now_s)
 
     def _kept(self, event: Kept, now_s: float) -> None:
         blob = self._wanted.open.get(event.blob)

@@ -21,6 +21,7 @@ class Peer:
         "asked",
         "banned",
         "busy_s",
+        "busy_since_s",
         "bytes",
         "failures",
         "gets",
@@ -52,6 +53,8 @@ class Peer:
         """Left alone until then."""
         self.busy_s = 0.0
         """It is well, but is not to be asked for pieces before."""
+        self.busy_since_s: float | None = None
+        """Since when it has been too busy to send any; None where it has sent some since."""
         self.suspect = False
         """It was asked for pieces that it had told of, sent none or wrong ones, and has sent no sound one since."""
         self.rate: float | None = None
@@ -96,4 +99,5 @@ class Peer:
         self.last_s = self.heard_s = now_s
         self.failures = 0
         self.suspect = False
+        self.busy_since_s = None
         self.bytes += wire_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import partial
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -320,6 +321,35 @@ def test_a_peer_that_tells_of_more_while_it_is_sending_is_not_asked_for_it_yet()
         gets = [request for request in out if isinstance(request, Get)]
         assert len(gets) == (held == 0xFF)
         out += fetch.take(Tick(), 1.4)
+
+
+@pytest.mark.parametrize("is_near", [True, False])
+def test_who_is_always_busy_keeps_nobody_from_getting_it_elsewhere(is_near: bool) -> None:
+    large, swarm = item("large", 4 * MB), swarm_of(2, 4)
+    form = large.whole.digest
+    inside, outside = swarm.ranking("r0", form), swarm.ranking("r1", form)
+    busy, me = (inside[0], inside[1]) if is_near else (outside[0], inside[0])
+    fetch = Fetch(me)
+    out, now_s = fetch.want([Want(large, swarm)], 0.0), 0.0
+    ended: list[Ended] = []
+    while out or fetch.wake_s is not None:
+        while out:
+            match out.pop():
+                case Ask(number, peer, forms) if peer in (busy, *outside):
+                    out += fetch.take(Told(number, forms), now_s)
+                case Get(number, peer) if peer == busy:
+                    out += fetch.take(Busy(number, 0.5), now_s)
+                case Get(number, _, parts):
+                    for index in [part.first + at for part in parts for at in range(part.count)]:
+                        out += fetch.take(Arrived(number, form, index, 1, PIECE_BYTES), now_s)
+                case Keep(blob):
+                    out += fetch.take(Kept(blob, ok=True), now_s)
+                case Ended() as end:
+                    ended.append(end)
+        now_s = max(now_s, fetch.wake_s or 0.0)
+        out += fetch.take(Tick(), now_s)
+    assert ended == [Ended(form, ok=True)]
+    assert now_s < 3 * fetch.limits.stall_s
 
 
 def test_in_a_small_region_what_would_be_dealt_to_the_dead_is_dealt_to_the_others() -> None:
