@@ -221,7 +221,7 @@ class Round:
             self._told[host].set()
 
     def _tries(self, blobs: Sequence[Digest]) -> int:
-        return TRIES_OF_MANY if all(len(self._candidates(blob)) > 1 for blob in blobs) else TRIES
+        return TRIES_OF_MANY if blobs and all(len(self._candidates(blob)) > 1 for blob in blobs) else TRIES
 
     def _brought_bytes(self) -> int:
         """Grows as long as something comes into the region: over a slow border all of it is handed to the network long

@@ -30,7 +30,7 @@ from agent.api import (
     Waiting,
     spec_digest,
 )
-from agent.client import AgentClient, CallRefused
+from agent.client import AgentClient, CallRefused, HostUnreachable
 from cas.digest import Digest, digest_of
 from cas.swarm.ranking import Swarm
 from deployer.applying.apply import apply
@@ -163,6 +163,18 @@ class Counted(AgentClient):
 
     def _note(self, what: str) -> None:
         self.asked.setdefault(self.host_name, []).append(what)
+
+
+class Stumbling(AgentClient):
+    """The first small stream to each host breaks off."""
+
+    stumbled: ClassVar[set[str]]
+
+    async def send_blobs(self, chunks: AsyncIterable[bytes] | Iterable[bytes]) -> BlobReceipt:
+        if self.host_name not in self.stumbled:
+            self.stumbled.add(self.host_name)
+            raise HostUnreachable(f"{self.host_name} cannot be reached")
+        return await super().send_blobs(chunks)
 
 
 class Deaf(AgentClient):
@@ -362,6 +374,17 @@ def test_a_host_that_dies_and_comes_back_meanwhile_gets_it_too(hosts: Ground) ->
     assert len(Dying.killed) == 1
     assert all_there(hosts, [blob], ("a1", "a2", "a3"))
     assert sum(one.deployer_bytes for one in brought.values()) < 6 * MiB
+
+
+def test_what_nobody_else_brings_is_sent_again_where_it_broke_off_and_the_rest_comes_from_the_region(
+    hosts: Ground,
+) -> None:
+    blob = hosts.blob(noise(2 * MiB))
+    Stumbling.stumbled = set()
+    brought = bring(hosts, [blob], ("a1", "a2", "a3"), Stumbling)
+    assert len(Stumbling.stumbled) == 2
+    assert all_there(hosts, [blob], ("a1", "a2", "a3"))
+    assert sum(one.deployer_bytes for one in brought.values()) < 3 * MiB
 
 
 def test_hosts_that_accuse_each_other_of_lying_are_sent_everything_and_that_ends(hosts: Ground) -> None:
