@@ -91,10 +91,10 @@ class Picker:
 
     def _inside(self, blob: Blob) -> tuple[int, int]:
         """Where among how many this host stands, those that the bringer serves."""
-        if (
-            blob.absent and blob.root != self._me
-        ):  # where each knows of all others, what is dealt to the dead is not lost
-            served = [host for host in blob.ranking if host == self._me or host not in {*blob.absent, blob.root}]
+        if blob.absent and blob.root != self._me:
+            # Where each knows of all others, what would be dealt to the dead is not lost.
+            gone = {*blob.absent, blob.root} - {self._me}
+            served = [host for host in blob.ranking if host not in gone]
             return served.index(self._me), len(served)
         at, before = blob.place, blob.swarm.place(blob.root or self._me, blob.blob)
         return at - (before < at), len(blob.ranking) - 1
