@@ -86,6 +86,8 @@ CALL_SLACK_S: Final = 120.0
 STAGE_TIMEOUT_S: Final = 1800.0
 MAX_ANSWER_BYTES: Final = 64 << 20
 MAX_WORDS_BYTES: Final = 512 << 10
+HOLDING_BYTES: Final = 32
+"""What the answer which pieces a host has may take for each form, beside a bit for each piece."""
 MAX_BLOB_BYTES: Final = 1 << 30
 PEER_TIMEOUT_S: Final = 10.0
 """Between hosts, where another may have what one does not give."""
@@ -352,7 +354,8 @@ class AgentClient:
         """Which pieces of these forms does the host have? As a host asks another one."""
         body = msgspec.msgpack.encode(query)
         limit_s = PEER_TIMEOUT_S + query.wait_s
-        return await self._ask("POST", Routes.PEER_HAVE, HaveAnswer, body=body, timeout_s=limit_s)
+        most = HOLDING_BYTES * (1 + len(query.forms)) + sum(map(len, query.news))
+        return await self._ask("POST", Routes.PEER_HAVE, HaveAnswer, body=body, timeout_s=limit_s, max_bytes=most)
 
     async def pieces(self, query: PiecesQuery, *, stalled_s: float = PEER_TIMEOUT_S) -> AsyncGenerator[bytes, None]:
         """The bytes of these pieces as they come, unchecked and without bound: the caller stops taking them. Raises

@@ -9,12 +9,13 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from agent.api import HaveAnswer, HaveQuery, PeerStatus, PiecesQuery, Reason, Routes
-from agent.client import AgentClient, CallRefused
+from agent.api import FormAsked, HaveAnswer, HaveQuery, PeerStatus, PiecesQuery, Reason, Routes
+from agent.client import AgentClient, BadAnswer, CallRefused
+from cas.digest import digest_of
 from tests.agent.peering import liars
 from tests.agent.peering.liars import ENOUGH, Answer, Liar
 from tests.agent.peering.neighbourhood import Neighbourhood, neighbourhood, noise, run
-from tests.agent.service.support import until
+from tests.agent.service.support import authority, until
 
 MiB = 1 << 20
 
@@ -115,6 +116,26 @@ def test_an_answer_that_makes_no_sense_is_a_failure_of_the_neighbour(tmp_path: P
             await liar.asked.wait()
             await hood.give("fra3", [blob])
             await until(lambda: hood.members["fra2"].has([blob]))
+
+    run(tmp_path, work)
+
+
+def test_of_what_a_neighbour_has_no_more_is_read_than_was_asked_for(tmp_path: Path) -> None:
+    async def work(tmp: Path) -> None:
+        data = noise(MiB)
+        form = FormAsked(digest_of(data), digest_of(data), MiB, "plain")
+        for holding, is_read in ((b"\x0f", True), (bytes(100), False)):
+            liar = Fabulist(msgspec.msgpack.encode(HaveAnswer({0: holding})))
+            async with (
+                liar.listening(authority().issue(tmp / "liar", "host:fra1", host="fra1")) as address,
+                AgentClient("fra1", address, authority().issue(tmp / "asker", "host:fra2", host="fra2")) as asker,
+            ):
+                question = asker.have(HaveQuery((form,), (b"\x0f",)))
+                if is_read:
+                    assert (await question).holdings == {0: holding}
+                else:
+                    with pytest.raises(BadAnswer, match="more than"):
+                        await question
 
     run(tmp_path, work)
 
