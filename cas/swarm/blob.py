@@ -36,6 +36,7 @@ class Blob:
         "absent",
         "blob",
         "doubtful",
+        "ended",
         "first_s",
         "form",
         "forms",
@@ -108,6 +109,7 @@ class Blob:
         self.late_outside: list[int] = []
         """The same of those that had the blob first and the other bringers."""
         self.keeping = False
+        self.ended = False
         self.absent: Set[str] = frozenset()
         """Hosts of a small region that take nothing over from its bringer, as far as this one knows."""
         self.root: str | None = None

@@ -103,8 +103,8 @@ class _Bringer:
         self.last_s = now_s
 
     def pass_time(self, past_s: float, usual: float) -> None:
-        """So long it had something to bring, unless all of it has been brought."""
-        self.blobs = {digest: blob for digest, blob in self.blobs.items() if not blob.is_near()}
+        """So long it had something to bring, unless all of it has been brought or given up."""
+        self.blobs = {digest: blob for digest, blob in self.blobs.items() if not (blob.ended or blob.is_near())}
         if not self.blobs:
             return
         for at, scale in enumerate(SCALES):

@@ -53,6 +53,7 @@ class Wanted:
 
     def close(self, blob: Blob) -> None:
         """It is here, or given up."""
+        blob.ended = True
         for form in blob.forms:
             self.by_form.pop(form, None)
         self.open.pop(blob.blob, None)

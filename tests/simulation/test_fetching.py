@@ -13,6 +13,7 @@ from cas.digest import Digest
 from cas.inventory import Item
 from cas.manifest import PIECE_BYTES, pieces_in
 from cas.swarm.blob import Blob, Want
+from cas.swarm.bringers import Bringers
 from cas.swarm.fetching import Fetch
 from cas.swarm.limits import Limits
 from cas.swarm.messages import (
@@ -350,6 +351,22 @@ def test_who_is_always_busy_keeps_nobody_from_getting_it_elsewhere(is_near: bool
         out += fetch.take(Tick(), now_s)
     assert ended == [Ended(form, ok=True)]
     assert now_s < 3 * fetch.limits.stall_s
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_blob_that_was_given_up_makes_nobody_slow_who_was_to_bring_it(ended: bool) -> None:
+    swarm, bringers = swarm_of(1, 4), Bringers()
+    roots = ("r0h1", "r0h2", "r0h3")
+    for root in roots:
+        one = item(root, 2000 * MB)
+        blob = Blob(Want(one, swarm), [one.whole], {}, "r0h0", 0.0)
+        blob.ended = ended and root == roots[-1]
+        bringers.begin(root, blob, 0.0)
+    for now_s in range(30):
+        bringers.look(float(now_s))
+        for root in roots[:-1]:
+            bringers.brought(root, 50, float(now_s))
+    assert bringers.behind == (frozenset() if ended else {roots[-1]})
 
 
 def test_in_a_small_region_what_would_be_dealt_to_the_dead_is_dealt_to_the_others() -> None:
