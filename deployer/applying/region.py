@@ -3,7 +3,7 @@
 Whoever brings large blobs in may fail, be much slower than others (`slowness`), or hand on wrong bytes. Then the next
 in the ranking of each blob is at once sent what it has not got of it, while all go on fetching; nobody is asked again
 what it lacks. A slow one, or one that lies, gets the blobs from its region. Where nobody is left to bring a blob in,
-that is told, and all begins anew.
+that is told: all begins anew without the hosts that failed, or where none did, each is sent what it lacks.
 """
 
 from __future__ import annotations
