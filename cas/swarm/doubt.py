@@ -2,7 +2,8 @@
 
 How long a silence is too long is measured (`patience`). What it means depends on the others: who sent nothing while
 others did is left as soon as one of them can be asked for the same; where nobody can, it is only noted that what it
-owes is doubtful, so that others are asked about it. What somebody owes who is suspect is doubtful from the beginning.
+owes is doubtful, so that others are asked about it. What somebody owes who is suspect is doubtful from the beginning,
+and is asked of the first other one that has it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ class Doubt:
             if wait is Wait.NORMAL and not get.peer.suspect:
                 continue
             keeps = wait is Wait.VERY_LONG and get.peer.near and self._hears_neighbours(get.peer, since_s)
-            replaced = wait is not Wait.NORMAL and self._could_be_replaced(get, since_s, now_s)
-            if wait is Wait.OVER or keeps or replaced:
+            if wait is Wait.OVER or keeps or self._could_be_replaced(get, since_s, now_s):
                 yield get.peer, now_s - since_s
             else:
                 for form, left in get.left.items():

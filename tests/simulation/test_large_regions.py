@@ -11,7 +11,7 @@ from cas.swarm.blob import Want
 from cas.swarm.fetching import Fetch
 from cas.swarm.late import Late
 from cas.swarm.limits import Limits
-from cas.swarm.messages import Ask, Busy, Get, Request, Tick, Told, Wrong, everything
+from cas.swarm.messages import Ask, Busy, Get, Over, Request, Tick, Told, Wrong, everything
 from cas.swarm.patience import Pace
 from cas.swarm.peer import Peer
 from tests.simulation.network import Model
@@ -75,7 +75,7 @@ class Talk:
     def told(self, peer: str, held: dict[Digest, int]) -> None:
         self._take(self.fetch.take(Told(self.asked.pop(peer).id, held), self.now_s))
 
-    def take(self, event: Busy | Wrong | Tick) -> None:
+    def take(self, event: Busy | Over | Wrong | Tick) -> None:
         self._take(self.fetch.take(event, self.now_s))
 
     def wait(self, seconds: float) -> None:
@@ -115,6 +115,21 @@ def test_who_sent_a_wrong_piece_of_one_blob_is_not_believed_to_have_another() ->
     before = len(talk.gets)
     talk.told(outside, {mine.whole.digest: everything(32)})
     assert any(get.peer == outside for get in talk.gets[before:])
+
+
+def test_what_a_suspect_host_owes_is_asked_of_the_first_other_one_that_has_it() -> None:
+    swarm = swarm_of(1, 3)
+    bringer, me, other = swarm.ranking("r0", LARGE.whole.digest)
+    talk = Talk(me, [Want(LARGE, swarm)])
+    talk.told(bringer, {LARGE.whole.digest: 1})
+    talk.take(Over(talk.gets[0].id))  # It told of a piece, and has sent none.
+    talk.wait(4.0)
+    talk.told(bringer, {LARGE.whole.digest: 1})
+    assert [get.peer for get in talk.gets] == [bringer, bringer]
+    talk.wait(0.1)
+    talk.told(other, {LARGE.whole.digest: 1})
+    talk.wait(0.6)
+    assert [get.peer for get in talk.gets] == [bringer, bringer, other]
 
 
 @pytest.mark.parametrize("fault", ["dead", "stalling", "lying"])
