@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import socket
-import time
 
 from tests.tools.shop import DEFINITION, HOSTS, Shop
 
 
 def ask(shop: Shop, host: str, *lines: str) -> list[str]:
-    """What the key-value server of a host answers. It has one instance at a time, and a connection that the one before
-    had not taken ends with it: as clients do, this connects again."""
-    deadline_s = time.monotonic() + 10
-    while True:
-        try:
-            return _ask(shop, host, *lines)
-        except ConnectionResetError:
-            if time.monotonic() > deadline_s:
-                raise
-
-
-def _ask(shop: Shop, host: str, *lines: str) -> list[str]:
+    """What the key-value server of a host answers."""
     address = (HOSTS[host], shop.kv_port)
     with socket.create_connection(address, timeout=10) as connection, connection.makefile("rwb") as file:
         answers = []
