@@ -95,7 +95,7 @@ def test_where_the_link_of_who_brings_it_is_slow_the_next_one_does_and_the_other
         watched = apply(fleet, data, dead=[slow.name], events=[done])
     finally:
         fleet.world.unslow(slow.name)
-    assert fleet.lacking([digest_of(data)]) in ([slow.name], [])  # a busy machine may be slower than the slow link
+    assert watched.code == -signal.SIGKILL, "the command had ended with the slow host before the others had it"
     assert watched.copies("ams") < 1.5
     assert fleet.run("apply", "--yes")[0] == 0
     assert ends_right(fleet, data)
