@@ -425,6 +425,7 @@ class Refusal(Struct, frozen=True):
     message: str
     hint: str = ""
     missing: tuple[Digest, ...] = ()
+    """Some of the blobs that are not there."""
     output_tail: str = ""
     """The last lines that a guest which did not become ready has printed."""
 

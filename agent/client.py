@@ -85,6 +85,8 @@ CALL_SLACK_S: Final = 120.0
 """Added to what the specification itself allows: staging, compiling, starting."""
 STAGE_TIMEOUT_S: Final = 1800.0
 MAX_ANSWER_BYTES: Final = 64 << 20
+MAX_REFUSAL_BYTES: Final = 2 << 20
+"""Of an agent of before, which tells of up to 20,000 missing blobs; other refusals have a few KiB."""
 MAX_WORDS_BYTES: Final = 512 << 10
 HOLDING_BYTES: Final = 32
 """What the answer which pieces a host has may take for each form, beside a bit for each piece."""
@@ -457,7 +459,7 @@ class AgentClient:
                 allow_redirects=False,
             ) as answer:
                 if answer.status != 200:
-                    raise self._refused(answer.status, await self._bounded(answer, MAX_ANSWER_BYTES))
+                    raise self._refused(answer.status, await self._bounded(answer, MAX_REFUSAL_BYTES))
                 yield answer
         except aiohttp.ClientConnectorCertificateError as error:
             raise HostUnreachable(

@@ -5,8 +5,13 @@ Raise it only where nothing has been changed, or where everything has been put b
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.api import Reason, Refusal
 from cas.digest import Digest
+
+MISSING_TOLD: Final = 256
+"""A refusal is short, however much is missing."""
 
 
 class Refused(Exception):
@@ -16,7 +21,7 @@ class Refused(Exception):
         self, reason: Reason, message: str, *, hint: str = "", missing: tuple[Digest, ...] = (), output_tail: str = ""
     ) -> None:
         super().__init__(message)
-        self.refusal = Refusal(reason, message, hint, missing, output_tail)
+        self.refusal = Refusal(reason, message, hint, missing[:MISSING_TOLD], output_tail)
 
     @property
     def reason(self) -> Reason:

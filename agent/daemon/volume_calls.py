@@ -42,7 +42,6 @@ from cas.interface import BlobStore
 from cas.tree import Snapshot, blobs_of, decode_snapshot, reader
 
 UNCHANGED: Final = Outcome(changed=False, detail="what was asked for is there already")
-MAX_MISSING_TOLD: Final = 20_000
 RESTORE_OWNER: Final = "restore"
 
 
@@ -310,7 +309,7 @@ def _missing(blobs: list[Digest]) -> Refused:
         Reason.MISSING_BLOBS,
         f"blobs of the snapshot are not on this host: {len(blobs)} or more",
         hint="send them first; `lowcloud volume restore` does",
-        missing=tuple(blobs[:MAX_MISSING_TOLD]),
+        missing=tuple(blobs),
     )
 
 

@@ -44,7 +44,7 @@ class Liar:
         finally:
             await runner.cleanup()
 
-    async def have(self, request: web.Request) -> web.Response:
+    async def have(self, request: web.Request) -> web.StreamResponse:
         query = msgspec.msgpack.decode(await request.read(), type=HaveQuery)
         counts = [pieces_in(asked.size) for asked in query.forms]
         answer = HaveAnswer({n: pack_pieces(everything(count), count) for n, count in enumerate(counts)})
@@ -58,9 +58,9 @@ class Liar:
     async def blob(self, request: web.Request) -> web.StreamResponse:
         return await self._send(request, self.data)
 
-    async def _send(self, request: web.Request, data: bytes) -> web.StreamResponse:
+    async def _send(self, request: web.Request, data: bytes, *, status: int = 200) -> web.StreamResponse:
         self.asked.set()
-        response = web.StreamResponse()
+        response = web.StreamResponse(status=status)
         await response.prepare(request)
         write = response.write
 

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from agent.api import FormAsked, HaveAnswer, HaveQuery, PeerStatus, PiecesQuery, Reason, Routes
-from agent.client import AgentClient, BadAnswer, CallRefused
+from agent.client import MAX_REFUSAL_BYTES, AgentClient, BadAnswer, CallRefused
 from cas.digest import digest_of
 from tests.agent.peering import liars
 from tests.agent.peering.liars import ENOUGH, Answer, Liar
@@ -136,6 +136,27 @@ def test_of_what_a_neighbour_has_no_more_is_read_than_was_asked_for(tmp_path: Pa
                 else:
                     with pytest.raises(BadAnswer, match="more than"):
                         await question
+
+    run(tmp_path, work)
+
+
+class Grumbling(Liar):
+    """Refuses, and does not come to an end with the reason."""
+
+    async def have(self, request: web.Request) -> web.StreamResponse:
+        return await self._send(request, b"", status=400)
+
+
+def test_of_a_refusal_no_more_is_read_than_a_refusal_has(tmp_path: Path) -> None:
+    async def work(tmp: Path) -> None:
+        liar = Grumbling(b"", liars.goes_on)
+        async with (
+            liar.listening(authority().issue(tmp / "liar", "host:fra1", host="fra1")) as address,
+            AgentClient("fra1", address, authority().issue(tmp / "asker", "host:fra2", host="fra2")) as asker,
+        ):
+            with pytest.raises(BadAnswer, match=f"more than {MAX_REFUSAL_BYTES} bytes"):
+                await asker.have(HaveQuery((), ()))
+        assert liar.sent_bytes < ENOUGH / 2
 
     run(tmp_path, work)
 

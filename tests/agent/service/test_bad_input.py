@@ -33,6 +33,7 @@ from agent.api import (
 from agent.client import AgentClient, CallRefused, HostUnreachable
 from agent.daemon.capacity import Limits
 from agent.daemon.host import usable_cpus
+from agent.daemon.refusal import MISSING_TOLD
 from cas.digest import digest_of
 from tests.agent.service.support import (
     HOST,
@@ -134,6 +135,10 @@ def test_blobs_that_are_missing_wrong_or_no_programs_are_refused() -> None:
                 refusal = await refused(cloud, call)
                 assert refusal.reason is Reason.MISSING_BLOBS
                 assert refusal.missing == (absent,)
+            many = {f"/etc/{number}": digest_of(b"%d" % number) for number in range(MISSING_TOLD + 1)}
+            refusal = await refused(cloud, Replace(web(one, config=many), expect=spec_digest(web(one))))
+            assert len(refusal.missing) == MISSING_TOLD
+            assert f"{MISSING_TOLD + 1} blobs" in refusal.message
             for call in (Replace(web(text), expect=spec_digest(web(one))), Stage((web(text),))):
                 assert (await refused(cloud, call)).reason is Reason.BAD_BINARY
             assert (await send(session, cloud, Routes.BLOBS, b"these are no frames" * 100)).reason is Reason.BAD_BLOB
