@@ -73,7 +73,7 @@ from agent.api import (
     WordsAnswer,
     WordsQuery,
 )
-from agent.pulse import SILENT_S, Moved, Pulse, Silent
+from agent.pulse import SILENT_S, Moved, Pulse, Silent, Stuck
 from agent.sockets import Sockets
 from agent.streaming import in_thread
 from cas.digest import Digest, digest_of
@@ -123,7 +123,7 @@ class HostUnreachable(AgentError):
 
 
 class HostSilent(HostUnreachable):
-    """It took the question, and has shown no sign of life since."""
+    """It took the question, and has shown no sign of life since, or does nothing about it."""
 
 
 class BadAnswer(AgentError):
@@ -392,8 +392,9 @@ class AgentClient:
         for attempt in range(tries):
             try:
                 sent = body if stream is None else stream
-                once = functools.partial(self._ask_once, method, path, kind, sent, query, timeout_s, max_bytes)
-                return await self._while_there(once, timeout_s)
+                moved = Moved(self._sockets.acknowledged_bytes)
+                once = functools.partial(self._ask_once, method, path, kind, sent, query, timeout_s, max_bytes, moved)
+                return await self._while_there(once, moved, timeout_s)
             except HostUnreachable as error:
                 lost_idle = isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
                 refused = isinstance(error.__cause__, aiohttp.ClientConnectorError)
@@ -419,16 +420,18 @@ class AgentClient:
         async with self._request(method, path, body=body, query=query, headers=headers, timeout_s=timeout_s) as answer:
             return self._decoded(await self._bounded(answer, max_bytes, moved), kind)
 
-    async def _while_there(self, ask: Callable[[Moved], Awaitable[T]], timeout_s: float | None) -> T:
+    async def _while_there(self, ask: Callable[[], Awaitable[T]], moved: Moved, timeout_s: float | None) -> T:
         """Raises HostSilent."""
         if self._pulse is None or (timeout_s is not None and timeout_s <= SILENT_S):
-            return await ask(Moved())
+            return await ask()
         try:
-            return await self._pulse.while_there(ask)
+            return await self._pulse.while_there(ask, moved, ends=timeout_s is not None)
         except Silent as error:
             raise HostSilent(
                 f"{self.host_name} at {self.address} has given no sign of life for {SILENT_S:.0f} s"
             ) from error
+        except Stuck as error:
+            raise HostSilent(f"{self.host_name} at {self.address} {error}") from error
 
     @asynccontextmanager
     async def _request(
@@ -495,7 +498,7 @@ class AgentClient:
         size = 0
         async for piece in answer.content.iter_any():
             if moved is not None:
-                moved.tell()
+                moved.taken(len(piece))
             pieces.append(piece)
             size += len(piece)
             if size > limit:
@@ -521,7 +524,7 @@ def _resumed(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 async def _telling(chunks: AsyncIterable[bytes | memoryview], moved: Moved) -> AsyncIterator[bytes | memoryview]:
     async for chunk in chunks:
-        moved.tell()
+        moved.given(len(chunk))
         yield chunk
 
 

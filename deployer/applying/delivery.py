@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from agent.api import Acquaint, BlobReceipt, Fetched, Party
-from agent.client import AgentError
+from agent.client import AgentError, HostSilent
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.inventory import Form, Inventory, Item
@@ -54,6 +54,8 @@ class Delivery:
         """Of hosts that bring something in, or did."""
         self.brought: dict[str, Brought] = {}
         self.failures: dict[str, str] = {}
+        self.silent: set[str] = set()
+        """Of those that failed, whoever took a question and did nothing: it would be so again."""
         self._gate = asyncio.Semaphore(HOSTS_AT_ONCE)
         self._wanted_by: dict[Digest, list[str]] = {}
         for host in sorted(set(blobs) & set(definition.host)):
@@ -78,10 +80,16 @@ class Delivery:
                     self.site, self.source, host, tuple(blobs), send=send, meter=meter, lack=lack, tries=tries
                 )
             except (AgentError, CasError) as error:
-                self.failures[host] = str(error)
+                self.failed(host, error)
                 return False
+        self.silent.discard(host)
         self.sent(host, receipt)
         return True
+
+    def failed(self, host: str, error: AgentError | CasError) -> None:
+        self.failures[host] = str(error)
+        if isinstance(error, HostSilent):
+            self.silent.add(host)
 
     # --- what was brought ---
 

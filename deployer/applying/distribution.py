@@ -11,8 +11,8 @@ from there.
    Who has failed is tried again when the others of its region have everything.
 5. So it does where that host is much slower than others that bring blobs in (`slowness`): the slow one gets them from
    its region.
-6. What a host has not got in the end, or makes no headway with, is sent to it. So nothing is less certain than without
-   neighbours.
+6. What a host has not got in the end, or makes no headway with (`headway`: its word alone keeps nobody waiting), is
+   sent to it. So nothing is less certain than without neighbours.
 
 Where no region has two hosts that are to be served, all of it is `deployer.applying.transfer`.
 """
@@ -112,14 +112,17 @@ class _Distribution(Delivery):
 
     async def region(self, hosts: Sequence[str]) -> None:
         """Serve the hosts of one region. One that fails is tried again when all others have what they need: its agent
-        may have been started again meanwhile, or be about to."""
+        may have been started again meanwhile, or be about to. Not so one that took what it was sent and did nothing."""
         await self._serve_region(hosts)
         for wait_s in BACK_S:
-            if not any(host in self.failures for host in hosts):
+            again = [host for host in hosts if host in self.failures and host not in self.silent]
+            if not again:
                 return
             await asyncio.sleep(wait_s)
-            again = [host for host in hosts if self.failures.pop(host, None)]
-            await self._serve_region(again, served=[host for host in hosts if host not in again])
+            for host in again:
+                del self.failures[host]
+            served = [host for host in hosts if host not in again and host not in self.failures]
+            await self._serve_region(again, served)
 
     async def _serve_region(self, hosts: Sequence[str], served: Sequence[str] = ()) -> None:
         """`served`: others of the region, which have all that they need."""
@@ -151,7 +154,7 @@ class _Distribution(Delivery):
                 found[host] = await self._lack(await self.site.fleet.client(host), wanted)
                 self.begin(host)
             except (AgentError, CasError) as error:
-                self.failures[host] = str(error)
+                self.failed(host, error)
 
         await for_each(sorted(hosts), one, at_once=HOSTS_AT_ONCE)
         return dict(sorted(found.items()))

@@ -20,15 +20,14 @@ from cas.digest import Digest
 from cas.errors import CasError
 from cas.swarm.ranking import Swarm
 from deployer.applying.delivery import Delivery, of_these
+from deployer.applying.headway import Headway
 from deployer.applying.slowness import LOOK_S, MOST_REPLACED, Pace
 from deployer.applying.transfer import TRIES, Lack, Meter
 
 WAIT_S: Final = 5.0
 """For one answer about how far a host is."""
 ASK_AGAIN_S: Final = 1.0
-"""A host that has given up before its region had everything is asked again so much later."""
-STUCK_S: Final = 20.0
-"""A host that makes no headway for so long, while its region is sent nothing either, is sent the rest."""
+"""A host that has given up before its region had everything, or answers at once, is asked again so much later."""
 TRIES_OF_MANY: Final = 1
 """Where others can bring a blob in, nobody is tried more often."""
 
@@ -194,7 +193,7 @@ class Round:
                 self._told[host].set()  # and has what it was sent once pieces move
             return await work.serve(host, (*first, *large), work.by_pieces.send, meter=meter, lack=lack, tries=tries)
         except CasError as error:
-            work.failures[host] = str(error)
+            work.failed(host, error)
             return False
         finally:
             self._told[host].set()
@@ -251,8 +250,10 @@ class Round:
         inside = UNSET if self._lacking[host].arriving is None else True
         fetch = Fetch(self._work.inventory, self._work.parties(blobs), WAIT_S, inside)
         clock = asyncio.get_running_loop().time
-        moved_s, before = clock(), -1
+        size_bytes = sum(self._work.items[blob].whole.size for blob in blobs)
+        headway = Headway(len(blobs), size_bytes, clock())
         while True:
+            asked_s = clock()
             try:
                 fetched = await client.fetch(fetch)
             except CallRefused as error:
@@ -261,11 +262,10 @@ class Round:
                 await asyncio.sleep(ASK_AGAIN_S)  # what it takes to check the pieces is still on its way
                 continue
             self._liars.update(self._lacking.keys() & {*fetched.wrong})
-            now = fetched.region_bytes + fetched.border_bytes + fetched.blobs + self._brought_bytes()
-            if now != before:
-                moved_s, before = clock(), now
+            received_bytes = fetched.region_bytes + fetched.border_bytes
+            headway.told(fetched.blobs, received_bytes, self._brought_bytes(), clock())
             has_ended = not fetched.under_way and (self._is_over or not fetched.missing)
-            if has_ended or clock() - moved_s > STUCK_S:
+            if has_ended or headway.is_stuck(clock()):
                 return fetched
-            if not fetched.under_way:
+            if not fetched.under_way or clock() - asked_s < ASK_AGAIN_S:
                 await asyncio.sleep(ASK_AGAIN_S)

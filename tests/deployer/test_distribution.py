@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from aiohttp import web
 from msgspec import UNSET
 
+from agent import tls
 from agent.api import (
     Acquaint,
+    BegunAnswer,
     BlobAnswer,
     BlobQuery,
     BlobReceipt,
@@ -201,6 +205,51 @@ class Accusing(AgentClient):
         return Fetched(wanted, under_way=False, wrong=(*others, "nobody"))
 
 
+class Boaster:
+    """A host with a real certificate that lacks everything, says for ever that it gets on, and takes what it is sent
+    without a word."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+
+    @asynccontextmanager
+    async def listening(self, credentials: Path) -> AsyncIterator[str]:
+        application = web.Application()
+        application.router.add_post(Routes.BLOBS_QUERY, self.query)
+        application.router.add_post(Routes.BLOBS_BEGUN, self.begun)
+        application.router.add_post(Routes.FETCH, self.fetch)
+        for path in (Routes.BLOBS, Routes.PIECES):
+            application.router.add_post(path, self.take)
+        runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls.server_context(credentials))
+            await site.start()
+            yield f"127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+    async def query(self, request: web.Request) -> web.Response:
+        query = msgspec.msgpack.decode(await request.read(), type=BlobQuery)
+        return web.Response(body=msgspec.msgpack.encode(BlobAnswer(query.want, (), ())))
+
+    async def fetch(self, request: web.Request) -> web.Response:
+        fetch = msgspec.msgpack.decode(await request.read(), type=Fetch)
+        wanted = tuple(blob for party in fetch.parties for blob in party.blobs)
+        self.answers += 1
+        told = Fetched(wanted, under_way=True, blobs=self.answers, region_bytes=self.answers * MiB)
+        return web.Response(body=msgspec.msgpack.encode(told))
+
+    async def begun(self, _: web.Request) -> web.Response:
+        return web.Response(body=msgspec.msgpack.encode(BegunAnswer(())))
+
+    async def take(self, request: web.Request) -> web.Response:
+        async for _ in request.content.iter_any():
+            pass
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 class Old(AgentClient):
     """Its agent knows no pieces."""
 
@@ -290,10 +339,10 @@ class Asked(AgentClient):
 
 
 def test_a_small_change_costs_a_host_six_questions(hosts: Ground, port: int) -> None:
-    web = hosts.web(port, hosts=tuple(REGIONS))
-    wanted = msgspec.structs.replace(definition(hosts), process={"web": web})
+    process = hosts.web(port, hosts=tuple(REGIONS))
+    wanted = msgspec.structs.replace(definition(hosts), process={"web": process})
     asyncio.run(hosts.apply(wanted))
-    config = {**web.config, "/etc/greeting": hosts.blob(b"good evening")}
+    config = {**process.config, "/etc/greeting": hosts.blob(b"good evening")}
     plan = asyncio.run(hosts.plan(replaced(wanted, "web", config=config)))
     Asked.asked = {}
 
@@ -342,7 +391,7 @@ def test_a_host_that_was_left_behind_gets_it_from_its_region(hosts: Ground) -> N
 
 
 def test_hosts_that_cannot_reach_each_other_are_sent_everything(hosts: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployer.applying.region.STUCK_S", 1.0)
+    monkeypatch.setattr("deployer.applying.headway.STUCK_S", 1.0)
     monkeypatch.setattr("deployer.applying.region.WAIT_S", 0.5)
     blob = hosts.blob(noise(MiB))
     brought = bring(hosts, [blob], ("a1", "a2", "a3"), Misled)
@@ -392,6 +441,34 @@ def test_hosts_that_accuse_each_other_of_lying_are_sent_everything_and_that_ends
     brought = bring(hosts, [blob], ("a1", "a2", "a3"), Accusing)
     assert all_there(hosts, [blob], ("a1", "a2", "a3"))
     assert not any("nobody" in one.wrong for one in brought.values())
+
+
+def test_a_host_that_says_for_ever_that_it_gets_on_keeps_nobody_waiting_and_is_named(
+    hosts: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployer.applying.headway.STUCK_S", 0.5)
+    monkeypatch.setattr("deployer.applying.region.ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr("agent.pulse.QUIET_S", 0.1)
+    monkeypatch.setattr("agent.pulse.LEAST_IN_S", 1.0)
+    monkeypatch.setattr("agent.pulse.KEPT_BYTES_S", 1 << 30)
+    blobs = [hosts.blob(noise(MiB)), hosts.blob(b"small for the boaster")]
+    wanted = definition(hosts, *blobs)
+    inventory = keep_inventory(hosts.store, "regions", wanted, None)
+
+    async def act() -> None:
+        boaster = Boaster()
+        credentials = hosts.cloud.credentials
+        async with boaster.listening(hosts.agents["a3"].state / "credentials") as address:
+            addresses = {name: agent.listen for name, agent in hosts.agents.items()} | {"a3": address}
+            async with Fleet(addresses, credentials) as fleet, asyncio.timeout(60):
+                site = Site(hosts.store, hosts.ref, fleet, hosts.by)
+                await distribute(site, dict.fromkeys(REGIONS, tuple(blobs)), wanted, inventory)
+
+    with pytest.raises(TransferFailed) as caught:
+        asyncio.run(act())
+    assert list(caught.value.reasons) == ["a3"]
+    assert "hardly taken anything" in caught.value.reasons["a3"]
+    assert all_there(hosts, blobs, ("a1", "a2", "b1"))
 
 
 def test_a_host_that_cannot_use_the_list_of_its_neighbours_is_sent_everything(hosts: Ground) -> None:
@@ -482,10 +559,10 @@ def test_hosts_that_were_away_get_a_release_from_the_others_and_run_it_when_they
             for one in waiting(host)
         )
 
-    web = hosts.web(port, hosts=tuple(REGIONS))
-    wanted = msgspec.structs.replace(definition(hosts), process={"web": web})
+    process = hosts.web(port, hosts=tuple(REGIONS))
+    wanted = msgspec.structs.replace(definition(hosts), process={"web": process})
     asyncio.run(hosts.apply(wanted))
-    config = {**web.config, "/etc/extra": hosts.blob(noise(2 * MiB))}
+    config = {**process.config, "/etc/extra": hosts.blob(noise(2 * MiB))}
     following = replaced(wanted, "web", binary=hosts.guest("web-2"), config=config)
     away = ("a3", "b1")
     for host in away:
