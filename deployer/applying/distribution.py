@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from agent.client import AgentClient, AgentError, CallRefused
@@ -60,7 +61,8 @@ async def distribute(
     acquaint = await asyncio.to_thread(acquaint_by_the_way, site, definition)
     await _introduce(site, blobs if acquaint is None else alone, definition)
     work = _Distribution(site, blobs, definition, inventory, listed, acquaint)
-    await asyncio.gather(*(work.region(hosts) for hosts in crowded.values()), work.directly(alone))
+    parts = [*(partial(work.region, hosts) for hosts in crowded.values()), partial(work.directly, alone)]
+    await for_each(parts, lambda part: part(), at_once=len(parts))
     if work.failures:
         raise TransferFailed(work.failures)
     return dict(sorted(work.brought.items()))

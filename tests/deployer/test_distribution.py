@@ -250,6 +250,22 @@ class Boaster:
         raise AssertionError
 
 
+class Defective(AgentClient):
+    """Of a host of another region: what nobody expects happens once large blobs are on their way to the others."""
+
+    moving: ClassVar[asyncio.Event]
+
+    async def query(self, query: BlobQuery) -> BlobAnswer:
+        if self.host_name == "b1":
+            await self.moving.wait()
+            raise RuntimeError("a defect")
+        return await super().query(query)
+
+    async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
+        self.moving.set()
+        return await super().give_pieces(offer, pieces)
+
+
 class Old(AgentClient):
     """Its agent knows no pieces."""
 
@@ -469,6 +485,24 @@ def test_a_host_that_says_for_ever_that_it_gets_on_keeps_nobody_waiting_and_is_n
     assert list(caught.value.reasons) == ["a3"]
     assert "hardly taken anything" in caught.value.reasons["a3"]
     assert all_there(hosts, blobs, ("a1", "a2", "b1"))
+
+
+def test_where_one_region_fails_in_a_way_that_nobody_expects_nothing_goes_on_in_the_others(hosts: Ground) -> None:
+    blob = hosts.blob(noise(4 * MiB))
+    wanted = definition(hosts, blob)
+    inventory = keep_inventory(hosts.store, "regions", wanted, None)
+
+    async def act() -> None:
+        Defective.moving = asyncio.Event()
+        addresses, credentials = {name: one.listen for name, one in hosts.agents.items()}, hosts.cloud.credentials
+        async with Fleet(addresses, credentials, connect=lambda host, at: Defective(host, at, credentials)) as fleet:
+            site = Site(hosts.store, hosts.ref, fleet, hosts.by)
+            with pytest.raises(RuntimeError, match="a defect"):
+                await distribute(site, dict.fromkeys(REGIONS, (blob,)), wanted, inventory)
+            frames = [frame for task in asyncio.all_tasks() for frame in task.get_stack()]
+            assert not [frame for frame in frames if "/deployer/applying/" in frame.f_code.co_filename]
+
+    asyncio.run(act())
 
 
 def test_a_host_that_cannot_use_the_list_of_its_neighbours_is_sent_everything(hosts: Ground) -> None:
