@@ -180,9 +180,10 @@ class Runtime(Protocol):
         """From now on this guest receives the new connections of all its endpoints; the one before receives none."""
         ...
 
-    async def drain(self, guest: GuestId, *, deadline_s: float) -> bool:
+    async def drain(self, guest: GuestId, *, deadline_s: float, hands_over: bool = False) -> bool:
         """Wait until a guest that no longer serves has accepted its queue and finished its connections. False when the
-        deadline came first."""
+        deadline came first. One that still serves serves nothing new from here on: where it `hands_over`, new
+        connections wait for the process's next guest, otherwise they are turned away."""
         ...
 
     async def kill(self, guest: GuestId) -> GuestState:

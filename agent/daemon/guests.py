@@ -113,15 +113,15 @@ class Guests:
         """Make it serve. Raises GuestFailed, RuntimeUnavailable."""
         await self._bounded(self._runtime.flip(guest_of(version)), SUPERVISOR_ANSWERS_S)
 
-    async def drain(self, version: Version, *, deadline_s: float) -> None:
-        """Let a guest finish its connections, at most so long. Raises RuntimeUnavailable."""
+    async def drain(self, version: Version, *, deadline_s: float, hands_over: bool = False) -> None:
+        """Let a guest finish its connections, at most so long. `hands_over`: new ones wait for the next guest. Raises
+        RuntimeUnavailable."""
         guest = guest_of(version)
         if not await self.alive(guest):
             return
         started = self.monotonic()
-        finished = await self._bounded(
-            self._runtime.drain(guest, deadline_s=deadline_s), deadline_s + SUPERVISOR_ANSWERS_S
-        )
+        drain = self._runtime.drain(guest, deadline_s=deadline_s, hands_over=hands_over)
+        finished = await self._bounded(drain, deadline_s + SUPERVISOR_ANSWERS_S)
         if guest in self._journal.serving:
             detail = "" if finished else f"connections were open after {deadline_s:.1f} s and are cut"
             await self.note(Event.DRAINED, version, ms=self._ms_since(started), detail=detail)

@@ -298,7 +298,7 @@ class Lifecycle:
     async def _hand_over(self, old: Version, steps: dict[str, float]) -> None:
         with self._timed("drain", steps):
             if old.guest is not None:
-                await self._guests.drain(old, deadline_s=old.spec.update.drain_s)
+                await self._guests.drain(old, deadline_s=old.spec.update.drain_s, hands_over=True)
                 self.standing.runs_not()
                 await self._guests.end(old)
 
@@ -308,11 +308,12 @@ class Lifecycle:
         tail = await self._guests.builder.output_tail(version)
         if isinstance(error, CheckFailed) and error.output:
             tail += f"[lowcloud] its check printed:\n{error.output}"
-        await self._guests.discard(version)
+        await self._guests.end(version)
         await self.standing.save(lambda record: msgspec.structs.replace(record, pending=None))
         stays = "; the version from before still runs" if self.standing.running else ""
         if handed_over and self.record.finished is None:
             stays = await self._start_again()
+        await self._guests.forget(version)  # not before: its listeners may hold connections for who serves now
         old = self.record.current
         itself = in_its_own_way(old.spec, version.spec) if old is not None and not handed_over else ""
         if isinstance(error, EndpointTaken) and itself:

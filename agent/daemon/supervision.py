@@ -107,7 +107,7 @@ class Supervision:
         if failed is None or watched is None:
             return
         if failed.guest is not None and hands_over(failed.spec, watched.was.spec):
-            await self._guests.drain(failed, deadline_s=failed.spec.update.drain_s)
+            await self._guests.drain(failed, deadline_s=failed.spec.update.drain_s, hands_over=True)
             await self._guests.end(failed, detail="it failed its probation")
         await self._standing.save(lambda record: gone_back(record, now_unix=self._guests.clock()))
         self._standing.runs_not()

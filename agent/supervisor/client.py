@@ -196,8 +196,8 @@ class SupervisorClient:
     async def flip(self, guest: GuestId) -> None:
         await self._call(Flip(guest))
 
-    async def drain(self, guest: GuestId, *, deadline_s: float) -> bool:
-        return (await self._call(Drain(guest, deadline_s))).drained
+    async def drain(self, guest: GuestId, *, deadline_s: float, hands_over: bool = False) -> bool:
+        return (await self._call(Drain(guest, deadline_s, hands_over))).drained
 
     async def kill(self, guest: GuestId) -> GuestState:
         return self._state_in(await self._call(Kill(guest)))

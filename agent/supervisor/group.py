@@ -10,7 +10,8 @@ one process may differ in that; while the one that serves is in a namespace, a s
 address on the host.
 
 A group belongs to one process. Its life: `reserve` (nobody else has the address), a listener per guest (`listener_for`,
-`opened`), `flip` from one to the next, `retire` when a guest has ended, `close` when no guest uses it any more.
+`opened`), `flip` from one to the next, or `keep` what is new for the next where there can be one guest only, `retire`
+when a guest has ended, `close` when no guest uses it any more.
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ class Group:
         return any(not one.dead for one in [*self._opening, *self._members()])
 
     def listener_of(self, guest: str) -> Listener | None:
-        """The open listener of a guest."""
-        return next((listener for listener in self._members() if listener.guest == guest), None)
+        """The open listener of a guest that lives."""
+        return next((one for one in self._members() if one.guest == guest and not one.dead), None)
 
     def flip(self, guest: str) -> None:
         """This guest's listener gets what is new from here on, in one step."""
@@ -149,15 +150,18 @@ class Group:
         before = self.serving
         if before is listener:
             return
-        self.serving = listener
         listener.flipped_at = None
+        self._give_way(before, listener)
+        self._stop_turning_away()
+        self._sweep()
+
+    def _give_way(self, before: Listener | None, listener: Listener) -> None:
+        self.serving = listener
         self._attach()
-        if before is not None:
+        if before is not None and before is not listener:
             before.flipped_at = self._clock()
             if self.is_stream:
                 before.half_open = before.half_open_peers()
-        self._stop_turning_away()
-        self._sweep()
 
     def retire(self, guest: str) -> None:
         """The guest has ended. A serving listener stays, with what waits in it."""
@@ -169,6 +173,18 @@ class Group:
             listener.close()
         self._sweep()
 
+    def keep(self) -> None:
+        """The serving guest is to finish what it has, and end before its successor begins: new connections wait until
+        that listens. Should the guest serve again after all (`flip`), those that wait are lost."""
+        before = self.serving
+        if not self.is_stream or before is None or before.dead:
+            return
+        listener = Listener(self._new_member(), before.guest)
+        listener.dead = True  # nobody accepts from it, as where a serving guest has died
+        listener.sock.listen(MAX_BACKLOG)
+        self._order.join(listener)
+        self._give_way(before, listener)
+
     def turn_away(self, loop: Loop) -> None:
         """Nobody is to serve here any more, although the serving guest still finishes what it has: new connections are
         closed at once."""
@@ -176,12 +192,9 @@ class Group:
             return
         listener = Listener(self._new_member(), None)
         listener.sock.listen(MIN_BACKLOG)
+        before = self.serving
         self._joined(listener)
-        before, self.serving = self.serving, listener
-        self._attach()
-        if before is not None and before is not listener:
-            before.flipped_at = self._clock()
-            before.half_open = before.half_open_peers()
+        self._give_way(before, listener)
         self._turning_away = (loop, listener)
         loop.watch(listener.sock.fileno(), lambda: self._turn_some_away(listener))
 

@@ -373,7 +373,10 @@ class Supervisor:
         groups = self._groups(guest)
         for group in groups.values():
             if group.serving is not None and group.serving.guest == guest.name:
-                group.turn_away(self._loop)
+                if action.hands_over:
+                    group.keep()
+                else:
+                    group.turn_away(self._loop)
         deadline = self._loop.clock() + action.deadline_s
         return Answer(number, drained=(yield from drained(self._loop, guest, list(groups.values()), deadline)))
 
@@ -449,7 +452,7 @@ class Supervisor:
     def _state(self, guest: Guest) -> GuestState:
         groups = self._groups(guest).values()
         listening = not guest.ended and all(group.is_open(guest.name) for group in groups)
-        serves = all(g.serving is not None and g.serving.guest == guest.name for g in groups)
+        serves = all(g.serving is not None and g.serving.guest == guest.name and not g.serving.dead for g in groups)
         serving = listening and serves and not guest.checks
         return guest.state(listening=listening, serving=serving)
 

@@ -60,6 +60,8 @@ class Flip(_Message, frozen=True, tag="flip"):
 class Drain(_Message, frozen=True, tag="drain"):
     guest: GuestId
     deadline_s: float
+    hands_over: bool = False
+    """New connections wait for the process's next guest; otherwise nobody is to serve them."""
 
 
 class Kill(_Message, frozen=True, tag="kill"):

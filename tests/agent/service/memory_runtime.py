@@ -163,7 +163,8 @@ class MemoryLink:
                 self._host.states[other] = msgspec.structs.replace(state, serving=other == guest)
         self._host.flips.append(guest)
 
-    async def drain(self, guest: GuestId, *, deadline_s: float) -> bool:
+    async def drain(self, guest: GuestId, *, deadline_s: float, hands_over: bool = False) -> bool:
+        del hands_over  # it has no connections
         await self._enter("drain")
         return guest in self._host.states and deadline_s > 0
 

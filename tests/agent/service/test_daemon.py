@@ -96,6 +96,33 @@ def test_versions_and_configurations_are_swapped_under_load_without_a_failure(ne
 
 @needs_guests
 @both_networks
+def test_where_the_old_version_ends_before_the_new_one_begins_connections_wait_and_none_is_lost(network: Mode) -> None:
+    """Also where the new one does not begin to serve and the old one is started again."""
+
+    async def work(tmp: Path) -> None:
+        one, two, _, nonsense = programs(tmp / "state")
+        port = free_port()
+        rule = Update(order="stop-first", drain_s=20.0)
+        first, second = web(one, port, update=rule), web(two, port, update=rule)
+        async with daemon(tmp, network=network) as host, host.client() as client:
+            await client.call(Envelope(call=Start(first)))
+            async with load(port) as requests, load(port, long_lived=True) as long_requests:
+                await until(lambda: requests.served > 5 and long_requests.served)
+                await client.call(Envelope(call=Replace(second, expect=spec_digest(first))))
+                await until(lambda: len(requests.versions) == 2)
+                broken = Configure("web", {"/etc/web.toml": nonsense}, expect=spec_digest(second))
+                with pytest.raises(CallRefused) as caught:
+                    await client.call(Envelope(call=broken))
+                assert "runs again" in caught.value.refusal.message
+                served = requests.served
+                await until(lambda: requests.served > served)
+            assert requests.failures + long_requests.failures == []
+
+    run(work)
+
+
+@needs_guests
+@both_networks
 def test_an_agent_killed_at_any_moment_of_a_swap_leaves_the_old_or_the_new_version_and_drops_nothing(
     network: Mode,
 ) -> None:
