@@ -12,8 +12,10 @@ from aiohttp import web
 
 from agent import tls
 from agent.api import HaveAnswer, HaveQuery, PiecesQuery, Routes
+from cas.digest import Digest
 from cas.manifest import PIECE_BYTES, pieces_in
 from cas.swarm.messages import everything, pack_pieces
+from tests.agent.peering.neighbourhood import Neighbourhood, neighbourhood
 
 ENOUGH = 64 << 20
 """What an endless answer stops at, where nobody has cut it off."""
@@ -43,6 +45,14 @@ class Liar:
             yield f"127.0.0.1:{runner.addresses[0][1]}"
         finally:
             await runner.cleanup()
+
+    @asynccontextmanager
+    async def among(self, tmp: Path, *names: str) -> AsyncIterator[tuple[Neighbourhood, Digest]]:
+        """Hosts that take it for their neighbour fra1, and the blob that it lies about."""
+        async with neighbourhood(tmp, *names) as hood, self.listening(hood.credentials("fra1")) as address:
+            hood.addresses["fra1"] = address
+            await hood.meet()
+            yield hood, hood.source.put(self.data).digest
 
     async def have(self, request: web.Request) -> web.StreamResponse:
         query = msgspec.msgpack.decode(await request.read(), type=HaveQuery)

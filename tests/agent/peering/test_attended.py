@@ -151,14 +151,8 @@ def test_what_comes_while_it_is_looked_what_is_missing_is_not_waited_for(tmp_pat
 
 def test_who_waits_is_told_at_once_that_a_neighbour_lies(tmp_path: Path) -> None:
     async def work(tmp: Path) -> None:
-        data = noise(2 * MiB)
-        liar = Liar(data, liars.flips)
-        async with neighbourhood(tmp, "fra2") as hood, liar.listening(hood.credentials("fra1")) as address:
-            hood.addresses["fra1"] = address
-            await hood.meet()
-            blob = hood.source.put(data).digest
-            listed = hood.listed([blob])
-            told = await hood.fetch("fra2", [blob], listed=listed, wait_s=FETCH_S, inside=True)
+        async with Liar(noise(2 * MiB), liars.flips).among(tmp, "fra2") as (hood, blob):
+            told = await hood.fetch("fra2", [blob], listed=hood.listed([blob]), wait_s=FETCH_S, inside=True)
             assert (told.wrong, told.missing, told.under_way) == (("fra1",), (blob,), True)
 
     run(tmp_path, work)

@@ -38,15 +38,8 @@ def test_a_bad_neighbour_costs_little_and_spoils_nothing(tmp_path: Path, answer:
     async def work(tmp: Path) -> None:
         data = noise(3 * MiB)
         liar = Liar(data, answer)
-        async with (
-            neighbourhood(tmp, "fra2", "fra3") as hood,
-            liar.listening(hood.credentials("fra1")) as address,
-        ):
-            hood.addresses["fra1"] = address
-            await hood.meet()
-            blob = hood.source.put(data).digest
-            listed = hood.listed([blob])
-            await hood.fetch("fra2", [blob], listed=listed)
+        async with liar.among(tmp, "fra2", "fra3") as (hood, blob):
+            await hood.fetch("fra2", [blob], listed=hood.listed([blob]))
             async with asyncio.timeout(30):
                 await liar.asked.wait()
             await hood.give("fra3", [blob])
@@ -65,12 +58,7 @@ def test_a_bad_neighbour_costs_little_and_spoils_nothing(tmp_path: Path, answer:
 
 def test_where_only_liars_have_a_blob_it_stays_missing_and_they_are_told_of(tmp_path: Path) -> None:
     async def work(tmp: Path) -> None:
-        data = noise(2 * MiB)
-        liar = Liar(data, liars.flips)
-        async with neighbourhood(tmp, "fra2") as hood, liar.listening(hood.credentials("fra1")) as address:
-            hood.addresses["fra1"] = address
-            await hood.meet()
-            blob = hood.source.put(data).digest
+        async with Liar(noise(2 * MiB), liars.flips).among(tmp, "fra2") as (hood, blob):
             listed = hood.listed([blob])
 
             async def told() -> bool:
@@ -87,7 +75,7 @@ class Fabulist(Liar):
     """Tells of more than it was asked for."""
 
     def __init__(self, answer: bytes) -> None:
-        super().__init__(b"", None)
+        super().__init__(noise(MiB), None)
         self._told = answer
 
     async def have(self, _: web.Request) -> web.Response:
@@ -108,10 +96,7 @@ class Fabulist(Liar):
 def test_an_answer_that_makes_no_sense_is_a_failure_of_the_neighbour(tmp_path: Path, told: bytes) -> None:
     async def work(tmp: Path) -> None:
         liar = Fabulist(told)
-        async with neighbourhood(tmp, "fra2", "fra3") as hood, liar.listening(hood.credentials("fra1")) as address:
-            hood.addresses["fra1"] = address
-            await hood.meet()
-            blob = hood.source.put(noise(MiB)).digest
+        async with liar.among(tmp, "fra2", "fra3") as (hood, blob):
             await hood.fetch("fra2", [blob], listed=hood.listed([blob]))
             await liar.asked.wait()
             await hood.give("fra3", [blob])

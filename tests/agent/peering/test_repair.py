@@ -25,13 +25,7 @@ def test_check_repairs_damaged_blobs_from_a_neighbour(tmp_path: Path) -> None:
     async def work(tmp: Path) -> None:
         data = noise(2 * MiB)
         liar = Liar(data, liars.flips)
-        async with (
-            neighbourhood(tmp, "fra2", "fra3") as hood,
-            liar.listening(hood.credentials("fra1")) as address,
-        ):
-            hood.addresses["fra1"] = address
-            await hood.meet()
-            blob = hood.source.put(data).digest
+        async with liar.among(tmp, "fra2", "fra3") as (hood, blob):
             for name in ("fra2", "fra3"):
                 await hood.give(name, [blob])
             member = hood.members["fra2"]
