@@ -101,6 +101,8 @@ SMALL_STREAM_BYTES: Final = 64 << 10
 """A stream that has no more is made before it is sent."""
 DEFLATED_BYTES: Final = 256
 """Questions that are longer are deflated: mostly they are digests in hexadecimal."""
+AT_ONCE_BYTES: Final = 32 << 10
+"""What has more is deflated in a thread: 32 KiB take 1 ms, the longest question 0.5 s of processor time."""
 TRIES: Final = 2
 """A connection that the host closed while it lay idle costs one more try."""
 
@@ -415,8 +417,10 @@ class AgentClient:
     ) -> T:
         body = _telling(sent, moved) if isinstance(sent, AsyncIterable) else sent
         headers = {}
-        if isinstance(body, bytes) and len(body) > DEFLATED_BYTES and len(smaller := zlib.compress(body)) < len(body):
-            body, headers = smaller, {"Content-Encoding": "deflate"}
+        if isinstance(body, bytes) and len(body) > DEFLATED_BYTES:
+            smaller = await _deflated(body)
+            if len(smaller) < len(body):
+                body, headers = smaller, {"Content-Encoding": "deflate"}
         async with self._request(method, path, body=body, query=query, headers=headers, timeout_s=timeout_s) as answer:
             return self._decoded(await self._bounded(answer, max_bytes, moved), kind)
 
@@ -504,6 +508,10 @@ class AgentClient:
             if size > limit:
                 raise BadAnswer(f"{self.host_name} sent more than {limit} bytes where no answer is so large")
         return b"".join(pieces)  # Appending to one array would copy a large answer again and again.
+
+
+async def _deflated(body: bytes) -> bytes:
+    return zlib.compress(body) if len(body) <= AT_ONCE_BYTES else await asyncio.to_thread(zlib.compress, body)
 
 
 def _begun(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes] | None]:

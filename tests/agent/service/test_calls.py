@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from agent.api import (
     Stop,
     Update,
 )
-from agent.client import CallRefused
+from agent.client import CallRefused, _deflated
 from tests.agent.service.support import (
     OPERATOR,
     MemoryRuntime,
@@ -403,3 +405,17 @@ def test_a_call_that_is_half_done_when_the_supervisor_is_lost_is_finished_or_und
             assert len(await until(lambda: cloud.events(Event.CALL_FAILED))) == 1
 
     run(work)
+
+
+def test_while_a_long_question_is_deflated_everything_else_goes_on() -> None:
+    async def work() -> None:
+        question = random.Random(1).randbytes(1 << 20)
+        deflating = asyncio.create_task(_deflated(question))
+        turns = 0
+        while not deflating.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 1
+        assert zlib.decompress(deflating.result()) == question
+
+    asyncio.run(work())
