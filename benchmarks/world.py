@@ -1,12 +1,12 @@
 """Three regions of four hosts: a large module is deployed to all of them, then its next version, and things go wrong.
 
-    python -m benchmarks.world CORPUS [--run NAME ...] [--mbit 20] [--delay-ms 40] [--trace]
+    python -m benchmarks.world CORPUS [--run NAME ...] [--mbit 20] [--delay-ms 40] [--lines netem|wire] [--trace]
 
 Each host is a network namespace with an agent as its users run it; between every two regions lies a line of `--mbit` in
-each direction and `--delay-ms` one way (`tests.world`). The operator's command runs in a namespace of its own in the
-first region. The module (rolldown's, of CORPUS as `benchmarks.fetch` makes it) is a file that the process on every host
-is given: it travels as its binary would, and nothing is compiled meanwhile. Every run begins with agents that have
-nothing.
+each direction and `--delay-ms` one way (`tests.world`), by `tc netem` where the kernel has it. The operator's command
+runs in a namespace of its own in the first region. The module (rolldown's, of CORPUS as `benchmarks.fetch` makes it) is
+a file that the process on every host is given: it travels as its binary would, and nothing is compiled meanwhile. Every
+run begins with agents that have nothing.
 
 Time counts from the moment the command begins to send until the last host's store has the module, which is looked at
 from outside; bytes are those that came into a region through its router, with the heads of packets, handshakes and
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from cas.compression import smallest
 from cas.digest import digest_of
 from cas.swarm.ranking import Swarm
 from tests.world import watching
+from tests.world.copying import bare_copy_s
 from tests.world.fleet import DEPLOYER, Fleet, Host
 from tests.world.ground import Border, World, has_netem, why_not, world
 from tests.world.watching import Event, Watched
@@ -50,25 +50,7 @@ SETTLED_S = 25.0
 AWAY_S = 10.0
 SLOWER = 100.0
 SLOW_BORDER_MBIT = 1.0
-
-RECEIVE = """
-import socket, sys
-listener = socket.create_server(("0.0.0.0", 9000))
-print("up", flush=True)
-taken, _ = listener.accept()
-while taken.recv(1 << 18):
-    pass
-"""
-SEND = """
-import os, socket, sys, time
-data = os.urandom(int(sys.argv[2]))
-began = time.perf_counter()
-made = socket.create_connection((sys.argv[1], 9000))
-made.sendall(data)
-made.shutdown(socket.SHUT_WR)
-made.recv(1)
-print(time.perf_counter() - began)
-"""
+LINES = {"netem": "tc netem", "wire": "tests.world.wire"}
 
 
 class Versions(NamedTuple):
@@ -129,20 +111,6 @@ class Ground:
         """When half of the module has come into the region where things go wrong."""
         before = self.world.border_bytes()[REGION]
         return Event(lambda *_: self.world.border_bytes()[REGION] - before >= self._half_bytes, lambda _: act())
-
-    def bare_copy_s(self, size: int) -> float:
-        """So many bytes from the operator's machine to one in another region, over a bare socket."""
-        to = self.hosts_of(list(REGIONS)[-1])[0]
-        receiver = subprocess.Popen(self.world.inside(to, [sys.executable, "-c", RECEIVE]), stdout=subprocess.PIPE)
-        try:
-            assert receiver.stdout is not None
-            receiver.stdout.readline()
-            words = [sys.executable, "-c", SEND, self.world.addresses[to], str(size)]
-            done = subprocess.run(self.world.inside(DEPLOYER, words), capture_output=True, text=True, check=True)
-            return float(done.stdout)
-        finally:
-            receiver.kill()
-            receiver.communicate()
 
 
 # --- the runs -------------------------------------------------------------------------------------------------------
@@ -257,10 +225,10 @@ RUNS: dict[str, Callable[[Ground], Iterator[Step]]] = {
 
 
 @contextmanager
-def standing(versions: Versions, border: Border, *, trace: bool) -> Iterator[Ground]:
+def standing(versions: Versions, border: Border, *, netem: bool, trace: bool) -> Iterator[Ground]:
     with (
         tempfile.TemporaryDirectory(prefix="world-") as scratch,
-        world(REGIONS, border).standing() as made,
+        world(REGIONS, border, netem=netem).standing() as made,
         Fleet(Path(scratch), made).standing() as fleet,
     ):
         yield Ground(fleet, versions, trace=trace)
@@ -271,7 +239,7 @@ def row(ground: Ground, step: Step) -> str:
     others = {host: at_s for host, at_s in watched.seconds.items() if host not in step.without}
     times = f"{max(others.values()):.2f}"
     times += "".join(f" (it itself {watched.seconds.get(host, float('nan')):.1f})" for host in step.without)
-    bare_s = ground.bare_copy_s(watched.form_bytes)
+    bare_s = bare_copy_s(ground.world, DEPLOYER, ground.hosts_of(list(REGIONS)[-1])[0], watched.form_bytes)
     into = [watched.border_bytes[region] for region in list(REGIONS)[1:]]
     copies = " / ".join(f"{watched.copies(region):.3f}" for region in list(REGIONS)[1:])
     numbers = [f"{len(watched.seconds)}", times, f"{max(others.values()) / bare_s:.2f}", f"{watched.form_bytes:,}"]
@@ -292,18 +260,23 @@ def main() -> None:
     parser.add_argument("--run", nargs="+", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--mbit", type=float, default=20.0)
     parser.add_argument("--delay-ms", type=float, default=40.0)
+    parser.add_argument("--lines", choices=LINES, help="what makes the lines; by default netem where the kernel has it")
     parser.add_argument("--trace", action="store_true", help="tell all that was seen")
     given = parser.parse_args()
     if reason := why_not():
         raise SystemExit(reason)
     *_, pair = pairs_of(given.corpus, ["rolldown"], "*.wasm")
     versions = Versions(pair.old.read_bytes(), pair.new.read_bytes())
-    lines = "tc netem" if has_netem() else "tests.world.wire (this kernel has no netem)"
-    print(f"{given.mbit:g} Mbit/s, {given.delay_ms:g} ms one way, by {lines}\n")
+    netem = has_netem()
+    if given.lines == "netem" and not netem:
+        raise SystemExit("this machine's kernel has no tc netem: leave --lines away")
+    lines = given.lines or ("netem" if netem else "wire")
+    print(f"{given.mbit:g} Mbit/s, {given.delay_ms:g} ms one way, by {LINES[lines]}\n")
     print("| | hosts with it | last, s | of a bare copy | module, bytes | into ams / sin, bytes | copies | exit | s |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    border = Border(given.mbit, given.delay_ms)
     for name in given.run:
-        with standing(versions, Border(given.mbit, given.delay_ms), trace=given.trace) as ground:
+        with standing(versions, border, netem=lines == "netem", trace=given.trace) as ground:
             for step in RUNS[name](ground):
                 print(row(ground, step), flush=True)
             if not served_right(ground):

@@ -3,7 +3,7 @@ rate and a delay.
 
 Each region has a router. What crosses a border passes the routers' counters, which the kernel keeps: what they say is
 no word of the programs that are measured. A line is a pair of veth devices with `tc netem` where this machine's kernel
-has it, otherwise `tests.world.wire`; where nothing is asked of it, a plain pair.
+has it and nobody asks for the other, otherwise `tests.world.wire`; where nothing is asked of it, a plain pair.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ def why_not() -> str | None:
 class World:
     """Use `world` to make one."""
 
-    def __init__(self, regions: Mapping[str, Sequence[str]], border: Border | None) -> None:
+    def __init__(self, regions: Mapping[str, Sequence[str]], border: Border | None, *, netem: bool) -> None:
         self.regions = {region: tuple(machines) for region, machines in regions.items()}
         self.region_of = {machine: region for region, machines in self.regions.items() for machine in machines}
         self.border = border
+        self._by_netem = border if netem else None
         self.addresses = {
             machine: f"10.88.{number}.{place}"
             for number, machines in enumerate(self.regions.values(), start=1)
@@ -95,14 +96,14 @@ class World:
         """Each line into a region, and out of it."""
         for other in self.regions:
             if other != region:
-                self._shape(_router(other), f"to-{region}", mbit)
-                self._shape(_router(region), f"to-{other}", mbit)
+                self._pace(_router(other), f"to-{region}", mbit)
+                self._pace(_router(region), f"to-{other}", mbit)
 
     def unslow_border(self, region: str) -> None:
         for other in self.regions:
             if other != region:
-                self._unshape(_router(other), f"to-{region}")
-                self._unshape(_router(region), f"to-{other}")
+                self._pace(_router(other), f"to-{region}", None)
+                self._pace(_router(region), f"to-{other}", None)
 
     # --- making it ---
 
@@ -141,7 +142,7 @@ class World:
         """Between the routers of two regions."""
         (low, here), (high, there) = one, other
         ends = {(_router(here), f"to-{there}"): (1, high), (_router(there), f"to-{here}"): (2, low)}
-        if self.border is None or has_netem():
+        if self.border is None or self._by_netem:
             self._veth_pair(*ends)
         else:
             lines.enter_context(self._wire(self.border, *ends))
@@ -152,15 +153,10 @@ class World:
 
     def _veth_pair(self, one: tuple[str, str], other: tuple[str, str]) -> None:
         self._ip(one[0], "link", "add", one[1], "type", "veth", "peer", other[1], "netns", self._name(other[0]))
-        if self.border is None:
-            return
-        rate_bytes_s = self.border.mbit * 125_000
-        limit = round((QUEUE_MS + self.border.delay_ms) / 1000 * rate_bytes_s / PACKET_BYTES)
-        words = f"netem delay {self.border.delay_ms}ms rate {self.border.mbit}mbit limit {limit}".split()
-        for router, device in (one, other):
+        for router, device in (one, other) if self._by_netem else ():
             # A segment of many packets would count as one in the queue.
             self._ip(router, "link", "set", device, "gso_max_segs", "1")
-            _run("tc", "-n", self._name(router), "qdisc", "add", "dev", device, "root", *words)
+            self._pace(router, device, None)
 
     @contextmanager
     def _wire(self, border: Border, one: tuple[str, str], other: tuple[str, str]) -> Iterator[None]:
@@ -177,6 +173,21 @@ class World:
                 yield
             finally:
                 process.kill()
+
+    def _pace(self, router: str, device: str, mbit: float | None) -> None:
+        """The rate of an end of a line; None: as it was made."""
+        if self._by_netem is not None:  # which a bucket would take the place of
+            self._delay(router, device, self._by_netem.delay_ms, mbit or self._by_netem.mbit)
+        elif mbit is not None:
+            self._shape(router, device, mbit)
+        else:
+            self._unshape(router, device)
+
+    def _delay(self, router: str, device: str, delay_ms: float, mbit: float) -> None:
+        """What is under way stays so where netem is there already."""
+        limit = round((QUEUE_MS + delay_ms) / 1000 * mbit * 125_000 / PACKET_BYTES)
+        words = f"netem delay {delay_ms}ms rate {mbit}mbit limit {limit}".split()
+        _run("tc", "-n", self._name(router), "qdisc", "replace", "dev", device, "root", *words)
 
     def _shape(self, machine: str, device: str, mbit: float) -> None:
         words = f"tbf rate {mbit}mbit burst {max(PACKET_BYTES * 2, round(mbit * 250))} latency {QUEUE_MS}ms".split()
@@ -199,9 +210,10 @@ class World:
         return f"lcw{os.getpid()}-{machine}"
 
 
-def world(regions: Mapping[str, Sequence[str]], border: Border | None = None) -> World:
-    """Regions and their machines; `border` None: lines without a rate or a delay."""
-    return World(regions, border)
+def world(regions: Mapping[str, Sequence[str]], border: Border | None = None, *, netem: bool | None = None) -> World:
+    """Regions and their machines; `border` None: lines without a rate or a delay. `netem`: whether the kernel makes
+    the lines, not `tests.world.wire`; None: where it can."""
+    return World(regions, border, netem=has_netem() if netem is None and border else bool(netem))
 
 
 def has_netem() -> bool:
