@@ -6,6 +6,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
 from tests.vm.image import ENVIRONMENT, TREE, USER, CannotBuild, image
@@ -29,13 +30,21 @@ def main() -> int:
     parser.add_argument("--within", type=float, default=3600.0, metavar="SECONDS", help="then the machine is ended")
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--memory", type=int, default=4096, metavar="MIB")
+    parser.add_argument("--bring", type=Path, metavar="DIRECTORY", help="a directory that is put there as /srv/NAME")
+    parser.add_argument(
+        "--counted", action="store_true", help="emulated, with a clock that counts instructions: 10⁹ are a second"
+    )
     args, pytest_arguments = parser.parse_known_args()
+    if args.bring and not args.bring.is_dir():
+        parser.error(f"--bring: {args.bring} is no directory")
     if not has_kvm():
         print("this processor runs no other machine: it is emulated, some ten times slower", file=sys.stderr)
         pytest_arguments.insert(0, f"--timeout={EMULATED_TIMEOUT_S}")
     command = args.run or f"pytest {shlex.join(pytest_arguments)}"
     try:
-        with running(image(), cpus=args.cpus, memory_mib=args.memory) as machine:
+        with running(image(), cpus=args.cpus, memory_mib=args.memory, counted=args.counted) as machine:
+            if args.bring:
+                machine.bring(args.bring.resolve())
             return carry_out(machine, command, as_user=args.as_user, within_s=args.within)
     except (CannotBuild, CannotRun) as error:
         print(error, file=sys.stderr)
