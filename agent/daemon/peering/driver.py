@@ -63,6 +63,8 @@ from cas.swarm.ranking import Swarm
 BUSY_AGAIN_S: Final = 0.5
 LEFT_OUT_S: Final = 1.0
 """So often it is looked whether what somebody brings still comes."""
+COMING_S: Final = 5.0
+"""A blob of which no piece has come for so long is left to nobody."""
 INSIDE_S: Final = 8.0
 """So long without a byte other regions are not asked, where an operator waits."""
 TELL_S: Final = 0.2
@@ -90,6 +92,7 @@ class Driver:
         now_s: Callable[[], float],
         tell: Callable[[Fetched], None],
         brought: Callable[[], frozenset[Digest]] = frozenset,
+        fetched: Callable[[], frozenset[Digest]] = frozenset,
         attended: Callable[[], bool] = lambda: False,
         limits: Limits | None = None,
     ) -> None:
@@ -105,6 +108,10 @@ class Driver:
         self._tell = tell
         self._brought = brought
         """Forms that an operator is bringing now. Their blobs are left to it: they would cross the border twice."""
+        self._fetched = fetched
+        """Blobs that other errands of this host fetch now, and that are left to these."""
+        self._came_s: dict[Digest, float] = {}
+        """When a piece of a blob came last."""
         self._attended = attended
         self._limits = limits
         self._machine = Machine(host, limits=limits)
@@ -133,6 +140,12 @@ class Driver:
         while not await self._round():
             pass
         return self._state(under_way=False)
+
+    @property
+    def fetching(self) -> frozenset[Digest]:
+        """The blobs of which pieces come."""
+        since_s = self._now_s() - COMING_S
+        return frozenset(blob for blob, at_s in self._came_s.items() if at_s > since_s)
 
     def look_again(self) -> None:
         """Blobs have come in another way, or begin to, or do so no more."""
@@ -187,10 +200,10 @@ class Driver:
         return self._stays_inside
 
     def _left_out(self) -> frozenset[Digest]:
-        """The blobs that somebody brings."""
+        """The blobs that somebody brings, or another errand fetches."""
         brought = self._brought()
         blobs = {self._forms.blob(form) for form in brought if form in self._forms}
-        return frozenset(blobs & self._missing.keys())
+        return frozenset((blobs | self._fetched()) & self._missing.keys())
 
     def _wants(self, left_out: frozenset[Digest], *, inside: bool) -> Iterator[Want]:
         for party in self._parties:
@@ -234,6 +247,7 @@ class Driver:
                     self._keeping.add(task)
                     task.add_done_callback(self._keeping.discard)
                 case Ended():
+                    self._came_s.pop(request.blob, None)
                     if request.ok:
                         self._missing.pop(request.blob, None)
                         self._kept += 1
@@ -318,6 +332,7 @@ class Driver:
                         self._ban(neighbour.host, form)
                         return Wrong(get.id, form, index)
                     came += 1
+                    self._came_s[self._forms.blob(form)] = self._now_s()
                     self._news.tell()
                     self._events.put_nowait(Arrived(get.id, form, index, 1, len(piece)))
         except HostUnreachable as error:

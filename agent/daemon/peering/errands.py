@@ -3,7 +3,7 @@
 An errand is what a `Fetch` call asks for. The caller may leave at once; a second call for the same joins the first. As
 long as an operator who brings something into the region waits for it, it is attended.
 Where nobody has what is missing the errand rests, longer each time, and a call wakes it. A few are kept; a new one
-ends the oldest.
+ends the oldest. A blob that several want is fetched for the one that was given last, as long as pieces of it come.
 """
 
 from __future__ import annotations

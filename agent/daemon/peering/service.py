@@ -93,7 +93,7 @@ class Peering:
         self._deployer_bytes = 0
         self._expected: Acquaint | None = None
         """The neighbours whose list was not here when this host was told of them."""
-        self._drivers: set[Driver] = set()
+        self._drivers: list[tuple[Fetch, Driver]] = []
         self._catching_up: asyncio.Task[None] | None = None
         self._errands = Errands(state_dir / ERRANDS_NAME, self._carry_out, unix_s)
         self._taking = Taking(store, self._spool, self._news.tell, self._look_again, now_s)
@@ -222,7 +222,7 @@ class Peering:
         self._look_again()
 
     def _look_again(self) -> None:
-        for driver in self._drivers:
+        for _, driver in self._drivers:
             driver.look_again()
 
     # --- what the rest of the agent asks ---
@@ -281,17 +281,28 @@ class Peering:
                 now_s=self._now_s,
                 tell=tell,
                 brought=lambda: self._taking.moving,
+                fetched=lambda: self._fetched_for_later(fetch),
                 attended=attended,
             )
-            self._drivers.add(driver)
+            self._drivers.append((fetch, driver))
             try:
                 return await driver.run()
             finally:
-                self._drivers.discard(driver)
+                self._drivers.remove((fetch, driver))
+                self._look_again()  # what it has fetched or given up is no longer left to it
         except (Refused, CasError) as error:
             wanted = {blob for party in fetch.parties for blob in party.blobs}
             missing = await asyncio.to_thread(self._store.missing, sorted(wanted))
             return Fetched(tuple(missing), under_way=False, trouble=str(error))
+
+    def _fetched_for_later(self, fetch: Fetch) -> frozenset[Digest]:
+        """The blobs that come for errands which were given after this one: whoever asked last waits most likely."""
+        if len(self._drivers) < 2:
+            return frozenset()
+        place = {id(one): number for number, one in enumerate(self._errands.fetches)}
+        own = place.get(id(fetch), -1)
+        later = [driver.fetching for one, driver in self._drivers if place.get(id(one), -1) > own]
+        return frozenset().union(*later)
 
     def _items(self, fetch: Fetch) -> dict[Digest, Item]:
         """What the inventory says of the blobs that are to be fetched. Raises Refused."""

@@ -26,7 +26,7 @@ from cas.swarm.limits import Limits
 from cas.swarm.ranking import Swarm
 from tests.agent.peering import liars
 from tests.agent.peering.liars import Liar
-from tests.agent.peering.neighbourhood import FETCH_S, neighbourhood, noise, run
+from tests.agent.peering.neighbourhood import FETCH_S, Member, neighbourhood, noise, run
 from tests.agent.peering.test_taking import body, give, held, pieces_of
 from tests.agent.service.support import until
 
@@ -98,6 +98,36 @@ def test_what_is_being_brought_to_a_host_is_not_fetched_by_it_from_others(tmp_pa
             assert host.store.read(blob) == data
 
     run(tmp_path, work)
+
+
+def test_what_two_errands_want_is_fetched_once_and_both_have_it(tmp_path: Path) -> None:
+    """Whether somebody attends to them or not; the one that was given last fetches it, and where that cannot, the
+    other does."""
+
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra1", "fra2", "fra3") as hood:
+            first, second = (hood.source.put(noise(8 * MiB, seed)).digest for seed in (1, 2))
+            await hood.give("fra2", [first, second])
+            for blob, of_later in ((first, ("fra1", "fra2")), (second, ("fra1", "fra3"))):
+                listed = hood.listed([blob])
+                before = await received(hood.members["fra1"])
+                earlier = asyncio.create_task(hood.fetch("fra1", [blob], listed=listed, wait_s=FETCH_S, inside=True))
+                await until(lambda: fetches(hood.members["fra1"]))
+                later = asyncio.create_task(hood.fetch("fra1", [blob], listed=listed, hosts=of_later, wait_s=FETCH_S))
+                assert (await earlier).missing == ()
+                await later
+                assert hood.members["fra1"].has([blob])
+                assert await received(hood.members["fra1"]) - before < 10 * MiB
+
+    run(tmp_path, work)
+
+
+def fetches(member: Member) -> bool:
+    return bool(member.agent._peering._drivers)
+
+
+async def received(member: Member) -> int:
+    return sum(row.received_bytes for row in (await member.client.peers()).peers)
 
 
 class Arriving:
