@@ -300,9 +300,10 @@ async def _ask(
         answers.append(await client.query(BlobQuery(want=part, bases=helpers, acquaint=tell)))
         tell = UNSET
     arriving = answers[0].arriving if answers else UNSET
-    return Lack(
-        tuple(digest for answer in answers for digest in answer.missing),
-        tuple(digest for answer in answers for digest in answer.bases),
+    asked, offered = set(wanted), set(bases)
+    return Lack(  # a host cannot have itself sent what it was not asked about
+        tuple(digest for answer in answers for digest in answer.missing if digest in asked),
+        tuple(digest for answer in answers for digest in answer.bases if digest in offered),
         None if arriving is UNSET else arriving,
     )
 

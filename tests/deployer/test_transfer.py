@@ -10,9 +10,10 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 
+import msgspec
 import pytest
 
-from agent.api import BlobBegun, BlobReceipt
+from agent.api import BlobAnswer, BlobBegun, BlobQuery, BlobReceipt
 from agent.client import AgentClient, HostUnreachable
 from cas.digest import digest_of
 from cas.exchange import frames
@@ -202,6 +203,33 @@ def test_a_blob_whose_begun_part_is_gone_when_the_rest_comes_is_sent_whole(
 
     monkeypatch.setattr(AgentClient, "begun", told_wrongly)
     assert asyncio.run(ground.on_site(act)).raw_bytes == MiB
+
+
+class Greedy(AgentClient):
+    """Its agent says that it lacks what it was not asked about."""
+
+    async def query(self, query: BlobQuery) -> BlobAnswer:
+        answer = await super().query(query)
+        return msgspec.structs.replace(answer, missing=(*answer.missing, SECRET), bases=(*answer.bases, SECRET))
+
+
+SECRET = digest_of(b"for somebody else")
+
+
+def test_a_host_is_sent_nothing_that_it_was_not_asked_about(ground: Ground) -> None:
+    assert ground.blob(b"for somebody else") == SECRET
+    wanted = ground.blob(random.randbytes(10_000))
+    credentials = ground.cloud.credentials
+
+    async def act() -> tuple[BlobReceipt, tuple[str, ...]]:
+        addresses = {"h1": ground.agents["h1"].listen}
+        async with Fleet(addresses, credentials, connect=lambda host, at: Greedy(host, at, credentials)) as fleet:
+            receipts = await transfer(Site(ground.store, ground.ref, fleet, ground.by), {"h1": (wanted,)})
+            told = await AgentClient.query(await fleet.client("h1"), BlobQuery((wanted, SECRET)))
+            return receipts["h1"], told.missing
+
+    receipt, missing = asyncio.run(act())
+    assert (receipt.blobs, missing) == (1, (SECRET,))
 
 
 def test_hosts_that_cannot_be_asked_are_named_by_an_estimate(ground: Ground) -> None:
