@@ -51,7 +51,7 @@ class Asking:
                 self.about[name] = None
         self._bringers.look(now_s)
         near = [peer for peer in self._peers.values() if peer.near]
-        left = self._bringers.behind | {peer.name for peer in near if not self._is_trusted(peer.name, now_s)}
+        left = self._bringers.behind | {peer.name for peer in near if not self._is_trusted(peer.name)}
         liars = [peer for peer in near if peer.banned]
         for blob in blobs:
             if not blob.keeping:
@@ -91,7 +91,7 @@ class Asking:
         if not rank or (blob.out_of_turn and blob.lead < 0):
             blob.outside, blob.out_of_turn = not rank, False
         elif not blob.out_of_turn:
-            blob.outside = blob.out_of_turn = quiet_s >= rank.bit_length() * patience_s
+            blob.outside = blob.out_of_turn = quiet_s >= patience_s * (1 + rank.bit_length()) / 2
             blob.lead = 0
         blob.relief = 0 if blob.pending & ~blob.doubtful else self._steps(now_s - blob.moved_s)
         wanted = list(blob.forms) if blob.form is None else [blob.form]
@@ -152,9 +152,12 @@ class Asking:
         if blob.root is not None and pieces:
             self._bringers.brought(blob.root, pieces, now_s)
 
-    def _is_trusted(self, name: str, now_s: float) -> bool:
+    def _is_trusted(self, name: str) -> bool:
+        """Who failed is asked again after a while, but brings nothing before it has answered."""
         peer = self._peers.get(name)
-        return name not in self._bringers.behind and (peer is None or (peer.is_well(now_s) and not peer.suspect))
+        if name in self._bringers.behind:
+            return False
+        return peer is None or not (peer.failures or peer.suspect)
 
     def _is_well(self, name: str, now_s: float) -> bool:
         peer = self._peers.get(name)

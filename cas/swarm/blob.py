@@ -35,6 +35,7 @@ class Blob:
     __slots__ = (
         "absent",
         "blob",
+        "crossing",
         "doubtful",
         "ended",
         "first_s",
@@ -88,8 +89,10 @@ class Blob:
         """Pieces of the form that are neither here nor in flight."""
         self.pending = 0
         """Pieces of the form that are in flight."""
+        self.crossing = 0
+        """Those of them that were asked for in other regions."""
         self.doubtful = 0
-        """Those of them that have been in flight for long."""
+        """Pieces that have been in flight for long."""
         self.near: dict[Digest, int] = {}
         """What hosts of this region have that are believed, by form."""
         self.said_near: dict[Digest, int] = {}
@@ -143,25 +146,33 @@ class Blob:
         self.form = form
         self.pieces = 0 if form is None else pieces_in(self.forms[form].size)
         self.open = 0 if form is None else self.lacking(form)
-        self.pending = 0
+        self.pending = self.crossing = 0
         self.late_inside, self.late_outside = [], []
 
-    def asked_for(self, pieces: int, now_s: float | None) -> None:
+    def asked_for(self, pieces: int, now_s: float | None, *, near: bool) -> None:
         """Now; None where whoever was asked is not expected to send them."""
         self.pending |= pieces
+        if not near:
+            self.crossing |= pieces
         self.open &= ~pieces
         if now_s is not None:
             self.moved_s = now_s
 
+    def asked_in_vain(self) -> None:
+        """Who was asked has no time: that moved nothing, however often it is tried."""
+        self.moved_s = min(self.moved_s, self.news_s)
+
     def came(self, form: Digest, pieces: int, now_s: float) -> None:
         self.have[form] = self.have.get(form, 0) | pieces
         self.pending &= ~pieces
+        self.crossing &= ~pieces
         self.moved_s = self.news_s = self.heard_s = now_s
         self.relief = 0
 
     def given_up(self, pieces: int) -> None:
         """These pieces do not come, although they were asked for."""
         self.pending &= ~pieces
+        self.crossing &= ~pieces
         self.open |= pieces
 
     def why_not(self, patience_s: float) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from cas.digest import Digest
 from cas.swarm.in_flight import InFlight, PendingGet
 from cas.swarm.limits import Limits
 from cas.swarm.patience import Pace, Wait, patience
@@ -47,6 +48,25 @@ class Doubt:
             else:
                 for form, left in get.left.items():
                     self._wanted.by_form[form].doubtful |= left
+
+    def needless(self, now_s: float) -> list[PendingGet]:
+        """What was asked of another region and has not come for longer than neighbours need, who have all of it by now.
+        Nobody is blamed: it may be the border."""
+        return [get for get in self._flight.gets.values() if not get.peer.near and self._is_needless(get, now_s)]
+
+    def _is_needless(self, get: PendingGet, now_s: float) -> bool:
+        silent_s = now_s - max(get.flowed_s, get.last_s, get.peer.last_s)
+        if patience(silent_s, self._near_pace, self._limits) is Wait.NORMAL:
+            return False
+        return all(not left & ~self._had_near(form, now_s) for form, left in get.left.items())
+
+    def _had_near(self, form: Digest, now_s: float) -> int:
+        """The pieces that could be taken from neighbours at once."""
+        had = 0
+        for peer in self._peers.values():
+            if peer.near and not peer.suspect and peer.is_well(now_s):
+                had |= peer.known.get(form, 0)
+        return had
 
     def _hears_neighbours(self, but: Peer, since_s: float) -> bool:
         return any(peer.near and peer.heard_s > since_s and peer is not but for peer in self._peers.values())

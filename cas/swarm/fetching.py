@@ -265,6 +265,8 @@ class Fetch:
         it is as if it kept what it has."""
         if peer.busy_since_s is None:
             peer.busy_since_s = now_s
+        for form in get.left:
+            self._wanted.by_form[form].asked_in_vain()
         news_s = max(self._wanted.by_form[form].news_s for form in get.left)
         if now_s - max(peer.busy_since_s, news_s) >= self.limits.stall_s and not peer.suspect:
             peer.suspect = True
@@ -296,6 +298,8 @@ class Fetch:
         for peer, silent_s in self._doubt.silent(now_s):
             peer.suspect = True
             self._leave(peer, now_s, f"sent nothing for {silent_s:.1f} s")
+        for get in self._doubt.needless(now_s):
+            self._close(get, cancel=True)
         for blob in list(self._wanted.open.values()):
             if not blob.keeping:
                 self._look_after(blob, now_s)
@@ -410,7 +414,7 @@ class Fetch:
         for form, pieces in picked.items():
             parts.append(Part(form, (pieces & -pieces).bit_length() - 1, pieces.bit_count()))
             blob = self._wanted.by_form[form]
-            blob.asked_for(pieces, None if peer.suspect else now_s)
+            blob.asked_for(pieces, None if peer.suspect else now_s, near=peer.near)
         self._out.append(Get(self._flight.add_get(peer, picked, now_s), peer.name, tuple(parts)))
 
     def _ask(self, now_s: float) -> None:

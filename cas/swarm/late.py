@@ -1,10 +1,11 @@
 """What only a source has, though it should long have been taken from it: others take it in place of its owner.
 
 Each run of a blob is dealt to one of the group that a source serves (`pieces`). Where that one is dead, slow, or keeps
-what it took, nobody else would ask the source for the run as long as other pieces come. So those that watch a run look
-now and then whether it is still the source's alone. If it is so at two looks, the second in line takes it too, at three
-the third and fourth, and so on, twice as many each time. Between two looks is a time that most waits are shorter than,
-so that a source which has much to do is not asked for more because of that.
+what it took, nobody else would ask the source for the run. So those that watch a run look now and then whether it is
+still the source's alone. If it is so at two looks, the second in line takes it too, at three the third and fourth, and
+so on, twice as many each time; but only who has nothing of the blob in flight, one run after the other. Between two
+looks is a time that most waits are shorter than, so that a source which has much to do is not asked for more because of
+that. Over a border, where each piece that comes twice costs, nothing is late as long as there is news of the blob.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ class Late:
         self._limits = limits
         self._peers = peers
         self._near_pace, self._far_pace = near, far
-        self._inside_s = self._outside_s = 0.0
-        """When the next look is due."""
+        self._inside_s = self._outside_s = float("-inf")
+        """When the last look was."""
 
     def look(self, blobs: Collection[Blob], now_s: float) -> None:
         least_s, most_s = self._limits.relief_s, self._limits.takeover_s
-        if now_s >= self._inside_s:
-            self._inside_s = now_s + self._near_pace.usual_s(least_s, most_s)
+        if now_s - self._inside_s >= self._near_pace.usual_s(least_s, most_s):
+            self._inside_s = now_s
             for blob in blobs:
                 _age(blob.late_inside, self._only_inside(blob))
-        if now_s >= self._outside_s:
-            self._outside_s = now_s + self._far_pace.usual_s(least_s, most_s)
+        if now_s - self._outside_s >= self._far_pace.usual_s(least_s, most_s):
             for blob in blobs:
-                _age(blob.late_outside, self._only_outside(blob))
+                is_quiet = blob.heard_s <= self._outside_s
+                _age(blob.late_outside, self._only_outside(blob) if is_quiet else 0)
+            self._outside_s = now_s
 
     def _only_inside(self, blob: Blob) -> int:
         """Pieces that this host lacks and only the bringer of the region is known to have there."""

@@ -73,10 +73,16 @@ class Picker:
             return 0
         else:
             if blob.relief < NEAR_STEPS:
-                known &= ~blob.near.get(form, 0)
+                known &= ~self._believed_near(blob, form)
             if blob.swarm.region_of[peer.name] in blob.sources:
                 known &= self._share_outside(blob, form)
         return known
+
+    def _believed_near(self, blob: Blob, form: Digest) -> int:
+        """What need not cross the border. Who goes outside in place of a bringer does not count on what only that one
+        is known to have."""
+        near = blob.near.get(form, 0)
+        return near & ~blob.late_inside[0] if blob.out_of_turn and blob.late_inside else near
 
     # --- shares ---
 
@@ -113,7 +119,7 @@ class Picker:
         """What a member of a group takes from the group's source: its runs, those of others that are late, and more
         where nothing comes at all."""
         share = self._owned(blob, form, place, among, _owners(blob))
-        if form == blob.form:
+        if form == blob.form and not blob.pending & ~blob.doubtful:
             for looks, pieces in enumerate(late[1:], start=1):
                 share |= pieces & self._owned(blob, form, place, among, 1 << looks)
         return share
@@ -150,10 +156,10 @@ class Picker:
 
     def _at_once(self, blob: Blob, peer: Peer) -> int:
         """How many pieces a peer is asked for: no more than it sends in a while, so that a slow one holds up few. Who
-        goes outside out of turn begins with one piece, and has no more in flight than it is ahead of the others: it
-        may be the border that is slow, or was cut and has healed."""
+        goes outside out of turn begins with few, and has no more in flight than a multiple of what it is ahead of the
+        others: it may be the border that is slow, or was cut and has healed."""
         if blob.out_of_turn and not peer.near:
-            return max(1, blob.lead) - blob.pending.bit_count()
+            return LEAST_PIECES * max(1, blob.lead) - blob.crossing.bit_count()
         if peer.suspect:
             return 1
         if peer.rate is None:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from cas.digest import Digest
+from cas.manifest import PIECE_BYTES
 from cas.swarm.blob import Want
 from cas.swarm.fetching import Fetch
 from cas.swarm.late import Late
 from cas.swarm.limits import Limits
-from cas.swarm.messages import Ask, Busy, Get, Over, Request, Tick, Told, Wrong, everything
+from cas.swarm.messages import Arrived, Ask, Busy, Failed, Get, Over, Request, Tick, Told, Wrong, everything
 from cas.swarm.patience import Pace
-from cas.swarm.peer import Peer
+from cas.swarm.peer import FIRST_BACKOFF_S, Peer
 from tests.simulation.network import Model
 from tests.simulation.test_fetching import MB, assert_all_have, run, start, swarm_of, world_with
 from tests.simulation.world import World, item
@@ -75,7 +76,7 @@ class Talk:
     def told(self, peer: str, held: dict[Digest, int]) -> None:
         self._take(self.fetch.take(Told(self.asked.pop(peer).id, held), self.now_s))
 
-    def take(self, event: Busy | Over | Wrong | Tick) -> None:
+    def take(self, event: Arrived | Busy | Failed | Over | Wrong | Tick) -> None:
         self._take(self.fetch.take(event, self.now_s))
 
     def wait(self, seconds: float) -> None:
@@ -132,6 +133,63 @@ def test_what_a_suspect_host_owes_is_asked_of_the_first_other_one_that_has_it() 
     assert [get.peer for get in talk.gets] == [bringer, bringer, other]
 
 
+def test_who_is_busy_again_and_again_moves_nothing_so_more_than_a_share_is_asked_for() -> None:
+    swarm = swarm_of(1, 40)
+    bringer, me, *_ = swarm.ranking("r0", LARGE.whole.digest)
+    talk = Talk(me, [Want(LARGE, swarm)])
+    talk.told(bringer, {LARGE.whole.digest: everything(256)})
+    runs = set()
+    for _ in range(12):
+        get = talk.gets[-1]
+        runs.add(get.parts[0].first // Limits().run_pieces)
+        talk.take(Busy(get.id, 0.5))
+        talk.wait(1.0)
+    assert len(runs) > 2  # Each of 39 has one share of 16 runs, and the first in the ranking no more than that.
+
+
+def test_who_failed_brings_nothing_before_it_has_answered() -> None:
+    swarm = swarm_of(2, 3)
+    bringer, me, _ = swarm.ranking("r0", LARGE.whole.digest)
+    outside = swarm.ranking("r1", LARGE.whole.digest)[0]
+    talk = Talk(me, [Want(LARGE, swarm)])
+    talk.take(Failed(talk.asked.pop(bringer).id, "no connection"))
+    talk.wait(FIRST_BACKOFF_S * 2 + 1.0)  # It may be asked again, and is, but has said nothing yet.
+    assert bringer in talk.asked
+    talk.told(outside, {LARGE.whole.digest: everything(256)})
+    assert [get.peer for get in talk.gets] == [outside]
+
+
+def test_who_brings_in_place_of_a_silent_bringer_brings_also_what_only_that_one_told_of() -> None:
+    swarm = swarm_of(2, 3)
+    bringer, me, other = swarm.ranking("r0", LARGE.whole.digest)
+    outside = swarm.ranking("r1", LARGE.whole.digest)[0]
+    talk = Talk(me, [Want(LARGE, swarm)])
+    talk.told(bringer, {LARGE.whole.digest: everything(256)})
+    talk.told(other, {LARGE.whole.digest: everything(16)})
+    talk.wait(Limits().takeover_s + 1.0)  # No longer than silence is borne where nothing was measured.
+    assert {get.peer for get in talk.gets} == {bringer, other}
+    talk.told(outside, {LARGE.whole.digest: everything(256)})
+    taken = [get for get in talk.gets if get.peer == outside]
+    assert taken
+    assert all(get.parts[0].first >= 16 for get in taken)
+
+
+def test_what_neighbours_have_by_now_is_not_waited_for_from_another_region() -> None:
+    swarm = swarm_of(2, 3)
+    me, neighbour, _ = swarm.ranking("r0", LARGE.whole.digest)
+    outside = swarm.ranking("r1", LARGE.whole.digest)[0]
+    talk = Talk(me, [Want(LARGE, swarm)])
+    form = LARGE.whole.digest
+    talk.told(neighbour, {form: 1 << 255})
+    talk.take(Arrived(talk.gets[0].id, form, 255, 1, PIECE_BYTES))
+    talk.told(outside, {form: 0b11})
+    talk.wait(0.5)
+    talk.told(neighbour, {form: 0b11})
+    talk.wait(Limits().least_patience_s + Limits().tick_s)
+    assert [(get.peer, get.parts[0].first) for get in talk.gets] == [(neighbour, 255), (outside, 0), (neighbour, 0)]
+    assert not any(source.failures or source.reason for source in talk.fetch.sources())
+
+
 @pytest.mark.parametrize("fault", ["dead", "stalling", "lying"])
 def test_the_last_pieces_are_not_left_to_those_that_failed(fault: str) -> None:
     world = world_with([LARGE], swarm_of(6, 5))
@@ -150,8 +208,9 @@ def _last_s(world: World) -> float:
     return max(host.done_s for host in world.sound() if host.done_s is not None)
 
 
-def _late_after(looks: int, others: Callable[[int], int]) -> list[int]:
-    """What is late after so many looks, where others have so much at each."""
+def _late_after(looks: int, others: Callable[[int], int], apart_s: float = 100.0) -> list[int]:
+    """What is late after so many looks, where others have so much at each. Neighbours send at once, and that is known
+    from the second look on."""
     swarm = swarm_of(1, 3)
     root, me, other = swarm.ranking("r0", LARGE.whole.digest)
     form = LARGE.whole.digest
@@ -162,10 +221,12 @@ def _late_after(looks: int, others: Callable[[int], int]) -> list[int]:
     blob.root = root
     peers = {name: Peer(name, near=True) for name in (root, other)}
     peers[root].known[form] = 0b1111
-    late = Late(Limits(), peers, Pace(), Pace())
+    pace = Pace()
+    late = Late(Limits(), peers, pace, Pace())
     for number in range(looks):
         peers[other].known[form] = others(number)
-        late.look([blob], number * 100.0)
+        late.look([blob], number * apart_s)
+        pace.waited(0.1)
     return blob.late_inside
 
 
@@ -173,3 +234,8 @@ def test_late_is_what_was_the_source_s_alone_at_look_after_look() -> None:
     assert _late_after(3, lambda _: 0) == [0b1111, 0b1111, 0b1111]
     assert _late_after(3, lambda look: 0b0011 << look & 0b1111) == [0b0011, 0b0001]
     assert _late_after(2, lambda _: 0b1111) == []
+
+
+def test_how_soon_the_next_look_is_follows_what_was_measured_since_the_last_one() -> None:
+    assert len(_late_after(3, lambda _: 0, apart_s=1.1 * Limits().relief_s)) == 3
+    assert len(_late_after(3, lambda _: 0, apart_s=0.9 * Limits().relief_s)) == 2
