@@ -27,9 +27,9 @@ class Headway:
         self._counted = (0, 0)
         self._moved_s = now_s
 
-    def told(self, blobs: int, received_bytes: int, brought_bytes: int, now_s: float) -> None:
+    def told(self, blobs: int, received_bytes: int, brought_bytes: int, now_s: float) -> bool:
         """How far the host says that it is, in its present try; `brought_bytes` is what its region was sent by now, by
-        our own count."""
+        our own count. Whether it has made headway itself, which can be true only so often."""
         self._blobs.told(blobs)
         self._bytes.told(received_bytes)
         counted_blobs, counted_bytes = self._counted
@@ -38,6 +38,7 @@ class Headway:
             self._moved_s = now_s
             self._counted = (self._blobs.total, self._bytes.total)
         self._brought_bytes = max(self._brought_bytes, brought_bytes)
+        return came
 
     def is_stuck(self, now_s: float) -> bool:
         return now_s - self._moved_s > STUCK_S

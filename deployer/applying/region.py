@@ -27,7 +27,9 @@ from deployer.applying.transfer import TRIES, Lack, Meter
 WAIT_S: Final = 5.0
 """For one answer about how far a host is."""
 ASK_AGAIN_S: Final = 1.0
-"""A host that has given up before its region had everything, or answers at once, is asked again so much later."""
+"""A host that has given up before its region had everything is asked again so much later."""
+NO_NEWS_S: Final = 0.2
+"""The same, of one that answers at once and has nothing new to say."""
 TRIES_OF_MANY: Final = 1
 """Where others can bring a blob in, nobody is tried more often."""
 
@@ -261,11 +263,14 @@ class Round:
                     raise
                 await asyncio.sleep(ASK_AGAIN_S)  # what it takes to check the pieces is still on its way
                 continue
-            self._liars.update(self._lacking.keys() & {*fetched.wrong})
+            accused = self._lacking.keys() & {*fetched.wrong} - self._liars
+            self._liars.update(accused)
             received_bytes = fetched.region_bytes + fetched.border_bytes
-            headway.told(fetched.blobs, received_bytes, self._brought_bytes(), clock())
+            came = headway.told(fetched.blobs, received_bytes, self._brought_bytes(), clock())
             has_ended = not fetched.under_way and (self._is_over or not fetched.missing)
             if has_ended or headway.is_stuck(clock()):
                 return fetched
-            if not fetched.under_way or clock() - asked_s < ASK_AGAIN_S:
+            if not fetched.under_way:
                 await asyncio.sleep(ASK_AGAIN_S)
+            elif not (came or accused) and clock() - asked_s < NO_NEWS_S:
+                await asyncio.sleep(NO_NEWS_S)
