@@ -1,7 +1,9 @@
 """By hand: `python -m tests.simulation --hosts 10000 --regions 20 --gigabytes 1 --seed 1 --failing 0.05`.
 
-Other worlds: `--cut-s 10` (one border), `--slow-hosts 1`, `--uneven`, and three regions of four hosts with long lines,
-`--hosts 12 --regions 3 --border-mbit 20 --far-delay 0.04 --gigabytes 0.011 --blobs 1`.
+Other worlds: `--cut-s 10` (one border), `--slow-hosts 1`, `--uneven`, three regions of four hosts with long lines,
+`--hosts 12 --regions 3 --border-mbit 20 --far-delay 0.04 --gigabytes 0.011 --blobs 1`, and one large region in which
+bringers fail, which shows in a minute and a half what 10,000 hosts show in twenty,
+`--hosts 866 --sizes 150 500 --failing 0.05 --failing-bringers 3`.
 
 The blobs are in one region, each at the host that brings it there, as a deployer leaves them that has handed them over
 and gone. The lower bound is the time that the slowest link needs for the bytes that must pass it at the least.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import random
 import resource
 import sys
@@ -22,14 +25,14 @@ from cas.swarm.blob import Want
 from cas.swarm.limits import Limits
 from cas.swarm.ranking import Swarm
 from tests.simulation.network import Model, Network
-from tests.simulation.world import World, break_some, item, make_world
+from tests.simulation.world import World, break_bringers, break_some, item, make_world
 
 
 def main(arguments: list[str]) -> int:
     given = _parse(arguments)
     gc.disable()
     chance = random.Random(given.seed)
-    swarm = _swarm(given.hosts, given.regions)
+    swarm = _swarm(given.hosts, given.regions, given.sizes)
     model = Model(
         host_bytes_per_s=given.host_mbit * 125e3,
         border_bytes_per_s=given.border_mbit * 125e3,
@@ -49,6 +52,12 @@ def main(arguments: list[str]) -> int:
         _make_uneven(network, holders, chance)
     bound_s = _bound_s(model, total, holders, total // given.blobs, world)
     failing = break_some(world, given.failing, chance, within_s=2 * bound_s, spare=set(holders))
+    if given.failing_bringers:
+        blobs = [one.whole.digest for one in items]
+        second = list(swarm.regions)[1]
+        failing += break_bringers(
+            world, second, blobs, given.failing_bringers, chance, within_s=2 * bound_s, spare=set(failing)
+        )
     others = [name for name in world.hosts if name not in holders and name not in failing]
     for name in chance.sample(others, given.slow_hosts):
         failing.append(name)
@@ -106,10 +115,14 @@ def _report(world: World, first: str, total: int, bound_s: float, failing: list[
     print(f"CPU {time.process_time():.0f} s, {used.ru_maxrss / 1024:.0f} MiB")
 
 
-def _swarm(hosts: int, regions: int) -> Swarm:
+def _swarm(hosts: int, regions: int, sizes: list[int]) -> Swarm:
+    """The first regions have these sizes, the others share the rest of the hosts."""
     names: dict[str, list[str]] = {f"r{number:02}": [] for number in range(regions)}
-    for number in range(hosts):
-        names[f"r{number % regions:02}"].append(f"h{number}")
+    numbers = iter(range(hosts))
+    for region, size in zip(names, sizes, strict=False):
+        names[region] = [f"h{number}" for number in itertools.islice(numbers, size)]
+    for place, number in enumerate(numbers):
+        names[f"r{len(sizes) + place % (regions - len(sizes)):02}"].append(f"h{number}")
     return Swarm(names)
 
 
@@ -117,10 +130,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--hosts", type=int, default=1000)
     parser.add_argument("--regions", type=int, default=20)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[], help="hosts of the first regions, not of the last")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--blobs", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--failing", type=float, default=0.0, help="share of the hosts that fail in some way")
+    parser.add_argument("--failing-bringers", type=int, default=0, help="so many more in the second region")
     parser.add_argument("--host-mbit", type=float, default=1000)
     parser.add_argument("--border-mbit", type=float, default=1000)
     parser.add_argument("--far-delay", type=float, default=Model().far_delay_s, help="seconds, one way")
@@ -129,7 +144,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--slow-hosts", type=int, default=0, help="so many hosts are 100 times slower from the start")
     parser.add_argument("--run-pieces", type=int, default=Limits().run_pieces, help="pieces in one request")
     parser.add_argument("--until", type=float, default=3600.0, help="seconds of virtual time at most")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.sizes and (len(given.sizes) >= given.regions or sum(given.sizes) >= given.hosts):
+        parser.error("--sizes: the last regions have to get hosts too")
+    return given
 
 
 if __name__ == "__main__":

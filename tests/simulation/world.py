@@ -298,7 +298,28 @@ def break_some(world: World, share: float, chance: random.Random, *, within_s: f
     """So many of the hosts fail, each at some time and in some way; the first holders do not."""
     names = [name for name in world.hosts if name not in spare]
     failing = chance.sample(names, round(share * len(names)))
-    for name in failing:
+    _break_down(world, failing, chance, within_s)
+    return failing
+
+
+def break_bringers(
+    world: World,
+    region: str,
+    blobs: Iterable[Digest],
+    count: int,
+    chance: random.Random,
+    *,
+    within_s: float,
+    spare: set[str],
+) -> list[str]:
+    """So many of those that bring these blobs into a region fail in the same ways."""
+    first = dict.fromkeys(world.swarm.ranking(region, blob)[0] for blob in blobs)
+    failing = chance.sample([name for name in first if name not in spare], count)
+    _break_down(world, failing, chance, within_s)
+    return failing
+
+
+def _break_down(world: World, names: Iterable[str], chance: random.Random, within_s: float) -> None:
+    for name in names:
         fault = chance.choice(FAULTS)
         world.network.at(chance.choice([0.0, chance.random() * within_s]), partial(world.hosts[name].break_down, fault))
-    return failing
