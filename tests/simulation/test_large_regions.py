@@ -8,13 +8,14 @@ import pytest
 
 from cas.digest import Digest
 from cas.manifest import PIECE_BYTES
-from cas.swarm.blob import Want
+from cas.swarm.blob import Blob, Want
 from cas.swarm.fetching import Fetch
 from cas.swarm.late import Late
 from cas.swarm.limits import Limits
 from cas.swarm.messages import Arrived, Ask, Busy, Failed, Get, Over, Request, Tick, Told, Wrong, everything
 from cas.swarm.patience import Pace
 from cas.swarm.peer import FIRST_BACKOFF_S, Peer
+from cas.swarm.pieces import Picker
 from tests.simulation.network import Model
 from tests.simulation.test_fetching import MB, assert_all_have, run, start, swarm_of, world_with
 from tests.simulation.world import World, item
@@ -239,3 +240,41 @@ def test_late_is_what_was_the_source_s_alone_at_look_after_look() -> None:
 def test_how_soon_the_next_look_is_follows_what_was_measured_since_the_last_one() -> None:
     assert len(_late_after(3, lambda _: 0, apart_s=1.1 * Limits().relief_s)) == 3
     assert len(_late_after(3, lambda _: 0, apart_s=0.9 * Limits().relief_s)) == 2
+
+
+def test_over_a_border_nothing_is_late_as_long_as_there_is_news_of_the_blob() -> None:
+    swarm = swarm_of(2, 2)
+    form = LARGE.whole.digest
+    me, source = swarm.ranking("r0", form)[0], swarm.ranking("r1", form)[0]
+    blob = Blob(Want(LARGE, swarm), [LARGE.whole], {}, me, 0.0)
+    blob.use(form)
+    blob.outside = True
+    blob.sources.add("r1")
+    peers = {source: Peer(source, near=False)}
+    peers[source].known[form] = 0b11
+    late = Late(Limits(), peers, Pace(), Pace())
+    for now_s in (100.0, 200.0, 300.0):
+        blob.heard_s = now_s - 1.0
+        late.look([blob], now_s)
+        assert blob.late_outside == []
+    for now_s in (400.0, 500.0):
+        late.look([blob], now_s)
+    assert blob.late_outside == [0b11, 0b11]
+
+
+def test_only_who_has_nothing_of_a_blob_in_flight_takes_what_is_late() -> None:
+    swarm = swarm_of(1, 40)
+    form = LARGE.whole.digest
+    root, _, _, me, *_ = swarm.ranking("r0", form)
+    blob = Blob(Want(LARGE, swarm), [LARGE.whole], {}, me, 0.0)
+    blob.use(form)
+    blob.root = root
+    picker = Picker(me, Limits())
+    share = picker.share_inside(blob, form)
+    blob.late_inside = [everything(256)] * 3
+    with_late = picker.share_inside(blob, form)
+    assert with_late & ~share
+    blob.asked_for(1, 0.0, near=True)
+    assert picker.share_inside(blob, form) == share
+    blob.doubtful = 1
+    assert picker.share_inside(blob, form) == with_late
