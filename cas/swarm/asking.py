@@ -6,6 +6,7 @@ hosts of other regions by whoever brings the blob in, or has had no news from in
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Set
 
 from cas.digest import Digest
@@ -21,6 +22,8 @@ from cas.swarm.ranking import Swarm
 
 EXPLORED = 4
 """How many hosts that are no bringers are asked at a time for a blob of which there is no news."""
+SUCCESSORS = 3
+"""How many hosts of another region are asked at most, the next one where those before it told of nothing."""
 
 
 class Asking:
@@ -57,7 +60,7 @@ class Asking:
             if not blob.keeping:
                 self._plan_one(blob, left | {peer.name for peer in liars if blob.blob in peer.banned}, now_s)
         self.due = dict.fromkeys(self.about)
-        self.doubtful = any(blob.doubtful for blob in blobs)
+        self.doubtful = any(blob.doubtful | blob.tardy for blob in blobs)
 
     def again(self, name: str) -> None:
         """Something has changed, so that it may have to be asked."""
@@ -81,7 +84,7 @@ class Asking:
         blob.root = next((host for host in blob.ranking if host not in left), self._me)
         blob.absent = left if len(blob.ranking) <= limits.neighbours + 1 else frozenset()
         self._bringers.begin(blob.root, blob, now_s)
-        quiet_s = now_s - max(blob.news_s, self._bringers.heard_s(blob.root))
+        quiet_s = self._quiet_s(blob, blob.root, now_s)
         patience_s = max(
             self._near_pace.patience_s(limits.least_takeover_s, limits.takeover_s),
             self._news_pace.usual_s(limits.least_takeover_s, limits.takeover_s),
@@ -100,9 +103,14 @@ class Asking:
             if mine or rank <= 2:
                 self._add(blob.root, blob)
         if blob.outside:
-            quiet = now_s - max(blob.heard_s, blob.moved_s) > limits.relief_s
-            for name in self._outsiders(blob, blob.swarm.region_of[self._me], explore=quiet, now_s=now_s):
+            for name in self._outsiders(blob, blob.swarm.region_of[self._me], now_s, patience_s):
                 self._add(name, blob)
+
+    def _quiet_s(self, blob: Blob, root: str, now_s: float) -> float:
+        """For how long its bringer seems to have brought nothing. What it brings of other blobs counts half: others may
+        bring that in its place."""
+        quiet_s = now_s - max(blob.news_s, self._bringers.heard_s(root))
+        return max(quiet_s, (now_s - max(blob.news_s, self._bringers.resumed_s)) / 2)
 
     def _steps(self, starved_s: float) -> int:
         """Each step lasts as long as all before it, the first longer than most waits are."""
@@ -111,24 +119,32 @@ class Asking:
             first_s = self._near_pace.usual_s(first_s, self._limits.stall_s)
         return int(starved_s / first_s).bit_length()
 
-    def _outsiders(self, blob: Blob, region: str, *, explore: bool, now_s: float) -> Iterator[str]:
-        """The bringers of the other regions, and in turn some other hosts where there is no news."""
-        bringers = len(blob.swarm.regions) - 1
-        taken = 0
-        rest: list[str] = []
-        for place, name in enumerate(blob.swarm.outside(region, blob.blob)):
-            if place >= bringers and not explore and taken >= min(bringers, self._limits.outside):
-                break
-            if not self._is_well(name, now_s):
-                continue
-            if taken < min(bringers, self._limits.outside):
-                taken += 1
-                yield name
-            else:
-                rest.append(name)
-        if explore and rest:
+    def _outsiders(self, blob: Blob, region: str, now_s: float, patience_s: float) -> Iterator[str]:
+        """Who brings the blob into the other regions, and in turn some other hosts where there is no news."""
+        regions = (other for other in blob.swarm.regions if other != region)
+        bringing = (enumerate(self._bringing(blob, other, now_s, patience_s)) for other in regions)
+        by_place = sorted(itertools.chain.from_iterable(bringing))
+        taken = dict.fromkeys(name for _, name in by_place[: self._limits.outside])
+        yield from taken
+        if now_s - max(blob.heard_s, blob.moved_s) > self._limits.relief_s:
+            others = blob.swarm.outside(region, blob.blob)
+            rest = [name for name in others if name not in taken and self._is_well(name, now_s)]
             turn = int((now_s - blob.first_s) / self._limits.relief_s) * EXPLORED
-            yield from {rest[(turn + step) % len(rest)]: None for step in range(EXPLORED)}
+            yield from {rest[(turn + step) % len(rest)]: None for step in range(EXPLORED) if rest}
+
+    def _bringing(self, blob: Blob, region: str, now_s: float, patience_s: float) -> Iterator[str]:
+        """The first host of a region that is well. Where it has told of nothing for so long, somebody there may have
+        taken over from it, which nobody outside is told: the next one too, and so on."""
+        well = (name for name in blob.swarm.ranking(region, blob.blob) if self._is_well(name, now_s))
+        for name in itertools.islice(well, SUCCESSORS):
+            yield name
+            told_s = blob.told_s.setdefault(name, now_s)
+            if now_s - told_s < patience_s or self._has_the_rest(blob, name):
+                return
+
+    def _has_the_rest(self, blob: Blob, name: str) -> bool:
+        peer = self._peers.get(name)
+        return blob.form is not None and peer is not None and not blob.open & ~peer.known.get(blob.form, 0)
 
     def _add(self, name: str, blob: Blob) -> None:
         about = self.about.setdefault(name, {})
@@ -182,7 +198,7 @@ class Asking:
     def _lacks(self, peer: Peer, blob: Blob, form: Digest) -> int:
         if form != blob.form:
             return blob.lacking(form) & ~peer.known.get(form, 0)
-        news = (blob.open | blob.doubtful) & ~peer.known.get(form, 0)
+        news = (blob.open | blob.doubtful | (blob.tardy if peer.near else 0)) & ~peer.known.get(form, 0)
         if news and peer.name == blob.root:
             news &= self._picker.watched_inside(blob, form)
         return news

@@ -66,6 +66,8 @@ class Blob:
         "said_near",
         "sources",
         "swarm",
+        "tardy",
+        "told_s",
         "wholes",
     )
 
@@ -91,6 +93,8 @@ class Blob:
         """Pieces of the form that are in flight."""
         self.crossing = 0
         """Those of them that were asked for in other regions."""
+        self.tardy = 0
+        """Pieces that have been in flight for longer than neighbours usually need, so that those are asked for them."""
         self.doubtful = 0
         """Pieces that have been in flight for long."""
         self.near: dict[Digest, int] = {}
@@ -99,6 +103,8 @@ class Blob:
         """What hosts of this region ever said they have."""
         self.said_far: dict[Digest, int] = {}
         """What hosts of other regions ever said they have."""
+        self.told_s: dict[str, float] = {}
+        """When hosts of other regions last told of something that they had not told of, or were first asked."""
         self.offered: dict[Digest, float] = {}
         """Forms that somebody has something of, and since when that is known."""
         self.sources: set[str] = set()

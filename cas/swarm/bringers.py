@@ -40,7 +40,7 @@ class Bringers:
         self._looked_s: float | None = None
         self._newest_s = float("-inf")
         """When anything was last brought, by whomever."""
-        self._resumed_s = float("-inf")
+        self.resumed_s = float("-inf")
         """When that was last after a silence."""
         self.behind: frozenset[str] = frozenset()
         """Those that were much slower than most. They stay behind: what others bring in their place cannot be told from
@@ -58,12 +58,12 @@ class Bringers:
         if bringer is not None:
             bringer.brought(pieces, now_s)
         if now_s - self._newest_s > SILENCE_S:
-            self._resumed_s = now_s
+            self.resumed_s = now_s
         self._newest_s = now_s
 
     def heard_s(self, root: str) -> float:
         """When it last brought something, or could again, because others did after a time when nobody had."""
-        return max(self._of[root].last_s, self._resumed_s)
+        return max(self._of[root].last_s, self.resumed_s)
 
     def are_silent(self, since_s: float) -> bool:
         """Whether none of several that have something to bring has brought any of it since then: that is the border."""

@@ -2,8 +2,9 @@
 
 How long a silence is too long is measured (`patience`). What it means depends on the others: who sent nothing while
 others did is left as soon as one of them can be asked for the same; where nobody can, it is only noted that what it
-owes is doubtful, so that others are asked about it. What somebody owes who is suspect is doubtful from the beginning,
-and is asked of the first other one that has it.
+owes is doubtful, so that others are asked about it. Neighbours are asked about it sooner, when it is tardy, so that it
+is known by then whether one of them has it. What somebody owes who is suspect is doubtful from the beginning, and is
+asked of the first other one that has it.
 """
 
 from __future__ import annotations
@@ -32,14 +33,18 @@ class Doubt:
 
     def silent(self, now_s: float) -> Iterator[tuple[Peer, float]]:
         """Who is to be left, and how long it has been silent. The gets of who is left may end meanwhile."""
+        usual_s = self._near_pace.usual_s(self._limits.least_patience_s / 2, self._limits.stall_s)
         for blob in self._wanted.open.values():
-            blob.doubtful = 0
+            blob.doubtful = blob.tardy = 0
         for get in list(self._flight.gets.values()):
             if get.id not in self._flight.gets:
                 continue
             since_s = max(get.flowed_s, get.last_s, get.peer.last_s)
             pace = self._near_pace if get.peer.near else self._far_pace
             wait = patience(now_s - since_s, pace, self._limits)
+            if now_s - since_s >= usual_s:
+                for form, left in get.left.items():
+                    self._wanted.by_form[form].tardy |= left
             if wait is Wait.NORMAL and not get.peer.suspect:
                 continue
             keeps = wait is Wait.VERY_LONG and get.peer.near and self._hears_neighbours(get.peer, since_s)

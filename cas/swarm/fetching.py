@@ -174,6 +174,8 @@ class Fetch:
         if known is None and held == whole and not peer.near:
             blob.sources.add(blob.swarm.region_of[peer.name])
         peer.known[form] = held
+        if not peer.near:
+            blob.told_s[peer.name] = now_s
         blob.offered.setdefault(form, now_s)
         said_before = blob.said_near if peer.near else blob.said_far
         seen = said_before.get(form, 0)

@@ -191,6 +191,70 @@ def test_what_neighbours_have_by_now_is_not_waited_for_from_another_region() -> 
     assert not any(source.failures or source.reason for source in talk.fetch.sources())
 
 
+def test_where_a_bringer_of_another_region_tells_of_nothing_the_next_one_there_is_asked() -> None:
+    swarm = swarm_of(3, 3)
+    form = LARGE.whole.digest
+    me, source = swarm.ranking("r0", form)[0], swarm.ranking("r1", form)[0]
+    silent, successor, _ = swarm.ranking("r2", form)
+    talk = Talk(me, [Want(LARGE, swarm)])
+    pieces = iter(range(256))
+
+    def told_until(enough: Callable[[], bool]) -> float:
+        """There is news from the other region all the time."""
+        while not enough() and talk.now_s < 2 * Limits().takeover_s:
+            if source in talk.asked:
+                talk.told(source, {form: everything(next(pieces) + 1)})
+            for get in talk.gets:
+                talk.take(Arrived(get.id, form, get.parts[0].first, get.parts[0].count, PIECE_BYTES))
+            talk.wait(0.5)
+        return talk.now_s
+
+    assert told_until(lambda: successor in talk.asked) >= Limits().least_takeover_s
+    assert form in talk.asked[successor].forms
+    assert silent in talk.asked
+
+
+def test_neighbours_are_asked_for_what_is_tardy_before_anybody_is_left_for_it() -> None:
+    swarm = swarm_of(1, 3)
+    small = item("small", 3 * PIECE_BYTES)
+    form = small.whole.digest
+    bringer, me, other = swarm.ranking("r0", form)
+    talk = Talk(me, [Want(small, swarm)])
+    talk.told(bringer, {form: 0b100})
+    talk.take(Arrived(talk.gets[0].id, form, 2, 1, PIECE_BYTES))
+    talk.wait(0.5)
+    talk.told(bringer, {form: 0b111})
+    talk.told(other, {form: 0b110})
+    talk.take(Arrived(talk.gets[2].id, form, 1, 1, PIECE_BYTES))
+    talk.wait(Limits().least_patience_s / 2 + Limits().tick_s)
+    assert talk.asked[other].forms == {form: 0b001}
+    talk.told(other, {form: 0b111})
+    assert [get.peer for get in talk.gets] == [bringer, bringer, other]
+    talk.wait(Limits().least_patience_s / 2)
+    assert [get.peer for get in talk.gets] == [bringer, bringer, other, other]
+
+
+def test_who_brings_one_blob_is_not_waited_for_with_another_for_ever() -> None:
+    swarm = swarm_of(2, 4)
+    blobs = [item(f"{number}", 64 * MB) for number in range(200)]
+    bringer, me, *others = swarm.ranking("r0", blobs[0].whole.digest)
+    second = next(one for one in blobs[1:] if swarm.ranking("r0", one.whole.digest)[:2] == (bringer, others[0]))
+    kept, moving = blobs[0].whole.digest, second.whole.digest
+    talk = Talk(me, [Want(blobs[0], swarm), Want(second, swarm)])
+    outside = swarm.ranking("r1", kept)[0]
+    pieces = iter(range(256))
+    while outside not in talk.asked and talk.now_s < Limits().wait_s:
+        for neighbour in others:
+            if neighbour in talk.asked:
+                talk.told(neighbour, {moving: everything(next(pieces) + 1)})
+        for get in talk.gets:
+            talk.take(Arrived(get.id, moving, get.parts[0].first, get.parts[0].count, PIECE_BYTES))
+        talk.wait(0.5)
+    assert kept in talk.asked[outside].forms
+    assert moving not in talk.asked[outside].forms
+    assert talk.now_s >= 2 * Limits().least_takeover_s
+
+
 @pytest.mark.parametrize("fault", ["dead", "stalling", "lying"])
 def test_the_last_pieces_are_not_left_to_those_that_failed(fault: str) -> None:
     world = world_with([LARGE], swarm_of(6, 5))
