@@ -107,10 +107,12 @@ class Asking:
                 self._add(name, blob)
 
     def _quiet_s(self, blob: Blob, root: str, now_s: float) -> float:
-        """For how long its bringer seems to have brought nothing. What it brings of other blobs counts half: others may
-        bring that in its place."""
-        quiet_s = now_s - max(blob.news_s, self._bringers.heard_s(root))
-        return max(quiet_s, (now_s - max(blob.news_s, self._bringers.resumed_s)) / 2)
+        """For how long its bringer seems to have brought nothing. Once the blob has begun to come, what it brings of
+        other blobs excuses it for twice as long, no more: others may bring that in its place."""
+        heard_s = self._bringers.heard_s(root)
+        if blob.news_s > blob.first_s:
+            heard_s = min(heard_s, (now_s + max(blob.news_s, self._bringers.resumed_s)) / 2)
+        return now_s - max(blob.news_s, heard_s)
 
     def _steps(self, starved_s: float) -> int:
         """Each step lasts as long as all before it, the first longer than most waits are."""

@@ -40,9 +40,8 @@ class Picker:
         self._turn = int.from_bytes(blake3(me.encode()).digest(length=4), "little")
 
     def pick(self, peer: Peer, by_form: dict[Digest, Blob], room_bytes: int) -> dict[Digest, int]:
-        """Pieces to get from a peer: one run of a large form, or many small forms."""
+        """Pieces to get from a peer: one run of a large form, or as much of small forms."""
         picked: dict[Digest, int] = {}
-        room = min(self._limits.run_pieces * PIECE_BYTES, room_bytes)
         for form in self._offers(peer):
             blob = by_form[form]
             if blob.form != form or not blob.open:
@@ -55,8 +54,10 @@ class Picker:
                     picked[form] = self._one_run(open_pieces, blob.pieces, self._at_once(blob, peer))
                     return picked
                 continue
-            room -= blob.forms[form].size
-            if picked and (room < 0 or len(picked) >= MAX_GET_PARTS):
+            if not picked:
+                room_bytes = min(room_bytes, min(self._limits.run_pieces, self._at_once(blob, peer)) * PIECE_BYTES)
+            room_bytes -= blob.forms[form].size
+            if picked and (room_bytes < 0 or len(picked) >= MAX_GET_PARTS):
                 break
             picked[form] = 1
         return picked

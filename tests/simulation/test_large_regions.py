@@ -243,16 +243,33 @@ def test_who_brings_one_blob_is_not_waited_for_with_another_for_ever() -> None:
     talk = Talk(me, [Want(blobs[0], swarm), Want(second, swarm)])
     outside = swarm.ranking("r1", kept)[0]
     pieces = iter(range(256))
+    talk.told(others[0], {kept: 1})
+    talk.wait(0.5)
     while outside not in talk.asked and talk.now_s < Limits().wait_s:
         for neighbour in others:
             if neighbour in talk.asked:
                 talk.told(neighbour, {moving: everything(next(pieces) + 1)})
         for get in talk.gets:
-            talk.take(Arrived(get.id, moving, get.parts[0].first, get.parts[0].count, PIECE_BYTES))
+            talk.take(Arrived(get.id, get.parts[0].form, get.parts[0].first, get.parts[0].count, PIECE_BYTES))
         talk.wait(0.5)
     assert kept in talk.asked[outside].forms
     assert moving not in talk.asked[outside].forms
     assert talk.now_s >= 2 * Limits().least_takeover_s
+
+
+def test_of_small_blobs_no_more_is_asked_for_at_once_than_of_a_large_one() -> None:
+    swarm = swarm_of(2, 2)
+    small = {one.whole.digest: one for one in (item(f"{number}", PIECE_BYTES) for number in range(60))}
+    me = swarm.regions["r0"][0]
+    talk = Talk(me, [Want(one, swarm) for one in small.values()])
+    source = next(host for host in swarm.regions["r1"] if host in talk.asked)
+    talk.told(source, dict.fromkeys(talk.asked[source].forms, 1))
+    (first,) = talk.gets
+    assert len(first.parts) == Limits().first_pieces
+    for part in first.parts:
+        talk.wait(1.0)
+        talk.take(Arrived(first.id, part.form, 0, 1, PIECE_BYTES))
+    assert len(talk.gets[-1].parts) == Limits().far_get_s
 
 
 @pytest.mark.parametrize("fault", ["dead", "stalling", "lying"])

@@ -31,6 +31,7 @@ from cas.swarm.messages import (
     Keep,
     Kept,
     Over,
+    Part,
     Request,
     Tick,
     Told,
@@ -127,7 +128,7 @@ class Host:
         self._cancelled: set[int] = set()
         self._tick_due_s = -1.0
         self._answers = 0
-        """Parts that it is sending."""
+        """Gets whose parts it is sending."""
         self.counts_pieces = True
 
     # --- its own side ---
@@ -232,22 +233,24 @@ class Host:
         if self._answers >= ANSWERS:
             self._send(asker.name, partial(asker.receive, fetch, Busy(get.id, BUSY_AGAIN_S)))
             return
-        for part in get.parts:
-            pieces = everything(part.count) << part.first
-            if self.held.get(part.form, 0) & pieces != pieces:
-                self._send(asker.name, partial(asker.receive, fetch, Over(get.id)))
-                return
+        held = list(itertools.takewhile(self._has, get.parts))
+        if len(held) < len(get.parts):
+            self._send(asker.name, partial(asker.receive, fetch, Over(get.id)))
+        for part in held[:1] if self.fault == "lying" else held:
             size = min(part.count * PIECE_BYTES, asker.sizes[part.form] - part.first * PIECE_BYTES)
             event: Event = Arrived(get.id, part.form, part.first, part.count, size)
             if self.fault == "lying":
                 size, event = PIECE_BYTES, Wrong(get.id, part.form, part.first)
-            self._answers += 1
-            self._network.transfer(self.name, asker.name, size, partial(self._answered, asker, fetch, event))
-            if self.fault == "lying":
-                return
+            last = part is held[-1] or self.fault == "lying"
+            self._network.transfer(self.name, asker.name, size, partial(self._sent, asker, fetch, event, is_last=last))
+        self._answers += bool(held)
 
-    def _answered(self, asker: Host, fetch: Fetch, event: Event) -> None:
-        self._answers -= 1
+    def _has(self, part: Part) -> bool:
+        pieces = everything(part.count) << part.first
+        return self.held.get(part.form, 0) & pieces == pieces
+
+    def _sent(self, asker: Host, fetch: Fetch, event: Event, *, is_last: bool) -> None:
+        self._answers -= is_last
         asker.receive(fetch, event)
 
     def _is_gone(self, asker: Host, fetch: Fetch, number: int) -> bool:
