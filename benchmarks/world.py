@@ -145,14 +145,20 @@ def _killed(ground: Ground, victim: Host) -> Iterator[Step]:
 
 
 def restarted(ground: Ground) -> Iterator[Step]:
-    victim = ground.bringer
+    yield _restarted(ground, ground.bringer, "brings it in")
 
+
+def restarted_waiting(ground: Ground) -> Iterator[Step]:
+    yield _restarted(ground, ground.waiting, "waits for it")
+
+
+def _restarted(ground: Ground, victim: Host, role: str) -> Step:
     def restart() -> None:
         victim.kill()
         victim.begin()
 
     watched = ground.apply(ground.versions.old, [ground.in_the_middle(restart)])
-    yield Step("the host that brings it in is killed, and started again at once", watched)
+    return Step(f"the host that {role} is killed, and started again at once", watched)
 
 
 def liar(ground: Ground) -> Iterator[Step]:
@@ -212,6 +218,7 @@ RUNS: dict[str, Callable[[Ground], Iterator[Step]]] = {
     "dead": dead,
     "bringer-dead": bringer_dead,
     "restarted": restarted,
+    "restarted-waiting": restarted_waiting,
     "liar": liar,
     "slow": slow,
     "slow-waiting": slow_waiting,

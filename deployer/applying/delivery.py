@@ -56,6 +56,9 @@ class Delivery:
         self.failures: dict[str, str] = {}
         self.silent: set[str] = set()
         """Of those that failed, whoever took a question and did nothing: it would be so again."""
+        self.away: set[str] = set()
+        """Whoever went away while it fetched, and is to get it from its region once that has it. Another time it is
+        sent it."""
         self._gate = asyncio.Semaphore(HOSTS_AT_ONCE)
         self._wanted_by: dict[Digest, list[str]] = {}
         for host in sorted(set(blobs) & set(definition.host)):

@@ -2,7 +2,8 @@
 
 Whoever brings large blobs in may fail, be much slower than others (`slowness`), or hand on wrong bytes. Then the next
 in the ranking of each blob is at once sent what it has not got of it, while all go on fetching; nobody is asked again
-what it lacks. A slow one, or one that lies, gets the blobs from its region. Where nobody is left to bring a blob in,
+what it lacks. A slow one, or one that lies, gets the blobs from its region. So does one whose agent is started again
+while it fetches: to be sent them would bring them over the border once more. Where nobody is left to bring a blob in,
 that is told: all begins anew without the hosts that failed, or where none did, each is sent what it lacks.
 """
 
@@ -15,7 +16,7 @@ from typing import Final, NamedTuple
 from msgspec import UNSET
 
 from agent.api import BlobReceipt, Fetch, Fetched, Reason
-from agent.client import AgentError, CallRefused, refused_because
+from agent.client import AgentError, CallRefused, HostSilent, HostUnreachable, refused_because
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.swarm.ranking import Swarm
@@ -240,6 +241,11 @@ class Round:
             if self._large[host]:  # what it brings comes first, over the connection that is open
                 await self._meters[host].moving.wait()
             fetched = await self._fetched(host, blobs)
+        except HostUnreachable as error:
+            if not isinstance(error, HostSilent) and host not in self._work.away:
+                self._work.away.add(host)
+                self._work.failed(host, error)
+                return
         except AgentError:
             pass  # what it lacks is sent to it, and that it cannot be reached is found out there
         await self._work.fetched(host, {*blobs} - self._given[host], fetched)
@@ -247,13 +253,15 @@ class Round:
             await self._work.serve(host, blobs)
 
     async def _fetched(self, host: str, blobs: tuple[Digest, ...]) -> Fetched:
-        """How far the host came by itself. Raises AgentError."""
+        """How far the host came by itself. One that goes away is asked again, as long as something is brought into its
+        region and a few times more: it goes on by itself once its agent has been started again. Raises AgentError."""
         client = await self._work.site.fleet.client(host)
         inside = UNSET if self._lacking[host].arriving is None else True
         fetch = Fetch(self._work.inventory, self._work.parties(blobs), WAIT_S, inside)
         clock = asyncio.get_running_loop().time
         size_bytes = sum(self._work.items[blob].whole.size for blob in blobs)
         headway = Headway(len(blobs), size_bytes, clock())
+        unreached = 0
         while True:
             asked_s = clock()
             try:
@@ -263,6 +271,14 @@ class Round:
                     raise
                 await asyncio.sleep(ASK_AGAIN_S)  # what it takes to check the pieces is still on its way
                 continue
+            except HostUnreachable as error:
+                unreached += 1
+                gives_up = self._is_over and (unreached >= TRIES or headway.is_stuck(clock()))
+                if gives_up or isinstance(error, HostSilent):
+                    raise
+                await asyncio.sleep(ASK_AGAIN_S)
+                continue
+            unreached = 0
             accused = self._lacking.keys() & {*fetched.wrong} - self._liars
             self._liars.update(accused)
             received_bytes = fetched.region_bytes + fetched.border_bytes

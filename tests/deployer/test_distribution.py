@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import random
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -58,6 +60,7 @@ from tests.deployer.ground import Ground, LocalAgent, replaced
 from tests.deployer.test_transfer import text
 
 MiB = 1 << 20
+BACK_S = 60.0
 REGIONS = {"a1": "a", "a2": "a", "a3": "a", "b1": "b"}
 ADDRESSES = {"a1": "127.0.0.1", "a2": "127.0.0.3", "a3": "127.0.0.4", "b1": "127.0.0.5"}
 
@@ -138,6 +141,41 @@ class Returning(Dying):
         if self.host_name in self.killed and not agent.runs:
             await asyncio.to_thread(agent.start)
         return await super().query(query)
+
+
+class Interrupted(AgentClient):
+    """The agent of a host that fetches is killed while another one of its region is given pieces, and has been started
+    again when that is told; until then no more pieces are given."""
+
+    agents: ClassVar[Mapping[str, LocalAgent]]
+    fetching: ClassVar[queue.Queue[str]]
+    is_dead: ClassVar[threading.Event]
+    is_back: ClassVar[threading.Event]
+
+    async def fetch(self, fetch: Fetch) -> Fetched:
+        self.fetching.put(self.host_name)
+        try:
+            return await super().fetch(fetch)
+        except HostUnreachable:
+            if not self.is_back.is_set():
+                await asyncio.to_thread(self._start_again)
+            raise
+
+    def _start_again(self) -> None:
+        assert self.is_dead.wait(BACK_S)
+        self.agents[self.host_name].start()
+        self.is_back.set()
+
+    async def give_pieces(self, offer: PiecesOffer, pieces: Iterable[bytes]) -> BlobReceipt:
+        return await super().give_pieces(offer, self._interrupted(pieces) if REGIONS[self.host_name] == "a" else pieces)
+
+    def _interrupted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for number, piece in enumerate(pieces):
+            yield piece
+            if number == 3:
+                self.agents[self.fetching.get(timeout=BACK_S)].kill()
+                self.is_dead.set()
+                assert self.is_back.wait(BACK_S)
 
 
 class Counted(AgentClient):
@@ -439,6 +477,16 @@ def test_a_host_that_dies_and_comes_back_meanwhile_gets_it_too(hosts: Ground) ->
     assert len(Dying.killed) == 1
     assert all_there(hosts, [blob], ("a1", "a2", "a3"))
     assert sum(one.deployer_bytes for one in brought.values()) < 6 * MiB
+
+
+def test_a_host_that_is_started_again_while_it_fetches_gets_the_rest_from_its_region(hosts: Ground) -> None:
+    blob = hosts.blob(noise(4 * MiB))
+    Interrupted.agents, Interrupted.fetching = hosts.agents, queue.Queue()
+    Interrupted.is_dead, Interrupted.is_back = threading.Event(), threading.Event()
+    brought = bring(hosts, [blob], connect=Interrupted)
+    assert Interrupted.is_back.is_set()
+    assert all_there(hosts, [blob])
+    assert sum(brought[host].deployer_bytes for host in ("a1", "a2", "a3")) < 4.5 * MiB
 
 
 def test_what_nobody_else_brings_is_sent_again_where_it_broke_off_and_the_rest_comes_from_the_region(

@@ -155,8 +155,9 @@ class _Errand:
         self._news = News()
         self._can_be_attended = fetch.inside is True
         self._attending = 0
-        self._attended_s = float("-inf")
         self._now_s = asyncio.get_running_loop().time
+        self._attended_s = self._now_s()
+        """When somebody waited last: maybe until this agent was started again."""
 
     def attended(self) -> bool:
         """Does somebody who brings something wait for it, or did so just now?"""

@@ -58,6 +58,27 @@ def test_no_other_region_is_asked_as_long_as_somebody_brings_it_in(
     run(tmp_path, work)
 
 
+def test_who_is_started_again_while_somebody_brings_it_in_still_asks_no_other_region(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errands, "ATTENDED_S", FETCH_S)
+
+    async def work(tmp: Path) -> None:
+        async with neighbourhood(tmp, "fra2", "ams1") as hood:
+            blob = hood.source.put(brought_by("fra1")).digest
+            listed = hood.listed([blob])
+            await hood.give("ams1", [blob])
+            async with hood.member("fra1"):
+                await hood.meet()
+                await hood.fetch("fra1", [blob], listed=listed, inside=True)
+            async with hood.member("fra1") as again:
+                await until(lambda: fetches(again))
+                fetched = await hood.fetch("fra1", [blob], listed=listed, wait_s=0.3, inside=True)
+                assert (fetched.missing, fetched.under_way, fetched.border_bytes) == ((blob,), True, 0)
+
+    run(tmp_path, work)
+
+
 def test_where_nothing_comes_other_regions_are_asked_although_somebody_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
