@@ -33,16 +33,15 @@ class Doubt:
 
     def silent(self, now_s: float) -> Iterator[tuple[Peer, float]]:
         """Who is to be left, and how long it has been silent. The gets of who is left may end meanwhile."""
-        usual_s = self._near_pace.usual_s(self._limits.least_patience_s / 2, self._limits.stall_s)
+        tardy_s = self._near_pace.usual_s(self._limits.least_patience_s / 4, self._limits.stall_s)
         for blob in self._wanted.open.values():
             blob.doubtful = blob.tardy = 0
         for get in list(self._flight.gets.values()):
             if get.id not in self._flight.gets:
                 continue
             since_s = max(get.flowed_s, get.last_s, get.peer.last_s)
-            pace = self._near_pace if get.peer.near else self._far_pace
-            wait = patience(now_s - since_s, pace, self._limits)
-            if now_s - since_s >= usual_s:
+            wait = self._wait(get, now_s - since_s)
+            if now_s - since_s >= tardy_s:
                 for form, left in get.left.items():
                     self._wanted.by_form[form].tardy |= left
             if wait is Wait.NORMAL and not get.peer.suspect:
@@ -53,6 +52,16 @@ class Doubt:
             else:
                 for form, left in get.left.items():
                     self._wanted.by_form[form].doubtful |= left
+
+    def _wait(self, get: PendingGet, silent_s: float) -> Wait:
+        """What its silence means. With the last pieces of a blob it is long when most waits are shorter: to wait for
+        longer is no loss only while something else comes."""
+        pace = self._near_pace if get.peer.near else self._far_pace
+        wait = patience(silent_s, pace, self._limits)
+        are_last = not any(self._wanted.by_form[form].open for form in get.left)
+        if are_last and silent_s >= pace.usual_s(self._limits.least_patience_s / 2, self._limits.stall_s):
+            return Wait.LONG if wait is Wait.NORMAL else wait
+        return wait
 
     def needless(self, now_s: float) -> list[PendingGet]:
         """What was asked of another region and has not come for longer than neighbours need, who have all of it by now.

@@ -214,7 +214,7 @@ def test_where_a_bringer_of_another_region_tells_of_nothing_the_next_one_there_i
     assert silent in talk.asked
 
 
-def test_neighbours_are_asked_for_what_is_tardy_before_anybody_is_left_for_it() -> None:
+def test_with_the_last_piece_neighbours_are_asked_soon_and_one_that_has_it_is_taken() -> None:
     swarm = swarm_of(1, 3)
     small = item("small", 3 * PIECE_BYTES)
     form = small.whole.digest
@@ -226,12 +226,13 @@ def test_neighbours_are_asked_for_what_is_tardy_before_anybody_is_left_for_it() 
     talk.told(bringer, {form: 0b111})
     talk.told(other, {form: 0b110})
     talk.take(Arrived(talk.gets[2].id, form, 1, 1, PIECE_BYTES))
-    talk.wait(Limits().least_patience_s / 2 + Limits().tick_s)
+    talk.wait(Limits().tick_s)
     assert talk.asked[other].forms == {form: 0b001}
     talk.told(other, {form: 0b111})
     assert [get.peer for get in talk.gets] == [bringer, bringer, other]
-    talk.wait(Limits().least_patience_s / 2)
+    talk.wait(Limits().tick_s)
     assert [get.peer for get in talk.gets] == [bringer, bringer, other, other]
+    assert 2 * Limits().tick_s < Limits().least_patience_s
 
 
 def test_who_brings_one_blob_is_not_waited_for_with_another_for_ever() -> None:
