@@ -174,7 +174,7 @@ class Fetch:
         if known is None and held == whole and not peer.near:
             blob.sources.add(blob.swarm.region_of[peer.name])
         peer.known[form] = held
-        if not peer.near:
+        if not peer.near and held & ~(known or 0):
             blob.told_s[peer.name] = now_s
         blob.offered.setdefault(form, now_s)
         said_before = blob.said_near if peer.near else blob.said_far
