@@ -10,12 +10,16 @@ from tests.tools.shop import DEFINITION, HOSTS, Shop
 def ask(shop: Shop, host: str, *lines: str) -> list[str]:
     """What the key-value server of a host answers."""
     address = (HOSTS[host], shop.kv_port)
-    with socket.create_connection(address, timeout=10) as connection, connection.makefile("rwb") as file:
-        answers = []
-        for line in lines:
-            file.write(f"{line}\n".encode())
-            file.flush()
-            answers.append(file.readline().decode().rstrip())
+    answers = []
+    try:
+        with socket.create_connection(address, timeout=10) as connection, connection.makefile("rwb") as file:
+            for line in lines:
+                file.write(f"{line}\n".encode())
+                file.flush()
+                answers.append(file.readline().decode().rstrip())
+    except OSError as error:
+        told = [shop.run("ps").out, shop.run("logs", f"kv@{host}").out]
+        raise AssertionError(f"{error!r} after {answers}:\n{told[0]}\n{told[1]}") from error
     return answers
 
 

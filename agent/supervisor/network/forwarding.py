@@ -45,7 +45,7 @@ class Changed(msgspec.Struct):
 
 
 class Forwarding:
-    """See the module's head. `others`: whether another agent of this machine has guests in namespaces."""
+    """See the module's head."""
 
     def __init__(self, filter_: Nftables, *, run: Path = RUN, settings: Path = SETTINGS) -> None:
         self._filter = filter_
@@ -53,9 +53,7 @@ class Forwarding:
         self._settings = settings
 
     def switch_on(self, version: int) -> None:
-        """Raises OSError."""
-        if self._forwards(version):
-            return
+        """Call it when this agent's rules are there: another one that ends then leaves it on. Raises OSError."""
         with self._changed() as (changed, save):
             if self._forwards(version):
                 return

@@ -158,6 +158,30 @@ class Netlink:
             if not (at_once and self._forget_all(wanted)):
                 self._forget_one_by_one(wanted)
 
+    def forget_what_stands_still(self) -> None:
+        """Where the kernel tracks nothing at present: drop what it still has of connections whose ends nobody changed.
+
+        It stops with the last rule that asks for it, and what was open then stays open to it for up to five days. A new
+        connection between the same two ports would be taken for that one, so rules for new ones would not see it.
+        Raises OSError."""
+        if not self._is_tracking():
+            self._ask(_DELETE_TRACKED, _UNCHANGED)
+
+    def _is_tracking(self) -> bool:
+        """Is a datagram remembered that is sent now? Yes where it cannot be sent: then nobody knows. Raises OSError."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            try:
+                sender.bind((_HERE, 0))
+                own = sender.getsockname()
+                sender.sendto(b"", own)
+            except OSError:
+                return True
+            try:
+                self._ask(_GET_TRACKED, _tracked_datagram(own, own))
+            except FileNotFoundError:
+                return False
+        return True
+
     def _forget_all(self, wanted: bytes) -> bool:
         try:
             self._ask(_DELETE_TRACKED, wanted)
@@ -218,9 +242,21 @@ _DESTINATION, _INTERFACE, _METRIC = 1, 4, 6
 _ORIGINAL, _REPLY, _FILTER = 1, 2, 25
 _NAMES: Final = (_ORIGINAL, 12, 18)
 """What tells a tracked connection from all others: its tuple, its number, its zone."""
-_TUPLE_IP: Final = 1
+_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_SOURCE_V4, _DESTINATION_V4 = 1, 2
+_PROTOCOL_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _ORIGINAL_FLAGS, _REPLY_FLAGS = 1, 2
 _SOURCE_ADDRESS: Final = 1
+_STATUS, _STATUS_MASK = 3, 26
+_CHANGED_ENDS: Final = 1 << 4 | 1 << 5
+"""`IPS_SRC_NAT` and `IPS_DST_NAT`."""
+_UNCHANGED: Final = (
+    struct.pack("!BBH", socket.AF_UNSPEC, 0, 0)
+    + attribute(_STATUS, struct.pack("!I", 0))
+    + attribute(_STATUS_MASK, struct.pack("!I", _CHANGED_ENDS))
+)
+"""A request about tracked connections of any kind whose status has neither."""
+_HERE: Final = "127.0.0.1"
 
 
 def _family(address: Address | Net) -> int:
@@ -233,6 +269,19 @@ def _tracked_from(address: Address) -> Iterator[bytes]:
     for kind, flags in ((_ORIGINAL, _ORIGINAL_FLAGS), (_REPLY, _REPLY_FLAGS)):
         chosen = attribute(_NESTED | _FILTER, _number(flags, _SOURCE_ADDRESS))
         yield struct.pack("!BBH", _family(address), 1, 0) + attribute(_NESTED | kind, source) + chosen
+
+
+def _tracked_datagram(source: tuple[str, int], destination: tuple[str, int]) -> bytes:
+    """A request about what is tracked of datagrams of IPv4 between two sockets."""
+    addresses = attribute(_SOURCE_V4, socket.inet_aton(source[0])) + attribute(
+        _DESTINATION_V4, socket.inet_aton(destination[0])
+    )
+    ports = attribute(_SOURCE_PORT, struct.pack("!H", source[1])) + attribute(
+        _DESTINATION_PORT, struct.pack("!H", destination[1])
+    )
+    protocol = attribute(_PROTOCOL_NUMBER, bytes([socket.IPPROTO_UDP])) + ports
+    both = attribute(_NESTED | _TUPLE_IP, addresses) + attribute(_NESTED | _TUPLE_PROTOCOL, protocol)
+    return struct.pack("!BBH", socket.AF_INET, 0, 0) + attribute(_NESTED | _ORIGINAL, both)
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

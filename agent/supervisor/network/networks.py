@@ -180,7 +180,9 @@ class Networks:
         """Reserve a block, and lay down the rules. Raises OSError."""
         if self._opened is None:
             rules = Nftables()  # first, because it fails where the library is missing
-            self._opened = Opened(self._reserve(), rules, Netlink.tracked())
+            tracked = Netlink.tracked()
+            self._opened = Opened(self._reserve(), rules, tracked)
+            self._try(tracked.forget_what_stands_still)
             self._run(ruleset.table(self._name, self._opened.block))
             self._looking = self._loop.after(LOOK_S, self._look_after_rules)
         return self._opened

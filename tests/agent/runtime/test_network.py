@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import ipaddress
 import os
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +29,7 @@ from agent.runtime import GuestOrder, Network, local_address
 from agent.sandbox import linux
 from agent.supervisor.client import connect
 from agent.supervisor.event_loop import Loop
-from agent.supervisor.network import namespace, ruleset
+from agent.supervisor.network import namespace, netlink, ruleset
 from agent.supervisor.network.addressing import Block, alias_of, behind, ports_inside
 from agent.supervisor.network.forwarding import Changed, Forwarding
 from agent.supervisor.network.namespace import Namespace, inside
@@ -72,9 +74,9 @@ def machine() -> Iterator[int]:
         with inside(client), Netlink.routes() as there:
             there.switch_on(socket.if_nametoindex("lan0"))
             plug_in(there, CLIENT, LAN)
-            wait_until_up(lambda: there.is_up("lan0"))
+            wait_until(lambda: there.is_up("lan0"))
         with Netlink.routes() as here:
-            wait_until_up(lambda: here.is_up("lan0"))
+            wait_until(lambda: here.is_up("lan0"))
         yield client
     finally:
         linux.join_network(home)
@@ -83,10 +85,10 @@ def machine() -> Iterator[int]:
             os.close(client)
 
 
-def wait_until_up(is_up: Callable[[], bool]) -> None:
-    """Until then an interface drops what it is to carry."""
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Until an interface is up it drops what it is to carry."""
     deadline = time.monotonic() + DEADLINE_S
-    while not is_up():
+    while not holds():
         assert time.monotonic() < deadline
 
 
@@ -115,7 +117,7 @@ class Agent:
 
     def guest(self, **endpoints: dict[str, Endpoint]) -> Namespace:
         made = self.networks.make(an_order(**endpoints)).hold()
-        wait_until_up(made.is_up)
+        wait_until(made.is_up)
         return made
 
     def pass_time(self) -> None:
@@ -124,12 +126,39 @@ class Agent:
         self._loop.run_once()
 
 
-def listener_in(guest: Namespace, port: int) -> socket.socket:
-    server = guest.socket(socket.AF_INET, socket.SOCK_STREAM)
+def listener_in(guest: Namespace | None, port: int) -> socket.socket:
+    server = (guest.socket if guest else socket.socket)(socket.AF_INET, socket.SOCK_STREAM)
     server.settimeout(DEADLINE_S)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind(("0.0.0.0", port))
     server.listen()
     return server
+
+
+@contextlib.contextmanager
+def connected_from(client: int, port: int, server: socket.socket) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection from this port of the other machine: its end there, and the server's. Reset in the end."""
+    with inside(client):
+        asking = socket.create_connection((LAN, 80), DEADLINE_S, source_address=(CLIENT, port))
+    with asking, server.accept()[0] as serving:
+        serving.settimeout(DEADLINE_S)
+        yield asking, serving
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def tracked_to(tracked: Netlink, port: int) -> int:
+    """How many connections to this port the kernel remembers."""
+    everything = tracked._all(netlink._GET_TRACKED, struct.pack("!BBH", socket.AF_INET, 0, 0))
+    wanted = netlink.attribute(netlink._DESTINATION_PORT, struct.pack("!H", port))
+    tuples = (dict(netlink._attributes(entry[4:]))[netlink._NESTED | netlink._ORIGINAL] for entry in everything)
+    return sum(wanted in made for made in tuples)
+
+
+def carries(asking: socket.socket, serving: socket.socket) -> bool:
+    """In both directions."""
+    asking.sendall(b"ask")
+    serving.sendall(serving.recv(100) + b"ed")
+    return asking.recv(100) == b"asked"
 
 
 def datagrams_at(address: str, port: int = 0, place: Namespace | None = None) -> socket.socket:
@@ -318,6 +347,46 @@ def test_what_was_tracked_of_a_guest_is_forgotten_and_nothing_else(at_once: bool
         agent.networks.close()
 
 
+@pytest.mark.parametrize("address", [LAN, "0.0.0.0"])
+def test_a_connection_that_tracking_ended_in_the_middle_of_keeps_no_later_one_from_a_guest(address: str) -> None:
+    endpoint = Endpoint(address, 80)
+    with machine() as client, Netlink.tracked() as tracked:
+        agent = Agent("0123456789abcdef")
+        tracking = agent.guest()
+        with listener_in(None, 80) as here, connected_from(client, 4000, here):
+            tracking.let_go()
+            agent.pass_time()
+            wait_until(lambda: not tracked._is_tracking())
+        guest = agent.guest(listen={"http": endpoint})
+        agent.networks.move({endpoint: (guest, 80)})
+        with listener_in(guest, 80) as inside_it, connected_from(client, 4000, inside_it) as (asking, serving):
+            assert carries(asking, serving)
+        guest.let_go()
+        agent.networks.close()
+
+
+def test_what_is_tracked_for_somebody_else_is_not_forgotten() -> None:
+    with machine() as client, Netlink.tracked() as tracked:
+        others = Nftables()
+        others.run("table inet others { chain seen { type filter hook input priority 0; ct state invalid drop; }; }")
+        agent = Agent("0123456789abcdef")
+        with listener_in(None, 80) as here, connected_from(client, 4000, here) as (asking, serving):
+            assert carries(asking, serving)
+            guest = agent.guest(listen={"http": Endpoint(LAN, 80)})
+            assert tracked_to(tracked, 80) == 1
+            guest.let_go()
+            agent.networks.close()
+            others.run("delete table inet others")
+            wait_until(lambda: not tracked._is_tracking())  # the kernel stops it a moment after its last rule
+            guest = agent.guest(listen={"http": Endpoint(LAN, 80)})
+            assert tracked_to(tracked, 80) == 0
+            assert carries(asking, serving)
+            assert tracked_to(tracked, 80) == 1
+        others.close()
+        guest.let_go()
+        agent.networks.close()
+
+
 # --- what is there, and what is left --------------------------------------------------------------------------------
 
 
@@ -351,6 +420,20 @@ def test_a_machine_that_forwards_already_is_left_alone_and_one_that_did_not_forw
         guest.let_go()
         agent.pass_time()
         assert SWITCH.read_text().strip() == "1"
+
+
+def test_an_agent_that_begins_while_the_last_other_one_ends_has_packets_forwarded(tmp_path: Path) -> None:
+    with machine(), (tmp_path / "lowcloud-forwarding.lock").open("w") as held:
+        filter_ = Nftables()
+        Forwarding(filter_, run=tmp_path).switch_on(4)
+        fcntl.flock(held, fcntl.LOCK_EX)  # the other one has seen nobody else's rules
+        beginning = threading.Thread(target=Forwarding(Nftables(), run=tmp_path).switch_on, args=(4,))
+        beginning.start()
+        SWITCH.write_text("0")
+        fcntl.flock(held, fcntl.LOCK_UN)
+        beginning.join()
+        assert SWITCH.read_text().strip() == "1"
+        filter_.close()
 
 
 def test_where_routers_are_listened_to_that_goes_on_while_ipv6_is_forwarded(tmp_path: Path) -> None:
