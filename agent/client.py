@@ -33,10 +33,8 @@ import aiohttp
 import msgspec
 
 from agent import tls
-from agent.api import (
-    MAX_SPECS_PER_STAGE,
-    Acquaint,
-    Acquainted,
+from agent.api.answers import Outcome, Reason, Refusal
+from agent.api.blobs import (
     BegunAnswer,
     BegunQuery,
     BlobAnswer,
@@ -45,34 +43,16 @@ from agent.api import (
     BlobQuery,
     BlobReceipt,
     BlobsWanted,
-    Call,
     CodeAnswer,
     CodeQuery,
-    Envelope,
-    Fetch,
-    Fetched,
-    HaveAnswer,
-    HaveQuery,
-    HostFacts,
-    HostReport,
-    JournalEntry,
-    Meet,
-    Outcome,
-    PeersStatus,
-    PiecesOffer,
-    PiecesQuery,
-    ProcessStatus,
-    ProcessUsage,
-    Reason,
-    Refusal,
-    Replace,
-    Routes,
-    SignedWord,
-    Stage,
-    Start,
-    WordsAnswer,
-    WordsQuery,
 )
+from agent.api.calls import MAX_SPECS_PER_STAGE, Call, Envelope, Replace, Stage, Start
+from agent.api.facts import HostFacts, HostReport, ProcessStatus, ProcessUsage
+from agent.api.fetching import Fetch, Fetched, HaveAnswer, HaveQuery, PiecesOffer, PiecesQuery
+from agent.api.journal import JournalEntry
+from agent.api.neighbours import Acquaint, Acquainted, Meet, PeersStatus
+from agent.api.routes import Routes
+from agent.api.words import SignedWord, WordsAnswer, WordsQuery
 from agent.pulse import SILENT_S, Moved, Pulse, Silent, Stuck
 from agent.sockets import Sockets
 from agent.streaming import in_thread

@@ -24,7 +24,8 @@ from typing import Annotated, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from agent.api import Endpoint, Ready, Struct
+from agent.api.base import Struct
+from agent.api.processes import Endpoint, Ready
 from cas.digest import digest_of
 
 GuestId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,128}\Z")]

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agent.api import BlobQuery
+from agent.api.blobs import BlobQuery
 from benchmarks.corpus import Pair, pairs_of
 from benchmarks.exchange_link import Cloud, running, timed
 from benchmarks.measure import Cost, measured

@@ -33,7 +33,7 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from agent import tls
-from agent.api import BlobQuery
+from agent.api.blobs import BlobQuery
 from agent.client import AgentClient
 from cas.digest import Digest, from_raw
 from cas.exchange import frames

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from agent.api import Fetch, Meet, Party
+from agent.api.fetching import Fetch, Party
+from agent.api.neighbours import Meet
 from cas.digest import digest_of
 from deployer.applying.fleet import Fleet
 from deployer.applying.introducing import introduce, keep_neighbours

@@ -130,11 +130,11 @@ def measure(hosts: int, planner: str, profile: str | None) -> dict[str, float]:
 
 def _cpu_s(act: Callable[[], T], *, show: bool) -> tuple[T, float]:
     """What an earlier step has left behind to be found again is forgotten first."""
-    from agent import api
+    from agent.api import processes
     from deployer.language import endpoints
 
     for remembered in (
-        api._spec_digest,
+        processes._spec_digest,
         endpoints.parse_listener,
         endpoints.parse_target,
         endpoints.parse_host_address,

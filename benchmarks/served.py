@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.daemon import networking
 from agent.runtime import GuestOrder, Network, Preopen
 from agent.sandbox import engine

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.api import Ready
+from agent.api.processes import Ready
 from agent.runtime import Network
 from agent.supervisor.client import SupervisorClient, connect
 from benchmarks import served, start_peers

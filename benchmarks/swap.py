@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-from agent.api import Ready
+from agent.api.processes import Ready
 from agent.runtime import GuestOrder, Network, Runtime
 from agent.supervisor.client import connect
 from benchmarks import served, throughput

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.api import Ready
+from agent.api.processes import Ready
 from agent.runtime import Network
 from agent.supervisor.client import SupervisorClient
 from benchmarks import start_peers

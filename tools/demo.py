@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.api import JournalEntry
+from agent.api.journal import JournalEntry
 from deployer.applying.outcome import Applied, CallDone, Outcome
 from deployer.cloud.cloud import Cloud
 from deployer.history import audit

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from msgspec import UnsetType
 
-    from agent.api import Call, Guarantee, Outcome, Waiting
+    from agent.api.answers import Outcome
+    from agent.api.calls import Call
+    from agent.api.facts import Guarantee, Waiting
     from agent.client import AgentError
     from deployer.applying.fleet import Answers
     from deployer.cloud.cloud import Cloud
@@ -48,7 +50,7 @@ def known_addresses(cloud: Cloud) -> dict[str, str]:
 
 async def call_each(cloud: Cloud, hosts: Iterable[str], call: Call) -> Answers[Outcome]:
     """The same call, which belongs to no plan, on each of these hosts."""
-    from agent.api import Envelope
+    from agent.api.calls import Envelope
     from deployer.applying.fleet import Fleet
     from deployer.cloud import trust
 

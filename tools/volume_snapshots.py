@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator
 
-    from agent.api import HostFacts, RestoreVolume
+    from agent.api.calls import RestoreVolume
+    from agent.api.facts import HostFacts
     from deployer.applying.fleet import Answers
     from deployer.applying.site import Site
     from deployer.applying.snapshots import Brought
@@ -96,7 +97,7 @@ def take(args: argparse.Namespace, out: Output) -> int:
 async def _take(
     cloud: Cloud, args: argparse.Namespace, volume: str, host: str | None, out: Output
 ) -> tuple[str, Brought]:
-    from agent.api import SnapshotVolume
+    from agent.api.calls import SnapshotVolume
     from cas.tree import MAX_MESSAGE
     from deployer.applying import snapshots
     from tools.deploying import seconds
@@ -184,7 +185,7 @@ def forget(args: argparse.Namespace, out: Output) -> int:
 def restore(args: argparse.Namespace, out: Output) -> int:
     import asyncio
 
-    from agent.api import RestoreVolume
+    from agent.api.calls import RestoreVolume
     from deployer.history.snapshots import refuse_small
 
     with open_cloud(args) as cloud:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from agent.api import Event
+from agent.api.journal import Event
 from agent.daemon.journal import Facts, Journal, JournalUnwritable
 from agent.daemon.refusal import Refused
 

@@ -11,7 +11,8 @@ from typing import Final, Self
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from agent.api import Event, HostFacts, VolumeStatus
+from agent.api.facts import HostFacts, VolumeStatus
+from agent.api.journal import Event
 from agent.build import PACKAGE, version_of
 from agent.daemon import host as host_facts
 from agent.daemon.builder import GuestBuilder

@@ -18,7 +18,8 @@ from typing import Final
 
 import msgspec
 
-from agent.api import Endpoint, ProcessSpec, Reason
+from agent.api.answers import Reason
+from agent.api.processes import Endpoint, ProcessSpec
 from agent.daemon import trees
 from agent.daemon.guest_files import SCRATCH_DIRECTORY, plan_files
 from agent.daemon.guests import guest_of

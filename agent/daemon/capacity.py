@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from agent.api import Endpoint, ProcessSpec, Struct
+from agent.api.base import Struct
+from agent.api.processes import Endpoint, ProcessSpec
 
 
 class Limits(Struct, frozen=True):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET
 
-from agent.api import Troubles
+from agent.api.facts import Troubles
 from agent.daemon.backoff import GOOD_RUN_S
 from agent.daemon.state import Finished, Record
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from agent.api import Guarantee
+from agent.api.facts import Guarantee
 from agent.daemon.networking import DEFAULT, Mode, why_not
 from agent.daemon.users import FIRST, LAST
 from agent.sandbox import landlock, privileges, seccomp

@@ -13,7 +13,9 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from agent.api import ProcessSpec, Reason, Struct
+from agent.api.answers import Reason
+from agent.api.base import Struct
+from agent.api.processes import ProcessSpec
 from agent.daemon.refusal import Refused
 from agent.runtime import Preopen
 from cas.digest import Digest

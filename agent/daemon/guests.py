@@ -18,7 +18,7 @@ from typing import Final, Protocol, TypeVar, Unpack
 import msgspec
 from msgspec import UNSET
 
-from agent.api import Event, JournalEntry
+from agent.api.journal import Event, JournalEntry
 from agent.daemon.checking import CheckBuilder, Checking
 from agent.daemon.journal import Facts, Journal, JournalUnwritable
 from agent.daemon.state import Version

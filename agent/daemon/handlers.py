@@ -17,17 +17,14 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from agent.api import (
+from agent.api.answers import Outcome, Reason
+from agent.api.calls import (
     Check,
     Collect,
     Configure,
     CreateVolume,
     DeleteVolume,
     Envelope,
-    Event,
-    Outcome,
-    ProcessSpec,
-    Reason,
     Replace,
     Resize,
     Restart,
@@ -37,8 +34,9 @@ from agent.api import (
     Start,
     Stop,
     call_digest,
-    spec_digest,
 )
+from agent.api.journal import Event
+from agent.api.processes import ProcessSpec, spec_digest
 from agent.daemon.announcing import announced_on_host, told
 from agent.daemon.code_cache import CodeCache
 from agent.daemon.guests import Guests

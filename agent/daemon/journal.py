@@ -22,7 +22,7 @@ from typing import BinaryIO, Final, TypedDict, Unpack
 import msgspec
 from msgspec import UnsetType
 
-from agent.api import Event, JournalEntry, entry_hash
+from agent.api.journal import Event, JournalEntry, entry_hash
 from agent.daemon.durable import sync_directory
 from cas.digest import Digest
 

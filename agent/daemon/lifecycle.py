@@ -30,7 +30,10 @@ from typing import Any
 
 import msgspec
 
-from agent.api import Event, Outcome, ProcessSpec, ProcessState, ProcessStatus, Reason
+from agent.api.answers import Outcome, Reason
+from agent.api.facts import ProcessState, ProcessStatus
+from agent.api.journal import Event
+from agent.api.processes import ProcessSpec
 from agent.daemon.backoff import starts_again
 from agent.daemon.capacity import in_its_own_way
 from agent.daemon.checking import CheckFailed

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from agent.api import HostFacts, ProcessState, ProcessStatus, ProcessUsage
+from agent.api.facts import HostFacts, ProcessState, ProcessStatus, ProcessUsage
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -12,7 +12,7 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
-from agent.api import Endpoint, ProcessSpec
+from agent.api.processes import Endpoint, ProcessSpec
 from agent.runtime import Network
 
 Mode = Literal["auto", "listeners", "namespaces"]

@@ -12,7 +12,8 @@ from typing import Final
 from aiohttp import web
 
 from agent import tls
-from agent.api import BlobOffer, BlobsWanted, Routes
+from agent.api.blobs import BlobOffer, BlobsWanted
+from agent.api.routes import Routes
 from agent.daemon.peering.routes import stream
 from agent.daemon.server import LEASE_OWNER, MAX_QUERY_BYTES, Route, answer, decode, read_body
 from agent.daemon.uploads import Uploads

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from agent.api import ProcessSpec
+from agent.api.processes import ProcessSpec
 from agent.daemon.guests import Guests
 from agent.daemon.standing import Standing
 from agent.daemon.state import Probation, Record, Retiring, Version

@@ -15,7 +15,10 @@ from typing import Final
 
 import msgspec
 
-from agent.api import Event, ProcessSpec, ProcessStatus, ProcessUsage, Reason
+from agent.api.answers import Reason
+from agent.api.facts import ProcessStatus, ProcessUsage
+from agent.api.journal import Event
+from agent.api.processes import ProcessSpec
 from agent.daemon import host
 from agent.daemon.capacity import Limits, conflict, shortage
 from agent.daemon.guests import Guests

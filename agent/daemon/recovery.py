@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import UNSET
 
-from agent.api import Struct
+from agent.api.base import Struct
 from agent.daemon.probation import probation_of
 from agent.daemon.state import Record, Retiring, Version
 from agent.runtime import GuestId, GuestState

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent.api import Reason, Refusal
+from agent.api.answers import Reason, Refusal
 from cas.digest import Digest
 
 MISSING_TOLD: Final = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from agent.api import Event, JournalEntry
+from agent.api.journal import Event, JournalEntry
 from cas.digest import Digest
 
 STOP: Final = "stop"

@@ -22,10 +22,8 @@ from aiohttp import web
 from msgspec import UNSET
 
 from agent import tls
-from agent.api import (
-    MAX_CALL_BYTES,
-    STATUS_OF_REASON,
-    Acquaint,
+from agent.api.answers import STATUS_OF_REASON, Reason, Refusal
+from agent.api.blobs import (
     BegunAnswer,
     BegunQuery,
     BlobAnswer,
@@ -34,13 +32,11 @@ from agent.api import (
     BlobReceipt,
     CodeAnswer,
     CodeQuery,
-    Envelope,
-    HostFacts,
-    HostReport,
-    Reason,
-    Refusal,
-    Routes,
 )
+from agent.api.calls import MAX_CALL_BYTES, Envelope
+from agent.api.facts import HostFacts, HostReport
+from agent.api.neighbours import Acquaint
+from agent.api.routes import Routes
 from agent.daemon import allocator
 from agent.daemon.handlers import Handlers
 from agent.daemon.intake import Intake

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from agent.api import ProcessSpec, Reason
+from agent.api.answers import Reason
+from agent.api.processes import ProcessSpec
 from agent.daemon.capacity import conflict, unusable_address
 from agent.daemon.guest_files import plan_files
 from agent.daemon.refusal import Refused

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from agent.api import ProcessSpec, Reason
+from agent.api.answers import Reason
+from agent.api.processes import ProcessSpec
 from agent.daemon.code_cache import Code, CodeCache
 from agent.daemon.compiler import MAX_BINARY_BYTES, CompileFailed, compile_file
 from agent.daemon.durable import FileDamaged

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from agent.api import ProcessState, ProcessStatus, Troubles
+from agent.api.facts import ProcessState, ProcessStatus, Troubles
 from agent.daemon import crash_loop
 from agent.daemon.backoff import GOOD_RUN_S
 from agent.daemon.state import Record, State

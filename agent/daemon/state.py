@@ -22,7 +22,9 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from agent.api import ProcessName, ProcessSpec, Struct, Troubles, spec_digest
+from agent.api.base import ProcessName, Struct
+from agent.api.facts import Troubles
+from agent.api.processes import ProcessSpec, spec_digest
 from agent.daemon.durable import FileDamaged, is_aside, remove_file, seal, set_aside, unseal, write_file
 from agent.runtime import GuestId
 from cas.digest import Digest

@@ -17,7 +17,9 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import UNSET
 
-from agent.api import Event, ProcessSpec, ProcessState
+from agent.api.facts import ProcessState
+from agent.api.journal import Event
+from agent.api.processes import ProcessSpec
 from agent.daemon.backoff import Backoff, starts_again
 from agent.daemon.crash_loop import failed, given_up, gives_up, told
 from agent.daemon.guests import Guests, new_guest_id

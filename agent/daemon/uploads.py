@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from agent.api import Reason
+from agent.api.answers import Reason
 from agent.daemon.refusal import Refused
 
 PLACES: Final = 16

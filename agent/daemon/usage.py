@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agent.api import ProcessSpec, ProcessUsage
+from agent.api.facts import ProcessUsage
+from agent.api.processes import ProcessSpec
 from agent.daemon import host, trees
 from agent.supervisor.sockdiag import OPEN
 

@@ -16,18 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from agent.api import (
-    CreateVolume,
-    DeleteVolume,
-    Envelope,
-    Event,
-    Outcome,
-    Reason,
-    RestoreVolume,
-    SnapshotFacts,
-    SnapshotVolume,
-    call_digest,
-)
+from agent.api.answers import Outcome, Reason, SnapshotFacts
+from agent.api.calls import CreateVolume, DeleteVolume, Envelope, RestoreVolume, SnapshotVolume, call_digest
+from agent.api.journal import Event
 from agent.daemon.announcing import announced_on_host
 from agent.daemon.journal import Facts, Journal
 from agent.daemon.processes import Processes

@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.runtime import MEMORY_OVERHEAD_BYTES, GuestOrder
 from agent.sandbox import cgroups, landlock, linux, mounts, ownership, seccomp
 from agent.sandbox.engine import EXIT_NOT_STARTED, MAX_REASON_BYTES, Directory, Engine, Program

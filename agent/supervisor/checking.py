@@ -22,7 +22,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.runtime import Checked, local_address
 from agent.supervisor.endpoints import Endpoints
 from agent.supervisor.event_loop import POLLOUT, Loop

@@ -23,7 +23,7 @@ from typing import Final
 import msgspec
 
 import agent
-from agent.api import Ready
+from agent.api.processes import Ready
 from agent.build import build
 from agent.runtime import (
     EndpointTaken,

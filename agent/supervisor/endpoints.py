@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.runtime import EndpointTaken, GuestFailed
 from agent.supervisor.group import Group, Moves
 from agent.supervisor.listener import Listener

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.runtime import EndpointTaken, GuestFailed, local_address
 from agent.supervisor.event_loop import Loop
 from agent.supervisor.listener import Listener, family_of, kind_of

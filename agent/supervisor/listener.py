@@ -9,7 +9,7 @@ import sys
 import termios
 from typing import TYPE_CHECKING, Final
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.runtime import local_address
 from agent.supervisor import sockdiag
 from agent.supervisor.place import HOST, Place

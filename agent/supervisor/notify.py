@@ -34,7 +34,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.runtime import GuestFailed
 from agent.sandbox import linux, seccomp
 from agent.supervisor.checking import Reaching

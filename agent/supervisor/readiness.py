@@ -17,7 +17,7 @@ import socket
 from collections.abc import Generator
 from typing import Final, NamedTuple
 
-from agent.api import Endpoint, Ready
+from agent.api.processes import Endpoint, Ready
 from agent.runtime import GuestFailed
 from agent.supervisor import sockdiag
 from agent.supervisor.event_loop import POLLIN, POLLOUT, Loop, Wait

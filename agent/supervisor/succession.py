@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.runtime import GuestOrder
 from agent.sandbox import linux, seccomp
 from agent.supervisor.listener import family_of, kind_of

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from agent.api import Ready
+from agent.api.processes import Ready
 from agent.build import build
 from agent.runtime import EndpointTaken, GuestFailed, GuestId, GuestOrder, GuestState, kernel_name
 from agent.sandbox import linux

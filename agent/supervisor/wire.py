@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from agent.api import Ready
+from agent.api.processes import Ready
 from agent.runtime import GuestId, GuestOrder, GuestState
 
 WIRE_VERSION: Final = 3

@@ -24,7 +24,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from agent.api import Envelope
+from agent.api.calls import Envelope
 from agent.client import AgentClient, AgentError, CallRefused
 from cas.digest import Digest, short
 from deployer.applying.distribution import distribute

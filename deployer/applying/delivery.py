@@ -11,7 +11,9 @@ from typing import Final
 
 import msgspec
 
-from agent.api import Acquaint, BlobReceipt, Fetched, Party
+from agent.api.blobs import BlobReceipt
+from agent.api.fetching import Fetched, Party
+from agent.api.neighbours import Acquaint
 from agent.client import AgentError, HostSilent
 from cas.digest import Digest
 from cas.errors import CasError

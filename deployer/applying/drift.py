@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from agent.api import Endpoint, ProcessSpec, ProcessState, spec_digest
+from agent.api.facts import ProcessState
+from agent.api.processes import Endpoint, ProcessSpec, spec_digest
 from deployer.applying.observe import HostState, Observed, Running
 from deployer.language import units
 from deployer.language.fields import fields_of

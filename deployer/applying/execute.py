@@ -18,7 +18,9 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from agent.api import Envelope, Outcome, Reason, Replace, spec_digest
+from agent.api.answers import Outcome, Reason
+from agent.api.calls import Envelope, Replace
+from agent.api.processes import spec_digest
 from agent.client import CALL_SLACK_S, AgentError, CallRefused, HostSilent, HostUnreachable, call_timeout_s
 from cas.digest import Digest
 from deployer.applying.observe import Observed, observe

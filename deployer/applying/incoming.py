@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from agent.api import BlobsWanted
+from agent.api.blobs import BlobsWanted
 from agent.client import AgentClient, BadAnswer, HostUnreachable
 from cas.digest import Digest
 from cas.errors import ExchangeError

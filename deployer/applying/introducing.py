@@ -1,6 +1,6 @@
 """Telling hosts who their neighbours are: by the name of the list where they have it, and otherwise the list itself.
 
-The list is a blob (`agent.api.Neighbours`), so a change of it costs a host its delta. A host that has no list before,
+The list is a blob (`agent.api.neighbours`), so a change of it costs a host its delta. A host that has no list before,
 in a large cloud, is told of itself and one neighbour of its region that has been sent the list, and gets it from there.
 One that does not listen can still be sent everything.
 """
@@ -14,7 +14,9 @@ from typing import Final
 
 import msgspec
 
-from agent.api import Acquaint, Meet, Neighbour, Neighbours, Reason, encode_record
+from agent.api.answers import Reason
+from agent.api.neighbours import Acquaint, Meet, Neighbour, Neighbours
+from agent.api.records import encode_record
 from agent.client import AgentClient, AgentError, refused_because
 from cas.digest import Digest
 from cas.errors import CasError

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET
 
-from agent.api import HostFacts, ProcessSpec, ProcessState, ProcessStatus, spec_digest
+from agent.api.facts import HostFacts, ProcessState, ProcessStatus
+from agent.api.processes import ProcessSpec, spec_digest
 from cas.digest import Digest
 
 if TYPE_CHECKING:

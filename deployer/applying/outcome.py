@@ -10,7 +10,9 @@ import enum
 
 import msgspec
 
-from agent.api import ProcessState, Reason, spec_digest
+from agent.api.answers import Reason
+from agent.api.facts import ProcessState
+from agent.api.processes import spec_digest
 from cas.digest import Digest
 from deployer.applying.observe import Observed
 from deployer.planning.plan import Kind, Plan, State, Step, advance

@@ -16,7 +16,9 @@ from typing import Final, NamedTuple
 
 from msgspec import UNSET
 
-from agent.api import BlobReceipt, FormAsked, HaveQuery, PartAsked, PiecesOffer, Reason
+from agent.api.answers import Reason
+from agent.api.blobs import BlobReceipt
+from agent.api.fetching import FormAsked, HaveQuery, PartAsked, PiecesOffer
 from agent.client import AgentClient, BadAnswer, CallRefused, refused_because
 from cas.digest import Digest
 from cas.inventory import Form, Item

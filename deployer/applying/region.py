@@ -15,7 +15,9 @@ from typing import Final, NamedTuple
 
 from msgspec import UNSET
 
-from agent.api import BlobReceipt, Fetch, Fetched, Reason
+from agent.api.answers import Reason
+from agent.api.blobs import BlobReceipt
+from agent.api.fetching import Fetch, Fetched
 from agent.client import AgentError, CallRefused, HostSilent, HostUnreachable, refused_because
 from cas.digest import Digest
 from cas.errors import CasError

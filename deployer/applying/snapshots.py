@@ -11,7 +11,8 @@ import asyncio
 from functools import partial
 from typing import Final, NamedTuple
 
-from agent.api import Envelope, Outcome, Reason, RestoreVolume, SnapshotFacts, SnapshotVolume
+from agent.api.answers import Outcome, Reason, SnapshotFacts
+from agent.api.calls import Envelope, RestoreVolume, SnapshotVolume
 from agent.client import AgentClient, BadAnswer, CallRefused, refused_because
 from cas.digest import Digest
 from cas.tree import (

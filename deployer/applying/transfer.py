@@ -14,7 +14,9 @@ from typing import Final, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
-from agent.api import Acquaint, BlobAnswer, BlobQuery, BlobReceipt, Reason
+from agent.api.answers import Reason
+from agent.api.blobs import BlobAnswer, BlobQuery, BlobReceipt
+from agent.api.neighbours import Acquaint
 from agent.client import AgentClient, AgentError, CallRefused, HostSilent, HostUnreachable, refused_because
 from cas.bodies import RECORD_BYTES
 from cas.digest import Digest, short

@@ -13,15 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from agent.api import (
-    WORD_CONTEXT,
-    Party,
-    Reason,
-    SignedWord,
-    Wishes,
-    Word,
-    encode_record,
-)
+from agent.api.answers import Reason
+from agent.api.fetching import Party
+from agent.api.records import encode_record
+from agent.api.words import WORD_CONTEXT, SignedWord, Wishes, Word
 from agent.client import AgentError, refused_because
 from cas.digest import Digest
 from cas.errors import CasError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from agent.api import Event, JournalEntry
+from agent.api.journal import Event, JournalEntry
 from cas.digest import Digest
 
 if TYPE_CHECKING:

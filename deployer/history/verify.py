@@ -16,7 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from agent.api import Event, JournalEntry, ProcessSpec, entry_hash, spec_digest
+from agent.api.journal import Event, JournalEntry, entry_hash
+from agent.api.processes import ProcessSpec, spec_digest
 from cas.digest import Digest, short
 from cas.errors import CasError
 from deployer.errors import DeployerError, PlanAltered

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from agent.api import MAX_STARTS, GuestPath, Promise, Text
+from agent.api.base import GuestPath, Text
+from agent.api.facts import Promise
+from agent.api.processes import MAX_STARTS
 
 
 class Change(enum.StrEnum):

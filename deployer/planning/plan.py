@@ -18,21 +18,20 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from agent.api import (
+from agent.api.calls import (
     MAX_SPECS_PER_STAGE,
     Call,
     Configure,
     CreateVolume,
     Envelope,
-    ProcessSpec,
     Replace,
     Resize,
     Stage,
     Start,
     Stop,
     call_digest,
-    spec_digest,
 )
+from agent.api.processes import ProcessSpec, spec_digest
 from cas.digest import Digest, digest_of
 from deployer.history.records import seal, unseal
 from deployer.language.schema import Change

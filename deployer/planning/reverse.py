@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.api import spec_digest
+from agent.api.processes import spec_digest
 from cas.digest import Digest
 from deployer.errors import NotReversible
 from deployer.language.fields import field_at

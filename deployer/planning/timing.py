@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from agent.api import ProcessSpec
+from agent.api.processes import ProcessSpec
 from deployer.planning.plan import Kind
 
 CALL_S: Final = {

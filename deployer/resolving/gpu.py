@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from agent.api import HostFacts
+from agent.api.facts import HostFacts
 from deployer.errors import BadInput
 from deployer.language.schema import Definition
 

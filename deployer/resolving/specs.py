@@ -6,7 +6,7 @@ own address, `process@host:port` by an address and a port.
 
 from __future__ import annotations
 
-from agent.api import Endpoint, ProcessSpec, Ready, Update
+from agent.api.processes import Endpoint, ProcessSpec, Ready, Update
 from cas.digest import Digest
 from deployer.errors import DeployerError
 from deployer.language import endpoints

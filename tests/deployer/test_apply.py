@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from agent.api import Envelope, Replace
+from agent.api.calls import Envelope, Replace
 from agent.client import AgentClient
 from cas.digest import digest_of
 from deployer.applying.drift import drift

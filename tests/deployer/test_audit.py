@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.api import Envelope, Event, JournalEntry, ProcessSpec, call_digest, entry_hash, spec_digest
+from agent.api.calls import Envelope, call_digest
+from agent.api.journal import Event, JournalEntry, entry_hash
+from agent.api.processes import ProcessSpec, spec_digest
 from cas.digest import Digest, digest_of
 from cas.store import Store
 from deployer.applying.observe import HostState, Observed, assume

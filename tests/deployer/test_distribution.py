@@ -17,25 +17,13 @@ from aiohttp import web
 from msgspec import UNSET
 
 from agent import tls
-from agent.api import (
-    Acquaint,
-    BegunAnswer,
-    BlobAnswer,
-    BlobQuery,
-    BlobReceipt,
-    Fetch,
-    Fetched,
-    HaveAnswer,
-    HaveQuery,
-    Meet,
-    PeersStatus,
-    PiecesOffer,
-    Reason,
-    Refusal,
-    Routes,
-    Waiting,
-    spec_digest,
-)
+from agent.api.answers import Reason, Refusal
+from agent.api.blobs import BegunAnswer, BlobAnswer, BlobQuery, BlobReceipt
+from agent.api.facts import Waiting
+from agent.api.fetching import Fetch, Fetched, HaveAnswer, HaveQuery, PiecesOffer
+from agent.api.neighbours import Acquaint, Meet, PeersStatus
+from agent.api.processes import spec_digest
+from agent.api.routes import Routes
 from agent.client import AgentClient, CallRefused, HostUnreachable
 from cas.digest import Digest, digest_of
 from cas.swarm.ranking import Swarm

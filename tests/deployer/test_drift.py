@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import ProcessSpec, ProcessState, Ready
+from agent.api.facts import ProcessState
+from agent.api.processes import ProcessSpec, Ready
 from cas.digest import digest_of
 from deployer.applying.drift import drift
 from deployer.applying.observe import HostState, Observed, Running, assume, running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from agent.api import HostFacts
+from agent.api.facts import HostFacts
 from deployer.applying.fleet import Fleet
 from tests.deployer.ground import Ground
 from tests.deployer.test_transfer import CuttingProxy

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.api import spec_digest
+from agent.api.processes import spec_digest
 from deployer.applying.drift import drift
 from deployer.applying.outcome import Applied, Outcome
 from deployer.history import release as releases

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from agent.api import ProcessSpec, spec_digest
+from agent.api.processes import ProcessSpec, spec_digest
 from deployer.applying.observe import Observed
 from deployer.language import schema
 from deployer.language.schema import Definition

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import spec_digest
+from agent.api.processes import spec_digest
 from deployer.applying.observe import HostState, Observed, assume
 from deployer.language.schema import Definition, Host, Process, Region
 from deployer.planning.plan import Hold, Kind, Plan, decode, encode

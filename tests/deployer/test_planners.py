@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import ProcessSpec, spec_digest
+from agent.api.processes import ProcessSpec, spec_digest
 from cas.digest import digest_of
 from deployer.applying.observe import HostState, Observed, assume, running
 from deployer.errors import PlannerBroken, PlannerMissing

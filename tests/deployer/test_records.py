@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import MAX_CALL_BYTES, Envelope, ProcessSpec, spec_digest
+from agent.api.calls import MAX_CALL_BYTES, Envelope
+from agent.api.processes import ProcessSpec, spec_digest
 from cas.digest import digest_of
 from deployer.errors import RecordInvalid
 from deployer.history import release as releases

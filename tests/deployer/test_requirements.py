@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agent.api import Guarantee, HostFacts
+from agent.api.facts import Guarantee, HostFacts
 from deployer.language.schema import Definition, Host, Process, Region
 from deployer.resolving.requirements import GuaranteeNotGiven, require_guarantees
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from agent.api import Guarantee, HostFacts
+from agent.api.facts import Guarantee, HostFacts
 from cas.sealed import public_bytes, unseal
 from cas.store import Store
 from deployer.applying.observe import assume

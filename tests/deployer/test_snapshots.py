@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import CreateVolume, DeleteVolume, Envelope, RestoreVolume, SnapshotVolume
+from agent.api.calls import CreateVolume, DeleteVolume, Envelope, RestoreVolume, SnapshotVolume
 from agent.client import BadAnswer, HostUnreachable
 from cas.digest import Digest, to_raw
 from cas.errors import BlobMissing, ExchangeError

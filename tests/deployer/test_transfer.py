@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import pytest
 
-from agent.api import BlobAnswer, BlobBegun, BlobQuery, BlobReceipt
+from agent.api.blobs import BlobAnswer, BlobBegun, BlobQuery, BlobReceipt
 from agent.client import AgentClient, HostUnreachable
 from cas.digest import digest_of
 from cas.exchange import frames

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 from hypothesis import strategies as st
 
-from agent.api import ProcessSpec
+from agent.api.processes import ProcessSpec
 from cas.digest import Digest, digest_of
 from deployer.applying.observe import HostState, Observed, running
 from deployer.language.schema import Definition, Host, Process, Ready, Region, Update, Volume

@@ -15,7 +15,11 @@ from typing import Any
 import pytest
 import wasmtime
 
-from agent.api import CreateVolume, Endpoint, Envelope, Event, ProcessSpec, ProcessState, ProcessStatus, Reason, Start
+from agent.api.answers import Reason
+from agent.api.calls import CreateVolume, Envelope, Start
+from agent.api.facts import ProcessState, ProcessStatus
+from agent.api.journal import Event
+from agent.api.processes import Endpoint, ProcessSpec
 from agent.client import AgentClient, CallRefused
 from agent.daemon.networking import DEFAULT, Mode
 from agent.sandbox import privileges

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.api import Guarantee, Waiting
+from agent.api.facts import Guarantee, Waiting
 from cas.digest import digest_of
 from tests.tools.command import lowcloud, succeed
 from tests.tools.shop import Shop

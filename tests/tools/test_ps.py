@@ -9,7 +9,8 @@ import time
 
 import msgspec
 
-from agent.api import ProcessSpec, ProcessState, ProcessStatus, Troubles, spec_digest
+from agent.api.facts import ProcessState, ProcessStatus, Troubles
+from agent.api.processes import ProcessSpec, spec_digest
 from tests.tools.shop import Shop
 from tools.commands.ps import _as_dict, _row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from agent.api import Envelope, Stop
+from agent.api.calls import Envelope, Stop
 from agent.client import AgentClient
 from tests.tools.command import succeed
 from tests.tools.shop import Shop

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from agent import tls
-from agent.api import Envelope, ProcessSpec, Ready, Replace, Resize, Start, Stop, Update, spec_digest
+from agent.api.calls import Envelope, Replace, Resize, Start, Stop
+from agent.api.processes import ProcessSpec, Ready, Update, spec_digest
 from agent.client import AgentClient
 from agent.daemon.assembly import Agent, groups_name
 from agent.main import listening

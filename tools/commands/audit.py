@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-    from agent.api import JournalEntry
+    from agent.api.journal import JournalEntry
     from deployer.applying.fleet import Answers
     from deployer.cloud.cloud import Cloud
     from deployer.history.audit import Span

@@ -80,7 +80,7 @@ def _absent_from_origin(cloud: Cloud) -> list[Damage]:
 def _check_hosts(cloud: Cloud, hosts: list[str], out: Output) -> int:
     import asyncio
 
-    from agent.api import Check
+    from agent.api.calls import Check
     from tools.hosts import call_each, tell_failures
 
     answers = asyncio.run(call_each(cloud, hosts, Check()))

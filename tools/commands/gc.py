@@ -112,7 +112,7 @@ def _repack(cloud: Cloud, out: Output) -> Repacked:
 def _collect_on_hosts(cloud: Cloud, hosts: list[str], keep: int, out: Output) -> int:
     import asyncio
 
-    from agent.api import Collect
+    from agent.api.calls import Collect
     from tools.hosts import call_each, tell_failures
 
     answers = asyncio.run(call_each(cloud, hosts, Collect(keep)))

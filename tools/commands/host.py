@@ -17,7 +17,7 @@ from tools.output import counted, size
 if TYPE_CHECKING:
     import argparse
 
-    from agent.api import HostFacts
+    from agent.api.facts import HostFacts
     from deployer.applying.fleet import Answers
     from deployer.cloud.cloud import Cloud
     from tools.output import Output

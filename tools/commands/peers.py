@@ -12,7 +12,7 @@ from tools.output import shorten, size
 if TYPE_CHECKING:
     import argparse
 
-    from agent.api import PeersStatus, PeerStatus
+    from agent.api.neighbours import PeersStatus, PeerStatus
     from deployer.applying.fleet import Answers
     from deployer.cloud.cloud import Cloud
     from tools.output import Output

@@ -13,7 +13,7 @@ from tools.output import ago, iso_time, shorten, size
 if TYPE_CHECKING:
     import argparse
 
-    from agent.api import ProcessStatus, ProcessUsage
+    from agent.api.facts import ProcessStatus, ProcessUsage
     from agent.client import AgentClient
     from deployer.applying.fleet import Answers, Fleet
     from deployer.cloud.cloud import Cloud

@@ -11,7 +11,8 @@ from tools.hosts import known_addresses, split_instance
 if TYPE_CHECKING:
     import argparse
 
-    from agent.api import Outcome, ProcessStatus
+    from agent.api.answers import Outcome
+    from agent.api.facts import ProcessStatus
     from deployer.applying.fleet import Fleet
     from deployer.cloud.cloud import Cloud
     from tools.output import Output
@@ -60,7 +61,7 @@ async def _restart(cloud: Cloud, wanted: list[tuple[str, str]], out: Output) -> 
 async def _restart_one(fleet: Fleet, process: str, host: str, by: str) -> Outcome:
     import secrets
 
-    from agent.api import Envelope, Restart
+    from agent.api.calls import Envelope, Restart
 
     client = await fleet.client(host)
     status = await _status(fleet, process, host)

@@ -106,7 +106,7 @@ def _apply(
 
 async def _wait_until_started(cloud: Cloud, addresses: Mapping[str, str]) -> None:
     """What hosts that were started anew ran before, they start by themselves, and no call of the plan waits for it."""
-    from agent.api import ProcessState
+    from agent.api.facts import ProcessState
     from deployer.applying.fleet import Fleet
 
     clock = asyncio.get_running_loop().time

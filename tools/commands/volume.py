@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping
 
-    from agent.api import HostFacts, VolumeStatus
+    from agent.api.facts import HostFacts, VolumeStatus
     from deployer.applying.fleet import Answers
     from deployer.cloud.cloud import Cloud
     from tools.output import Output
@@ -95,7 +95,7 @@ def _delete(args: argparse.Namespace, out: Output) -> int:
     """All of them or, where one is not there or held, none."""
     import asyncio
 
-    from agent.api import DeleteVolume
+    from agent.api.calls import DeleteVolume
 
     wanted = list(dict.fromkeys(split_instance(text, "volume", "kv-data@fra1") for text in args.volumes))
     with open_cloud(args) as cloud:

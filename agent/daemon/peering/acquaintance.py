@@ -12,7 +12,9 @@ from typing import Final
 
 import msgspec
 
-from agent.api import MAX_NEIGHBOURS, Meet, Neighbour, Neighbours, Reason, encode_record
+from agent.api.answers import Reason
+from agent.api.neighbours import MAX_NEIGHBOURS, Meet, Neighbour, Neighbours
+from agent.api.records import encode_record
 from agent.daemon.durable import FileDamaged, seal, unseal, write_file
 from agent.daemon.refusal import Refused
 from cas.digest import Digest, digest_of

@@ -12,17 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from typing import Final
 
-from agent.api import (
-    MAX_FORMS_ASKED,
-    MAX_HAVE_WAIT_S,
-    Fetch,
-    Fetched,
-    HaveQuery,
-    Neighbour,
-    PartAsked,
-    PiecesQuery,
-    Reason,
-)
+from agent.api.answers import Reason
+from agent.api.fetching import MAX_FORMS_ASKED, MAX_HAVE_WAIT_S, Fetch, Fetched, HaveQuery, PartAsked, PiecesQuery
+from agent.api.neighbours import Neighbour
 from agent.client import AgentError, HostUnreachable, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.forms import Forms, unchecked_forms

@@ -16,7 +16,8 @@ from typing import Final
 
 import msgspec
 
-from agent.api import Fetch, Fetched, canonical
+from agent.api.base import canonical
+from agent.api.fetching import Fetch, Fetched
 from agent.daemon.durable import FileDamaged, remove_file, seal, unseal, write_file
 from agent.daemon.peering.serving import News
 from cas.digest import PREFIX, Digest, digest_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.api import FormAsked
+from agent.api.fetching import FormAsked
 from cas import manifest as manifests
 from cas.digest import Digest
 from cas.interface import BlobStore, ExchangeStore

@@ -20,19 +20,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.api import (
-    Fetch,
-    Meet,
-    Neighbour,
-    Neighbours,
-    Reason,
-    SignedWord,
-    Waiting,
-    Wishes,
-    WordsAnswer,
-    WordsQuery,
-    decode_record,
-)
+from agent.api.answers import Reason
+from agent.api.facts import Waiting
+from agent.api.fetching import Fetch
+from agent.api.neighbours import Meet, Neighbour, Neighbours
+from agent.api.records import decode_record
+from agent.api.words import SignedWord, Wishes, WordsAnswer, WordsQuery
 from agent.client import AgentError, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.errands import Errands

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
-from agent.api import Reason
+from agent.api.answers import Reason
 from agent.daemon.refusal import Refused
 
 BURST_S: Final = 0.25

@@ -16,7 +16,9 @@ from typing import Final
 
 import msgspec
 
-from agent.api import HaveAnswer, HaveQuery, Neighbour, PiecesQuery, WordsAnswer, WordsQuery
+from agent.api.fetching import HaveAnswer, HaveQuery, PiecesQuery
+from agent.api.neighbours import Neighbour
+from agent.api.words import WordsAnswer, WordsQuery
 from agent.client import PEER_TIMEOUT_S, AgentClient, HostUnreachable
 from agent.daemon.peering.limits import PeerLimits, Throttle
 from cas.digest import Digest

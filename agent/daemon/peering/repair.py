@@ -14,7 +14,7 @@ from typing import Final
 
 from blake3 import blake3
 
-from agent.api import Neighbour
+from agent.api.neighbours import Neighbour
 from agent.client import AgentError, HostUnreachable
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.links import Links

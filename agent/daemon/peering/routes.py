@@ -11,19 +11,11 @@ from typing import Final
 from aiohttp import web
 
 from agent import tls
-from agent.api import (
-    Acquaint,
-    Acquainted,
-    Fetch,
-    HaveQuery,
-    Meet,
-    PiecesOffer,
-    PiecesQuery,
-    Reason,
-    Routes,
-    SignedWord,
-    WordsQuery,
-)
+from agent.api.answers import Reason
+from agent.api.fetching import Fetch, HaveQuery, PiecesOffer, PiecesQuery
+from agent.api.neighbours import Acquaint, Acquainted, Meet
+from agent.api.routes import Routes
+from agent.api.words import SignedWord, WordsQuery
 from agent.daemon.intake import Intake
 from agent.daemon.peering.service import Peering
 from agent.daemon.refusal import Refused

@@ -12,20 +12,11 @@ from typing import Final
 
 from msgspec import UNSET
 
-from agent.api import (
-    MAX_FORMS_ASKED,
-    Acquaint,
-    BlobReceipt,
-    Fetch,
-    Fetched,
-    Meet,
-    Neighbours,
-    PeersStatus,
-    PeerStatus,
-    PiecesOffer,
-    Reason,
-    decode_record,
-)
+from agent.api.answers import Reason
+from agent.api.blobs import BlobReceipt
+from agent.api.fetching import MAX_FORMS_ASKED, Fetch, Fetched, PiecesOffer
+from agent.api.neighbours import Acquaint, Meet, Neighbours, PeersStatus, PeerStatus
+from agent.api.records import decode_record
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.driver import Driver
 from agent.daemon.peering.errands import Errands, Progress

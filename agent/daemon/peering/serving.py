@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
-from agent.api import FormAsked, HaveAnswer, HaveQuery, PiecesQuery, Reason
+from agent.api.answers import Reason
+from agent.api.fetching import FormAsked, HaveAnswer, HaveQuery, PiecesQuery
 from agent.daemon.peering.limits import QUESTIONS, QUESTIONS_FROM_EACH, PeerLimits, Places, Throttle
 from agent.daemon.peering.shelf import Shelf
 from agent.daemon.refusal import Refused

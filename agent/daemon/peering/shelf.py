@@ -17,7 +17,7 @@ from typing import Final
 
 from blake3 import blake3
 
-from agent.api import FormAsked
+from agent.api.fetching import FormAsked
 from cas.digest import Digest, from_raw
 from cas.errors import BlobDamaged, BlobMissing, StoreFull
 from cas.interface import ExchangeStore

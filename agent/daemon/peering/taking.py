@@ -14,7 +14,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final, NamedTuple
 
-from agent.api import BlobReceipt, PiecesOffer, Reason
+from agent.api.answers import Reason
+from agent.api.blobs import BlobReceipt
+from agent.api.fetching import PiecesOffer
 from agent.daemon.peering.forms import Forms
 from agent.daemon.refusal import Refused
 from cas.digest import Digest

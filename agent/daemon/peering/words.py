@@ -16,7 +16,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.api import MAX_WORDS, WORD_CONTEXT, Reason, SignedWord, Word, WordsAnswer, WordsQuery, decode_record
+from agent.api.answers import Reason
+from agent.api.records import decode_record
+from agent.api.words import MAX_WORDS, WORD_CONTEXT, SignedWord, Word, WordsAnswer, WordsQuery
 from agent.daemon.durable import FileDamaged, seal, unseal, write_file
 from agent.daemon.refusal import Refused
 from agent.tls import OPERATOR

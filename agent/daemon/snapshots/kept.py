@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from agent.api import SnapshotFacts
+from agent.api.answers import SnapshotFacts
 from agent.daemon.durable import FileDamaged, seal, unseal, write_file
 from cas.digest import Digest
 from cas.errors import CasError

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from agent.api import Reason
+from agent.api.answers import Reason
 from agent.daemon.compiler import subprocess_environment
 from agent.daemon.snapshots.keeping import Keeper
 from agent.daemon.snapshots.looking import Memory, load_memory, save_memory

@@ -19,7 +19,7 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.supervisor.network.netlink import Address, Net
 
 BLOCKS: Final = 1 << 12

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.sandbox import linux
 from agent.supervisor.network.addressing import LOOPBACK_V6, Block, alias_of, behind
 from agent.supervisor.network.netlink import LOOPBACK, Net, Netlink

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.runtime import GuestFailed, GuestOrder, local_address
 from agent.supervisor.event_loop import Loop, Timer
 from agent.supervisor.network import namespace, ruleset

@@ -24,7 +24,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.supervisor.network.addressing import (
     ALIAS_V4,
     ALIAS_V6,

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.api import spec_digest
+from agent.api.processes import spec_digest
 from cas.digest import Digest
 from deployer.applying.observe import Observed
 from deployer.errors import PlanAltered, PlannerBroken, PlannerMissing

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from agent.api import ProcessSpec, spec_digest
+from agent.api.processes import ProcessSpec, spec_digest
 from deployer.applying.observe import HostState, Observed, Running
 from deployer.language.endpoints import EndpointError, ProcessTarget, parse_target
 from deployer.language.fields import fields_of

@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.api import Endpoint, ProcessSpec
+from agent.api.processes import Endpoint, ProcessSpec
 from deployer.applying.observe import Observed
 from deployer.language.endpoints import is_loopback, is_wildcard, overlap, parse_host_address
 from deployer.language.schema import Definition

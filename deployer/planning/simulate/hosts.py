@@ -15,38 +15,13 @@ from typing import Final, Self
 
 import msgspec
 
-from agent.api import (
-    Acquaint,
-    BlobAnswer,
-    BlobBegun,
-    BlobQuery,
-    BlobReceipt,
-    Call,
-    Configure,
-    CreateVolume,
-    Envelope,
-    Fetch,
-    Fetched,
-    HaveAnswer,
-    HaveQuery,
-    HostFacts,
-    HostReport,
-    Meet,
-    Outcome,
-    PeersStatus,
-    ProcessSpec,
-    ProcessState,
-    ProcessStatus,
-    Reason,
-    Refusal,
-    Replace,
-    Resize,
-    Stage,
-    Start,
-    Stop,
-    VolumeStatus,
-    spec_digest,
-)
+from agent.api.answers import Outcome, Reason, Refusal
+from agent.api.blobs import BlobAnswer, BlobBegun, BlobQuery, BlobReceipt
+from agent.api.calls import Call, Configure, CreateVolume, Envelope, Replace, Resize, Stage, Start, Stop
+from agent.api.facts import HostFacts, HostReport, ProcessState, ProcessStatus, VolumeStatus
+from agent.api.fetching import Fetch, Fetched, HaveAnswer, HaveQuery
+from agent.api.neighbours import Acquaint, Meet, PeersStatus
+from agent.api.processes import ProcessSpec, spec_digest
 from agent.client import CONNECT_TIMEOUT_S, AgentClient, CallRefused, HostUnreachable
 from cas.digest import Digest
 from deployer.applying.observe import HostState

@@ -11,7 +11,8 @@ import msgspec
 from aiohttp import web
 
 from agent import tls
-from agent.api import HaveAnswer, HaveQuery, PiecesQuery, Routes
+from agent.api.fetching import HaveAnswer, HaveQuery, PiecesQuery
+from agent.api.routes import Routes
 from cas.digest import Digest
 from cas.manifest import PIECE_BYTES, pieces_in
 from cas.swarm.messages import everything, pack_pieces

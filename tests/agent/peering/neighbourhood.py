@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from msgspec import UNSET
 
 from agent import tls
-from agent.api import Fetch, Fetched, Meet, Neighbour, Party
+from agent.api.fetching import Fetch, Fetched, Party
+from agent.api.neighbours import Meet, Neighbour
 from agent.client import AgentClient
 from agent.daemon.assembly import Agent
 from agent.daemon.peering.limits import PeerLimits

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from agent.api import Fetch, PartAsked, Party, PiecesOffer
+from agent.api.fetching import Fetch, PartAsked, Party, PiecesOffer
 from agent.daemon.peering import driver, errands
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.limits import PeerLimits

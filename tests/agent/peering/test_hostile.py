@@ -9,7 +9,10 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from agent.api import FormAsked, HaveAnswer, HaveQuery, PeerStatus, PiecesQuery, Reason, Routes
+from agent.api.answers import Reason
+from agent.api.fetching import FormAsked, HaveAnswer, HaveQuery, PiecesQuery
+from agent.api.neighbours import PeerStatus
+from agent.api.routes import Routes
 from agent.client import MAX_REFUSAL_BYTES, AgentClient, BadAnswer, CallRefused
 from cas.digest import digest_of
 from tests.agent.peering import liars

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import Reason
+from agent.api.answers import Reason
 from agent.daemon.peering.limits import BURST_S, Bucket, Places
 from agent.daemon.refusal import Refused
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.api import Check, Envelope, Stage
+from agent.api.calls import Check, Envelope, Stage
 from tests.agent.peering import liars
 from tests.agent.peering.liars import Liar
 from tests.agent.peering.neighbourhood import Member, neighbourhood, noise, run

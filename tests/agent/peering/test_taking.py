@@ -10,17 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.api import (
-    MAX_BEFORE_BYTES,
-    BlobReceipt,
-    FormAsked,
-    HaveQuery,
-    PartAsked,
-    PiecesOffer,
-    PiecesQuery,
-    Reason,
-    Routes,
-)
+from agent.api.answers import Reason
+from agent.api.blobs import BlobReceipt
+from agent.api.fetching import MAX_BEFORE_BYTES, FormAsked, HaveQuery, PartAsked, PiecesOffer, PiecesQuery
+from agent.api.routes import Routes
 from agent.client import AgentClient, CallRefused, HostUnreachable
 from cas import inventory
 from cas.digest import Digest, digest_of

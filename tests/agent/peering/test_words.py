@@ -14,23 +14,13 @@ import pytest
 from aiohttp import web
 
 from agent import tls
-from agent.api import (
-    WORD_CONTEXT,
-    Acquaint,
-    BlobQuery,
-    Meet,
-    Neighbour,
-    Neighbours,
-    Party,
-    Reason,
-    Routes,
-    SignedWord,
-    Wishes,
-    Word,
-    WordsAnswer,
-    WordsQuery,
-    encode_record,
-)
+from agent.api.answers import Reason
+from agent.api.blobs import BlobQuery
+from agent.api.fetching import Party
+from agent.api.neighbours import Acquaint, Meet, Neighbour, Neighbours
+from agent.api.records import encode_record
+from agent.api.routes import Routes
+from agent.api.words import WORD_CONTEXT, SignedWord, Wishes, Word, WordsAnswer, WordsQuery
 from agent.client import AgentClient, CallRefused
 from agent.daemon.peering import heeding
 from agent.daemon.peering.heeding import Pace

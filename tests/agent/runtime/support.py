@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import Endpoint, Ready
+from agent.api.processes import Endpoint, Ready
 from agent.daemon import networking
 from agent.runtime import GuestOrder, Network, Preopen
 from agent.sandbox import engine

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from agent.api import Guarantee, Promise
+from agent.api.facts import Guarantee, Promise
 from agent.daemon import networking
 from agent.daemon.guarantees import guarantees, kernel_version
 from agent.daemon.users import FIRST, LAST

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.api import Endpoint, Ready
+from agent.api.processes import Endpoint, Ready
 from agent.runtime import GuestExited, GuestFailed, Preopen, RuntimeUnavailable
 from agent.supervisor import wire as supervisor_wire
 from agent.supervisor.client import SupervisorClient, connect

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.api import Endpoint, ProcessSpec, Ready
+from agent.api.processes import Endpoint, ProcessSpec, Ready
 from agent.daemon import networking
 from agent.daemon.networking import Mode, as_told, network_of
 from agent.daemon.usage import connections

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.runtime import GuestFailed, local_address
 from agent.sandbox import bpf, seccomp
 from agent.sandbox.guest import address_text, variable_of

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import ProcessSpec, ProcessStatus, Resize, Start, spec_digest
+from agent.api.calls import Resize, Start
+from agent.api.facts import ProcessStatus
+from agent.api.processes import ProcessSpec, spec_digest
 from agent.runtime import GuestFailed, RuntimeUnavailable
 from agent.sandbox import engine, zygote
 from agent.sandbox.cgroups import Groups

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.api import Endpoint
+from agent.api.processes import Endpoint
 from agent.daemon import host
 from agent.runtime import GuestOrder, Preopen, kernel_name
 from agent.sandbox import landlock, linux

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from agent.api import Endpoint, Ready
+from agent.api.processes import Endpoint, Ready
 from benchmarks.start import children_of, private_kib
 from tests.agent.runtime.support import DEADLINE_S, order, supervisor
 from tests.ports import free_port

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import Endpoint, Ready
+from agent.api.processes import Endpoint, Ready
 from agent.runtime import EndpointTaken, GuestFailed
 from agent.supervisor.client import SupervisorClient
 from tests.agent.runtime.support import http_get, network, order, supervisor, swap_under_load, until

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.api import Endpoint, Ready
+from agent.api.processes import Endpoint, Ready
 from agent.build import build as current_build
 from agent.supervisor.client import connect
 from agent.supervisor.wire import STATE_NAME, WIRE_VERSION

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 import agent
-from agent.api import Endpoint, ProcessSpec, ProcessStatus, Ready, Update
+from agent.api.facts import ProcessStatus
+from agent.api.processes import Endpoint, ProcessSpec, Ready, Update
 from agent.client import AgentClient, HostUnreachable
 from agent.daemon import networking
 from agent.daemon.networking import DEFAULT, Mode

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.api import Ready
+from agent.api.processes import Ready
 from agent.runtime import EndpointTaken, GuestExited, GuestFailed, GuestId, GuestOrder, GuestState, RuntimeUnavailable
 
 _pids = itertools.count(1 << 22)

@@ -16,19 +16,11 @@ import msgspec
 import wasmtime
 
 from agent import tls
-from agent.api import (
-    Call,
-    Endpoint,
-    Envelope,
-    Event,
-    JournalEntry,
-    Outcome,
-    ProcessSpec,
-    ProcessStatus,
-    Ready,
-    Update,
-    spec_digest,
-)
+from agent.api.answers import Outcome
+from agent.api.calls import Call, Envelope
+from agent.api.facts import ProcessStatus
+from agent.api.journal import Event, JournalEntry
+from agent.api.processes import Endpoint, ProcessSpec, Ready, Update, spec_digest
 from agent.client import AgentClient
 from agent.daemon.assembly import Agent
 from agent.daemon.capacity import Limits

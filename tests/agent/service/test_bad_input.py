@@ -15,21 +15,10 @@ import msgspec
 import pytest
 
 from agent import tls
-from agent.api import (
-    MAX_CALL_BYTES,
-    CreateVolume,
-    DeleteVolume,
-    Endpoint,
-    Envelope,
-    Ready,
-    Reason,
-    Refusal,
-    Replace,
-    Routes,
-    Stage,
-    Start,
-    Stop,
-)
+from agent.api.answers import Reason, Refusal
+from agent.api.calls import MAX_CALL_BYTES, CreateVolume, DeleteVolume, Envelope, Replace, Stage, Start, Stop
+from agent.api.processes import Endpoint, Ready
+from agent.api.routes import Routes
 from agent.client import AgentClient, CallRefused, HostUnreachable
 from agent.daemon.capacity import Limits
 from agent.daemon.host import usable_cpus

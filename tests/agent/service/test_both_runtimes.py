@@ -13,19 +13,11 @@ from typing import Any
 
 import pytest
 
-from agent.api import (
-    Event,
-    ProcessSpec,
-    ProcessState,
-    Ready,
-    Reason,
-    Replace,
-    Restart,
-    Start,
-    Stop,
-    Update,
-    spec_digest,
-)
+from agent.api.answers import Reason
+from agent.api.calls import Replace, Restart, Start, Stop
+from agent.api.facts import ProcessState
+from agent.api.journal import Event
+from agent.api.processes import ProcessSpec, Ready, Update, spec_digest
 from agent.client import CallRefused
 from agent.runtime import GuestState
 from agent.supervisor.client import connect

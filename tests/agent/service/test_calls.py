@@ -10,21 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import (
-    Call,
-    Configure,
-    CreateVolume,
-    Event,
-    ProcessState,
-    Ready,
-    Reason,
-    Replace,
-    Resize,
-    Restart,
-    Start,
-    Stop,
-    Update,
-)
+from agent.api.answers import Reason
+from agent.api.calls import Call, Configure, CreateVolume, Replace, Resize, Restart, Start, Stop
+from agent.api.facts import ProcessState
+from agent.api.journal import Event
+from agent.api.processes import Ready, Update
 from agent.client import CallRefused, _deflated
 from tests.agent.service.support import (
     OPERATOR,

@@ -12,19 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.api import (
-    CreateVolume,
-    Endpoint,
-    Envelope,
-    ProcessSpec,
-    ProcessState,
-    Ready,
-    Reason,
-    Refusal,
-    Replace,
-    Start,
-    Update,
-)
+from agent.api.answers import Reason, Refusal
+from agent.api.calls import CreateVolume, Envelope, Replace, Start
+from agent.api.facts import ProcessState
+from agent.api.processes import Endpoint, ProcessSpec, Ready, Update
 from agent.client import CallRefused
 from agent.daemon.checking import new_check_id
 from agent.daemon.networking import Mode

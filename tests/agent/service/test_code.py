@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import ProcessSpec, Reason
+from agent.api.answers import Reason
+from agent.api.processes import ProcessSpec
 from agent.daemon.code_cache import CodeCache
 from agent.daemon.compiler import CompileFailed, compile_file
 from agent.daemon.refusal import Refused

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from agent.api import Event, ProcessSpec, ProcessState, ProcessStatus, Replace, Resize, Restart, Start, spec_digest
+from agent.api.calls import Replace, Resize, Restart, Start
+from agent.api.facts import ProcessState, ProcessStatus
+from agent.api.journal import Event
+from agent.api.processes import ProcessSpec, spec_digest
 from agent.daemon import host as host_facts
 from agent.daemon.backoff import GOOD_RUN_S
 from agent.daemon.crash_loop import failed, given_up, gives_up, since_boot, told

@@ -14,22 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import (
-    Configure,
-    Endpoint,
-    Envelope,
-    Event,
-    ProcessState,
-    ProcessStatus,
-    Ready,
-    Reason,
-    Replace,
-    Restart,
-    Start,
-    Stop,
-    Update,
-    spec_digest,
-)
+from agent.api.answers import Reason
+from agent.api.calls import Configure, Envelope, Replace, Restart, Start, Stop
+from agent.api.facts import ProcessState, ProcessStatus
+from agent.api.journal import Event
+from agent.api.processes import Endpoint, Ready, Update, spec_digest
 from agent.client import AgentClient, CallRefused
 from agent.daemon.networking import Mode
 from agent.main import AgentCannotStart, hold, parse_listen

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.api import Endpoint, Event, JournalEntry, ProcessSpec
+from agent.api.journal import Event, JournalEntry
+from agent.api.processes import Endpoint, ProcessSpec
 from agent.daemon import host, trees
 from agent.daemon.backoff import FIRST_S, GOOD_RUN_S, MOST_S, Backoff, starts_again
 from agent.daemon.builder import environment

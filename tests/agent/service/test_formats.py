@@ -7,28 +7,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.api import (
-    WORD_CONTEXT,
-    Endpoint,
-    Envelope,
-    Event,
-    JournalEntry,
-    Neighbour,
-    Neighbours,
-    Party,
-    ProcessSpec,
-    Stop,
-    Struct,
-    Update,
-    Wishes,
-    Word,
-    call_digest,
-    canonical,
-    decode_record,
-    encode_record,
-    entry_hash,
-    spec_digest,
-)
+from agent.api.base import Struct, canonical
+from agent.api.calls import Envelope, Stop, call_digest
+from agent.api.fetching import Party
+from agent.api.journal import Event, JournalEntry, entry_hash
+from agent.api.neighbours import Neighbour, Neighbours
+from agent.api.processes import Endpoint, ProcessSpec, Update, spec_digest
+from agent.api.records import decode_record, encode_record
+from agent.api.words import WORD_CONTEXT, Wishes, Word
 from agent.daemon.durable import FileDamaged, seal, unseal, write_file
 from agent.daemon.journal import Journal
 from agent.daemon.state import Record, State, Version

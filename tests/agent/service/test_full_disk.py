@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import BlobQuery, ProcessState, Reason, Replace, Start, spec_digest
+from agent.api.answers import Reason
+from agent.api.blobs import BlobQuery
+from agent.api.calls import Replace, Start
+from agent.api.facts import ProcessState
+from agent.api.processes import spec_digest
 from agent.client import CallRefused
 from cas.exchange import frames
 from cas.store import Store

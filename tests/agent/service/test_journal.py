@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import Event, JournalEntry, entry_hash
+from agent.api.journal import Event, JournalEntry, entry_hash
 from agent.daemon.journal import HEAD, Journal, JournalOfAnother, JournalUnreadable, JournalUnwritable
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from agent.api import CreateVolume, Ready, Replace, Start, Stop, Update, spec_digest
+from agent.api.calls import CreateVolume, Replace, Start, Stop
+from agent.api.processes import Ready, Update, spec_digest
 from agent.client import CallRefused
 from agent.daemon.networking import Mode
 from agent.daemon.output import KEPT_GUESTS

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from agent import tls
-from agent.api import Reason, Replace, Routes, Start
+from agent.api.answers import Reason
+from agent.api.calls import Replace, Start
+from agent.api.routes import Routes
 from agent.client import CallRefused
 from agent.runtime import GuestOrder, RuntimeUnavailable
 from agent.supervisor.client import SupervisorClient

@@ -12,7 +12,11 @@ import aiohttp
 import pytest
 
 from agent import tls
-from agent.api import Event, ProcessState, Restart, Routes, Start, spec_digest
+from agent.api.calls import Restart, Start
+from agent.api.facts import ProcessState
+from agent.api.journal import Event
+from agent.api.processes import spec_digest
+from agent.api.routes import Routes
 from agent.client import AgentClient, CallRefused
 from agent.daemon.usage import Running, open_sockets, usage_of
 from agent.main import listening
@@ -79,7 +83,7 @@ def test_prometheus_reads_metrics_with_a_readers_certificate_and_may_change_noth
 
 
 async def cloud_call(client: AgentClient, expect: str) -> None:
-    from agent.api import Envelope
+    from agent.api.calls import Envelope
 
     await client.call(Envelope(call=Restart("web", expect=expect, nonce="12345678")))
 

@@ -9,18 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.api import (
-    Configure,
-    Event,
-    ProcessSpec,
-    ProcessState,
-    Ready,
-    Reason,
-    Replace,
-    Start,
-    Update,
-    spec_digest,
-)
+from agent.api.answers import Reason
+from agent.api.calls import Configure, Replace, Start
+from agent.api.facts import ProcessState
+from agent.api.journal import Event
+from agent.api.processes import ProcessSpec, Ready, Update, spec_digest
 from agent.client import CallRefused
 from tests import guests as test_guests
 from tests.agent.service.daemon import fetch, needs_guests

@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 
 from agent import pulse, tls
-from agent.api import BlobReceipt, Routes
+from agent.api.blobs import BlobReceipt
+from agent.api.routes import Routes
 from agent.client import AgentClient, HostSilent
 from tests.agent.service.support import HOST, OPERATOR, authority
 

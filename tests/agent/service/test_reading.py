@@ -10,7 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.api import BlobQuery, Collect, Event, JournalEntry, Reason, Replace, Start, Stop
+from agent.api.answers import Reason
+from agent.api.blobs import BlobQuery
+from agent.api.calls import Collect, Replace, Start, Stop
+from agent.api.journal import Event, JournalEntry
 from agent.client import DEFLATED_BYTES, BadAnswer, CallRefused
 from cas.digest import digest_of
 from cas.exchange import frames
@@ -142,7 +145,7 @@ def append(path: Path, data: bytes) -> None:
 
 def test_the_journal_is_read_in_pages_and_its_chain_holds() -> None:
     async def work(tmp: Path) -> None:
-        from agent.api import entry_hash
+        from agent.api.journal import entry_hash
 
         (one,) = put(tmp / "state", wasm())
         async with host(tmp / "state") as cloud:

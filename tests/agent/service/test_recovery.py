@@ -10,19 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import (
-    Call,
-    CreateVolume,
-    Event,
-    JournalEntry,
-    ProcessState,
-    Replace,
-    Restart,
-    Start,
-    Stop,
-    Update,
-    spec_digest,
-)
+from agent.api.calls import Call, CreateVolume, Replace, Restart, Start, Stop
+from agent.api.facts import ProcessState
+from agent.api.journal import Event, JournalEntry
+from agent.api.processes import Update, spec_digest
 from agent.daemon.recovery import recover
 from agent.daemon.state import Finished, Pending, Record, Retiring, Version
 from agent.runtime import GuestState, Runtime, RuntimeUnavailable

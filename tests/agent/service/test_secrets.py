@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.api import Event, ProcessSpec, Reason, Replace, Stage, Start, Stop, spec_digest
+from agent.api.answers import Reason
+from agent.api.calls import Replace, Stage, Start, Stop
+from agent.api.journal import Event
+from agent.api.processes import ProcessSpec, spec_digest
 from agent.client import CallRefused
 from agent.daemon import sealing
 from agent.daemon.durable import FileDamaged

@@ -16,26 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import (
-    BlobsWanted,
-    Call,
-    CreateVolume,
-    DeleteVolume,
-    Endpoint,
-    Envelope,
-    Event,
-    Outcome,
-    ProcessSpec,
-    Ready,
-    Reason,
-    RestoreVolume,
-    SnapshotFacts,
-    SnapshotVolume,
-    Start,
-    Stop,
-    Update,
-    spec_digest,
-)
+from agent.api.answers import Outcome, Reason, SnapshotFacts
+from agent.api.blobs import BlobsWanted
+from agent.api.calls import Call, CreateVolume, DeleteVolume, Envelope, RestoreVolume, SnapshotVolume, Start, Stop
+from agent.api.journal import Event
+from agent.api.processes import Endpoint, ProcessSpec, Ready, Update, spec_digest
 from agent.client import CallRefused, HostUnreachable
 from agent.daemon.snapshots.kept import load, protected
 from agent.daemon.snapshots.looking import TICK_NS

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import Call, Event, ProcessSpec, ProcessState, Ready, Reason, Replace, Restart, Start, Stop, Update
+from agent.api.answers import Reason
+from agent.api.calls import Call, Replace, Restart, Start, Stop
+from agent.api.facts import ProcessState
+from agent.api.journal import Event
+from agent.api.processes import ProcessSpec, Ready, Update
 from agent.client import CallRefused, HostUnreachable
 from agent.runtime import RuntimeUnavailable
 from cas.digest import Digest

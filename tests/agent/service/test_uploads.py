@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.api import Reason
+from agent.api.answers import Reason
 from agent.client import AgentClient, CallRefused
 from agent.daemon.intake import Intake
 from agent.daemon.refusal import Refused

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from agent.api import Endpoint, ProcessSpec, Ready, Update, spec_digest
+from agent.api.processes import Endpoint, ProcessSpec, Ready, Update, spec_digest
 from deployer.language import schema
 from deployer.language.definition import parse
 from deployer.language.schema import Definition, Process
