@@ -23,7 +23,7 @@ from tests.agent.runtime.support import DEADLINE_S, needs_namespaces
 pytestmark = needs_namespaces
 
 
-# --- rules and links -------------------------------------------------------------------------------------------------
+# --- rules and links ------------------------------------------------------------------------------------------------
 
 
 def test_agents_of_one_machine_have_blocks_of_their_own_and_the_last_one_leaves_nothing() -> None:
@@ -119,7 +119,7 @@ def test_rules_that_somebody_has_removed_are_laid_down_again_with_the_next_chang
         agent.networks.close()
 
 
-# --- forwarding ------------------------------------------------------------------------------------------------------
+# --- forwarding -----------------------------------------------------------------------------------------------------
 
 
 def test_a_machine_that_forwards_already_is_left_alone_and_one_that_did_not_forwards_nothing_else() -> None:
