@@ -25,8 +25,7 @@ from deployer.planning import plan as plans
 from deployer.planning.plan import Plan
 from deployer.planning.planners import make_plan
 from deployer.planning.planning import keep_definition
-from tests.deployer.test_planners import BASE
-from tests.deployer.worlds import BLOBS
+from tests.deployer.worlds import BASE, BLOBS
 
 HOST = "h1"
 

@@ -25,7 +25,7 @@ from deployer.planning import plan as plans
 from deployer.planning.planners import make_plan
 from deployer.planning.planning import keep_definition
 from deployer.resolving import canonical
-from tests.deployer.test_planners import BASE
+from tests.deployer.worlds import BASE
 
 COMMON = random.Random(1).randbytes(300_000)
 

@@ -15,8 +15,7 @@ from deployer.applying.observe import HostState, Observed, Running, assume, runn
 from deployer.language.schema import Definition
 from deployer.planning.planners import make_plan, version
 from deployer.resolving.specs import specs_of
-from tests.deployer.test_planners import BASE
-from tests.deployer.worlds import MiB, definitions, observed_of
+from tests.deployer.worlds import BASE, MiB, definitions, observed_of
 
 
 def observed(**changes: object) -> Observed:

@@ -1,4 +1,5 @@
-"""Generated definitions that are valid by construction, and a model of hosts that is as strict as a real one.
+"""A definition with everything in it, generated ones that are valid by construction, and a model of hosts that is as
+strict as a real one.
 
 The pools are small, so that two definitions often share processes, trade ports and volumes, and fill their hosts.
 """
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from agent.api.processes import ProcessSpec
 from cas.digest import Digest, digest_of
 from deployer.applying.observe import HostState, Observed, running
-from deployer.language.schema import Definition, Host, Process, Ready, Region, Update, Volume
+from deployer.language.schema import Definition, Host, Process, Ready, Region, Secret, Update, Volume
 from deployer.planning.plan import Kind, Plan, Step
 from deployer.resolving.specs import specs_of, volumes_of
 
@@ -22,6 +23,32 @@ BLOBS = [digest_of(name.encode()) for name in ("one", "two", "three")]
 NAMES = ("a", "b", "c", "d")
 HOSTS = ("h1", "h2", "h3")
 PORTS = (8001, 8002, 8003, 8004)
+
+BASE = Definition(
+    name="shop",
+    region={"fra": Region(), "ams": Region()},
+    host={
+        "h1": Host(region="fra", address="10.0.0.1:7400", cores=8000, memory=1 << 30, disk=1 << 30),
+        "h2": Host(region="fra", address="10.0.0.2:7400", cores=8000, memory=1 << 30, disk=1 << 30),
+    },
+    process={
+        "web": Process(
+            binary=BLOBS[0],
+            hosts=("h1",),
+            args=("--port",),
+            env={"LOG": "info"},
+            config={"/etc/web": BLOBS[1]},
+            listen={"http": "host:8080/tcp"},
+            connect={"kv": "kv@h1:6379/tcp"},
+            ready=Ready(tcp="http", path="/"),
+            secret={"/run/secrets/db": "db"},
+        ),
+        "kv": Process(binary=BLOBS[0], hosts=("h1",), volume={"/data": "kv-data"}, listen={"kv": "0.0.0.0:6379/tcp"}),
+    },
+    volume={"kv-data": Volume(size=MiB), "other": Volume(size=MiB)},
+    secret={name: Secret(sealed={"h1": BLOBS[1], "h2": BLOBS[1]}) for name in ("db", "other")},
+)
+"""A definition with every table of the schema; tests change one thing of it."""
 
 
 @st.composite

@@ -13,7 +13,7 @@ from deployer.language.schema import Process
 from deployer.planning import plan as plans
 from deployer.planning.planners import make_plan
 from deployer.planning.planning import keep_definition
-from tests.deployer.test_planners import BASE
+from tests.deployer.worlds import BASE
 
 REF = "prod"
 
