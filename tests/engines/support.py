@@ -1,11 +1,11 @@
-"""Clouds' stores over the real servers."""
+"""Clouds' refs and stores over the real servers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cas.digest import Digest
+from cas.digest import Digest, digest_of
 from cas.engines.address import parse_refs
 from cas.engines.errors import EngineUnreachable
 from cas.engines.etcd import EtcdClient
@@ -16,6 +16,9 @@ from cas.engines.shared import SharedStore
 from cas.interface import Collected
 from cas.store import Store
 from tests.engines.servers import EtcdCluster, Weed
+
+A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
+"""What a ref points to, one after the other."""
 
 
 def refs_at(etcd: EtcdCluster, name: str, *, only: list[int] | None = None, deadline_s: float = 20.0) -> EtcdRefs:
