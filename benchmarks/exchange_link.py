@@ -34,7 +34,7 @@ from blake3 import blake3
 
 from agent import tls
 from agent.api.blobs import BlobQuery
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 from cas.digest import Digest, from_raw
 from cas.exchange import frames
 from cas.store import Store

@@ -66,6 +66,9 @@ def test_the_check_sees_an_import_that_goes_up(package: str, source: str) -> Non
     assert violations(package, source)
 
 
-def test_the_check_lets_the_deployer_use_the_api() -> None:
-    source = "from agent.api.calls import Call\nfrom agent import client, api\nimport agent.api.facts, cas.store"
+@pytest.mark.parametrize(
+    "source",
+    ["from agent.api.calls import Call", "from agent import client, api", "import agent.client.errors, cas.store"],
+)
+def test_the_check_lets_the_deployer_use_the_api(source: str) -> None:
     assert violations("deployer", source) == []

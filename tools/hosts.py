@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agent.api.answers import Outcome
     from agent.api.calls import Call
     from agent.api.facts import Guarantee, Waiting
-    from agent.client import AgentError
+    from agent.client.errors import AgentError
     from deployer.applying.fleet import Answers
     from deployer.cloud.cloud import Cloud
     from deployer.language.schema import Definition

@@ -309,7 +309,7 @@ async def _end_supervisor(directory: Path, *, only_idle: bool = False) -> None:
 
 
 def _shut_down(cloud: Cloud, record: Record, tell: Callable[[str], None]) -> None:
-    from agent.client import AgentError
+    from agent.client.errors import AgentError
 
     with _process_handle(record) as handle:
         try:
@@ -330,7 +330,7 @@ def _end_agent(record: Record) -> None:
 
 
 async def _ask_to_shut_down(cloud: Cloud, record: Record) -> None:
-    from agent.client import AgentClient
+    from agent.client.client import AgentClient
 
     async with AgentClient(record.host, record.address, cloud.credentials) as client:
         await client.shut_down(guests=True)

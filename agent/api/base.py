@@ -44,6 +44,7 @@ def canonical(value: Struct) -> bytes:
 
 
 def canonical_of(encoded: bytes, kind: type[Struct]) -> bytes:
+    """As `canonical`, of a value that was encoded by msgspec."""
     typed = msgspec.msgpack.decode(encoded, type=kind)
     return msgspec.msgpack.encode(_without_defaults(typed), order="deterministic")
 

@@ -1,7 +1,7 @@
 """Whom a host may exchange blobs with: the hosts of its cloud, and what it knows of each of them.
 
 A list of 10,000 hosts is long and changes little. So it is a blob, of which a host is told the name (`Acquaint`);
-where a host has another one, what it lacks is a delta.
+where it has an older one, a delta is all that it is sent.
 """
 
 from __future__ import annotations

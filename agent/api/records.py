@@ -1,5 +1,6 @@
-"""What is a blob, or in one, and read by hosts of other versions: a line that names the record and its version, and
-msgpack. A reader refuses another version and what it does not know."""
+"""The records that outlive a question, because they are blobs or are signed: as bytes, a line that names the record and
+its version, then msgpack. Who reads them may be of another version, and refuses what it does not know.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ from collections.abc import Collection
 import msgspec
 
 from agent.api.calls import Envelope
-from agent.client import AgentClient, AgentError, CallRefused
+from agent.client.client import AgentClient
+from agent.client.errors import AgentError, CallRefused
 from cas.digest import Digest, short
 from deployer.applying.distribution import distribute
 from deployer.applying.execute import Execution, swallow_cancellation, undisturbed

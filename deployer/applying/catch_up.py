@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from agent.client import AgentError
+from agent.client.errors import AgentError
 from deployer.applying.apply import apply
 from deployer.applying.execute import swallow_cancellation
 from deployer.applying.observe import observe

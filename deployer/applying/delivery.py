@@ -14,7 +14,7 @@ import msgspec
 from agent.api.blobs import BlobReceipt
 from agent.api.fetching import Fetched, Party
 from agent.api.neighbours import Acquaint
-from agent.client import AgentError, HostSilent
+from agent.client.errors import AgentError, HostSilent
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.inventory import Form, Inventory, Item

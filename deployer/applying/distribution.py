@@ -24,7 +24,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from agent.client import AgentClient, AgentError, CallRefused
+from agent.client.client import AgentClient
+from agent.client.errors import AgentError, CallRefused
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.swarm.ranking import Swarm

@@ -21,7 +21,8 @@ from typing import Any, Final
 from agent.api.answers import Outcome, Reason
 from agent.api.calls import Envelope, Replace
 from agent.api.processes import spec_digest
-from agent.client import CALL_SLACK_S, AgentError, CallRefused, HostSilent, HostUnreachable, call_timeout_s
+from agent.client.client import CALL_SLACK_S, call_timeout_s
+from agent.client.errors import AgentError, CallRefused, HostSilent, HostUnreachable
 from cas.digest import Digest
 from deployer.applying.observe import Observed, observe
 from deployer.applying.outcome import CallDone, off_probation, unwell

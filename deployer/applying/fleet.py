@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
-from agent.client import AgentClient, AgentError
+from agent.client.client import AgentClient
+from agent.client.errors import AgentError
 from deployer.errors import HostsUnreachable, HostUnknown
 from deployer.language.schema import Definition
 

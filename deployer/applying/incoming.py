@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from agent.api.blobs import BlobsWanted
-from agent.client import AgentClient, BadAnswer, HostUnreachable
+from agent.client.client import AgentClient
+from agent.client.errors import BadAnswer, HostUnreachable
 from cas.digest import Digest
 from cas.errors import ExchangeError
 from cas.exchange import Receiver

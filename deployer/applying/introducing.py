@@ -17,7 +17,8 @@ import msgspec
 from agent.api.answers import Reason
 from agent.api.neighbours import Acquaint, Meet, Neighbour, Neighbours
 from agent.api.records import encode_record
-from agent.client import AgentClient, AgentError, refused_because
+from agent.client.client import AgentClient
+from agent.client.errors import AgentError, refused_because
 from cas.digest import Digest
 from cas.errors import CasError
 from deployer.applying.fleet import for_each

@@ -17,7 +17,7 @@ from agent.api.processes import ProcessSpec, spec_digest
 from cas.digest import Digest
 
 if TYPE_CHECKING:
-    from agent.client import AgentClient
+    from agent.client.client import AgentClient
     from deployer.applying.fleet import Fleet
     from deployer.language.schema import Definition
 

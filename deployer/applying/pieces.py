@@ -19,7 +19,8 @@ from msgspec import UNSET
 from agent.api.answers import Reason
 from agent.api.blobs import BlobReceipt
 from agent.api.fetching import FormAsked, HaveQuery, PartAsked, PiecesOffer
-from agent.client import AgentClient, BadAnswer, CallRefused, refused_because
+from agent.client.client import AgentClient
+from agent.client.errors import BadAnswer, CallRefused, refused_because
 from cas.digest import Digest
 from cas.inventory import Form, Item
 from cas.manifest import PIECE_BYTES, pieces_in

@@ -18,7 +18,7 @@ from msgspec import UNSET
 from agent.api.answers import Reason
 from agent.api.blobs import BlobReceipt
 from agent.api.fetching import Fetch, Fetched
-from agent.client import AgentError, CallRefused, HostSilent, HostUnreachable, refused_because
+from agent.client.errors import AgentError, CallRefused, HostSilent, HostUnreachable, refused_because
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.swarm.ranking import Swarm

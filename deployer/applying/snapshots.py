@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 
 from agent.api.answers import Outcome, Reason, SnapshotFacts
 from agent.api.calls import Envelope, RestoreVolume, SnapshotVolume
-from agent.client import AgentClient, BadAnswer, CallRefused, refused_because
+from agent.client.client import AgentClient
+from agent.client.errors import BadAnswer, CallRefused, refused_because
 from cas.digest import Digest
 from cas.tree import (
     MAX_PAGE_BYTES,

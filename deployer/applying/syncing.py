@@ -12,7 +12,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agent.client import AgentClient, AgentError
+from agent.client.client import AgentClient
+from agent.client.errors import AgentError
 from cas.digest import Digest
 from cas.errors import BlobMissing
 from cas.interface import BlobStore, ExchangeStore

@@ -17,7 +17,8 @@ from msgspec import UNSET, UnsetType
 from agent.api.answers import Reason
 from agent.api.blobs import BlobAnswer, BlobQuery, BlobReceipt
 from agent.api.neighbours import Acquaint
-from agent.client import AgentClient, AgentError, CallRefused, HostSilent, HostUnreachable, refused_because
+from agent.client.client import AgentClient
+from agent.client.errors import AgentError, CallRefused, HostSilent, HostUnreachable, refused_because
 from cas.bodies import RECORD_BYTES
 from cas.digest import Digest, short
 from cas.errors import BlobMissing, CasError

@@ -17,7 +17,7 @@ from agent.api.answers import Reason
 from agent.api.fetching import Party
 from agent.api.records import encode_record
 from agent.api.words import WORD_CONTEXT, SignedWord, Wishes, Word
-from agent.client import AgentError, refused_because
+from agent.client.errors import AgentError, refused_because
 from cas.digest import Digest
 from cas.errors import CasError
 from cas.inventory import Inventory

@@ -18,7 +18,7 @@ from agent.api.journal import Event, JournalEntry
 from cas.digest import Digest
 
 if TYPE_CHECKING:
-    from agent.client import AgentClient
+    from agent.client.client import AgentClient
     from deployer.applying.fleet import Answers, Fleet
 
 PAGE_ENTRIES: Final = 5000
@@ -61,7 +61,7 @@ async def journals(fleet: Fleet) -> Answers[list[JournalEntry]]:
 
 
 async def _journal(client: AgentClient) -> list[JournalEntry]:
-    from agent.client import BadAnswer
+    from agent.client.errors import BadAnswer
 
     entries: list[JournalEntry] = []
     while page := await client.journal(entries[-1].seq if entries else -1, limit=PAGE_ENTRIES):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 from cas.digest import Digest
 from deployer.applying.site import Site
 from deployer.applying.transfer import Lack, costs, lacks

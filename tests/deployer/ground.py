@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 from deployer.applying.apply import apply
 from deployer.applying.fleet import Fleet
 from deployer.applying.observe import Observed, observe

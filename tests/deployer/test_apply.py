@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agent.api.calls import Envelope, Replace
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 from cas.digest import digest_of
 from deployer.applying.drift import drift
 from deployer.applying.observe import assume

@@ -24,7 +24,9 @@ from agent.api.fetching import Fetch, Fetched, HaveAnswer, HaveQuery, PiecesOffe
 from agent.api.neighbours import Acquaint, Meet, PeersStatus
 from agent.api.processes import spec_digest
 from agent.api.routes import Routes
-from agent.client import AgentClient, CallRefused, HostUnreachable
+from agent.client.client import AgentClient
+from agent.client.connections import Connections
+from agent.client.errors import CallRefused, HostUnreachable
 from cas.digest import Digest, digest_of
 from cas.swarm.ranking import Swarm
 from deployer.applying.apply import apply
@@ -370,14 +372,20 @@ def test_hosts_that_help_each_other_are_asked_once_and_sent_once(hosts: Ground) 
         assert {one.host for one in peers.peers} | {host} == set(REGIONS)
 
 
-class Asked(AgentClient):
+class Asked(Connections):
     """Notes what each host is asked."""
 
     asked: ClassVar[dict[str, list[str]]]
 
-    async def _ask(self, method: str, path: str, kind: type[Any], **more: Any) -> Any:
-        self.asked.setdefault(self.host_name, []).append(path)
-        return await super()._ask(method, path, kind, **more)
+    async def ask(self, method: str, path: str, kind: type[Any], **more: Any) -> Any:
+        self.asked.setdefault(self._host_name, []).append(path)
+        return await super().ask(method, path, kind, **more)
+
+
+def noted(host: str, address: str, credentials: Path) -> AgentClient:
+    client = AgentClient(host, address, credentials)
+    client._agent = Asked(host, address, credentials)
+    return client
 
 
 def test_a_small_change_costs_a_host_six_questions(hosts: Ground, port: int) -> None:
@@ -390,7 +398,7 @@ def test_a_small_change_costs_a_host_six_questions(hosts: Ground, port: int) -> 
 
     async def act() -> Applied:
         addresses, credentials = {name: one.listen for name, one in hosts.agents.items()}, hosts.cloud.credentials
-        async with Fleet(addresses, credentials, connect=lambda host, at: Asked(host, at, credentials)) as fleet:
+        async with Fleet(addresses, credentials, connect=lambda host, at: noted(host, at, credentials)) as fleet:
             return await apply(Site(hosts.store, hosts.ref, fleet, hosts.by, credentials=credentials), plan)
 
     assert asyncio.run(act()).outcome is Outcome.APPLIED

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from agent import client, pulse
+from agent import pulse
+from agent.client import connections
 from deployer.applying.drift import drift
 from deployer.applying.outcome import HostEnd, Outcome
 from deployer.applying.progress import Phase, Quiet
@@ -23,7 +24,7 @@ from tests.deployer.ground import Ground, replaced
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse, "QUIET_S", 0.2)
     monkeypatch.setattr(pulse, "HANDSHAKE_S", 1.0)
-    monkeypatch.setattr(client, "CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(connections, "CONNECT_TIMEOUT_S", 1.0)
 
 
 class Freezing(Quiet):

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 from deployer.applying.outcome import Applied, HostEnd, Outcome
 from deployer.applying.progress import Phase, Quiet
 from deployer.planning.plan import Plan

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.api.calls import CreateVolume, DeleteVolume, Envelope, RestoreVolume, SnapshotVolume
-from agent.client import BadAnswer, HostUnreachable
+from agent.client.errors import BadAnswer, HostUnreachable
 from cas.digest import Digest, to_raw
 from cas.errors import BlobMissing, ExchangeError
 from cas.exchange import frames

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from agent.api.blobs import BlobAnswer, BlobBegun, BlobQuery, BlobReceipt
-from agent.client import AgentClient, HostUnreachable
+from agent.client.client import AgentClient
+from agent.client.errors import HostUnreachable
 from cas.digest import digest_of
 from cas.exchange import frames
 from deployer.applying.fleet import Fleet

@@ -63,7 +63,7 @@ class Fleet:
     def _shut_down(self, host: str) -> None:
         import asyncio
 
-        from agent.client import AgentClient
+        from agent.client.client import AgentClient
 
         async def ask() -> None:
             credentials = self.cloud / ".lowcloud" / "operator"

@@ -20,7 +20,8 @@ from agent.api.calls import CreateVolume, Envelope, Start
 from agent.api.facts import ProcessState, ProcessStatus
 from agent.api.journal import Event
 from agent.api.processes import Endpoint, ProcessSpec
-from agent.client import AgentClient, CallRefused
+from agent.client.client import AgentClient
+from agent.client.errors import CallRefused
 from agent.daemon.networking import DEFAULT, Mode
 from agent.sandbox import privileges
 from agent.supervisor.output_pipe import FILE_BYTES, FILES, PIECE_BYTES

@@ -75,7 +75,7 @@ connect = {{ kv = "kv@fra1:6379/tcp" }}
 
 SHUT_DOWN = """
 import asyncio, pathlib, sys
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 
 async def main(host, address, credentials):
     async with AgentClient(host, address, pathlib.Path(credentials)) as client:

@@ -76,7 +76,7 @@ def shut_down(shop: Shop, state: Path, host: str = "fra1") -> None:
     """End the agent, and the supervisor with it."""
     import asyncio
 
-    from agent.client import AgentClient
+    from agent.client.client import AgentClient
     from deployer.cloud.trust import read_settings
 
     async def ask() -> None:

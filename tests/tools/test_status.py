@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from agent.api.calls import Envelope, Stop
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 from tests.tools.command import succeed
 from tests.tools.shop import Shop
 

@@ -16,7 +16,7 @@ import pytest
 from agent import tls
 from agent.api.calls import Envelope, Replace, Resize, Start, Stop
 from agent.api.processes import ProcessSpec, Ready, Update, spec_digest
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 from agent.daemon.assembly import Agent, groups_name
 from agent.main import listening
 from agent.sandbox.cgroups import Groups, Limits

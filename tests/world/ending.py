@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 
 
 async def end(credentials: Path, addresses: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from agent.api.facts import ProcessStatus, ProcessUsage
-    from agent.client import AgentClient
+    from agent.client.client import AgentClient
     from deployer.applying.fleet import Answers, Fleet
     from deployer.cloud.cloud import Cloud
     from tools.output import Output
@@ -101,7 +101,7 @@ async def _ask(fleet: Fleet, hosts: list[str] | None) -> Answers[Seen]:
 
 
 async def _look(client: AgentClient) -> Seen:
-    from agent.client import CallRefused
+    from agent.client.errors import CallRefused
 
     statuses = await client.processes()
     try:

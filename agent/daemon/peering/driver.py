@@ -15,7 +15,7 @@ from typing import Final
 from agent.api.answers import Reason
 from agent.api.fetching import MAX_FORMS_ASKED, MAX_HAVE_WAIT_S, Fetch, Fetched, HaveQuery, PartAsked, PiecesQuery
 from agent.api.neighbours import Neighbour
-from agent.client import AgentError, HostUnreachable, refused_because
+from agent.client.errors import AgentError, HostUnreachable, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.forms import Forms, unchecked_forms
 from agent.daemon.peering.links import Links

@@ -26,7 +26,7 @@ from agent.api.fetching import Fetch
 from agent.api.neighbours import Meet, Neighbour, Neighbours
 from agent.api.records import decode_record
 from agent.api.words import SignedWord, Wishes, WordsAnswer, WordsQuery
-from agent.client import AgentError, refused_because
+from agent.client.errors import AgentError, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.errands import Errands
 from agent.daemon.peering.limits import Places

@@ -19,7 +19,8 @@ import msgspec
 from agent.api.fetching import HaveAnswer, HaveQuery, PiecesQuery
 from agent.api.neighbours import Neighbour
 from agent.api.words import WordsAnswer, WordsQuery
-from agent.client import PEER_TIMEOUT_S, AgentClient, HostUnreachable
+from agent.client.client import PEER_TIMEOUT_S, AgentClient
+from agent.client.errors import HostUnreachable
 from agent.daemon.peering.limits import PeerLimits, Throttle
 from cas.digest import Digest
 

@@ -15,7 +15,7 @@ from typing import Final
 from blake3 import blake3
 
 from agent.api.neighbours import Neighbour
-from agent.client import AgentError, HostUnreachable
+from agent.client.errors import AgentError, HostUnreachable
 from agent.daemon.peering.acquaintance import Acquaintance
 from agent.daemon.peering.links import Links
 from cas.check import REPAIR_BYTES

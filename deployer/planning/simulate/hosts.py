@@ -22,7 +22,9 @@ from agent.api.facts import HostFacts, HostReport, ProcessState, ProcessStatus, 
 from agent.api.fetching import Fetch, Fetched, HaveAnswer, HaveQuery
 from agent.api.neighbours import Acquaint, Meet, PeersStatus
 from agent.api.processes import ProcessSpec, spec_digest
-from agent.client import CONNECT_TIMEOUT_S, AgentClient, CallRefused, HostUnreachable
+from agent.client.client import AgentClient
+from agent.client.connections import CONNECT_TIMEOUT_S
+from agent.client.errors import CallRefused, HostUnreachable
 from cas.digest import Digest
 from deployer.applying.observe import HostState
 from deployer.applying.transfer import Lack

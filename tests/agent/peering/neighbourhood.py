@@ -14,7 +14,7 @@ from msgspec import UNSET
 from agent import tls
 from agent.api.fetching import Fetch, Fetched, Party
 from agent.api.neighbours import Meet, Neighbour
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 from agent.daemon.assembly import Agent
 from agent.daemon.peering.limits import PeerLimits
 from agent.main import listening

@@ -13,7 +13,9 @@ from agent.api.answers import Reason
 from agent.api.fetching import FormAsked, HaveAnswer, HaveQuery, PiecesQuery
 from agent.api.neighbours import PeerStatus
 from agent.api.routes import Routes
-from agent.client import MAX_REFUSAL_BYTES, AgentClient, BadAnswer, CallRefused
+from agent.client.client import AgentClient
+from agent.client.connections import MAX_REFUSAL_BYTES
+from agent.client.errors import BadAnswer, CallRefused
 from cas.digest import digest_of
 from tests.agent.peering import liars
 from tests.agent.peering.liars import ENOUGH, Answer, Liar
@@ -171,7 +173,7 @@ def test_a_bad_question_is_refused(tmp_path: Path, body: bytes) -> None:
             async with AgentClient("fra1", asked.address, hood.credentials("fra2")) as peer:
                 for path in (Routes.PEER_PIECES, Routes.PEER_HAVE):
                     with pytest.raises(CallRefused) as caught:
-                        await peer._ask("POST", path, bytes, body=body)
+                        await peer._agent.ask("POST", path, bytes, body=body)
                     assert caught.value.refusal.reason is Reason.BAD_REQUEST
 
     run(tmp_path, work)

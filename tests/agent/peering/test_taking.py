@@ -14,7 +14,8 @@ from agent.api.answers import Reason
 from agent.api.blobs import BlobReceipt
 from agent.api.fetching import MAX_BEFORE_BYTES, FormAsked, HaveQuery, PartAsked, PiecesOffer, PiecesQuery
 from agent.api.routes import Routes
-from agent.client import AgentClient, CallRefused, HostUnreachable
+from agent.client.client import AgentClient
+from agent.client.errors import CallRefused, HostUnreachable
 from cas import inventory
 from cas.digest import Digest, digest_of
 from cas.exchange import frames
@@ -37,7 +38,7 @@ def body(offer: PiecesOffer, *pieces: bytes) -> list[bytes]:
 
 async def give(client: AgentClient, chunks: AsyncIterator[bytes] | Iterable[bytes]) -> None:
     stream = chunks if isinstance(chunks, AsyncIterator) else _one_by_one(chunks)
-    await client._ask("POST", Routes.PIECES, BlobReceipt, stream=stream, timeout_s=None)
+    await client._agent.ask("POST", Routes.PIECES, BlobReceipt, stream=stream, timeout_s=None)
 
 
 async def _one_by_one(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:

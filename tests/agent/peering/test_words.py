@@ -21,7 +21,8 @@ from agent.api.neighbours import Acquaint, Meet, Neighbour, Neighbours
 from agent.api.records import encode_record
 from agent.api.routes import Routes
 from agent.api.words import WORD_CONTEXT, SignedWord, Wishes, Word, WordsAnswer, WordsQuery
-from agent.client import AgentClient, CallRefused
+from agent.client.client import AgentClient
+from agent.client.errors import CallRefused
 from agent.daemon.peering import heeding
 from agent.daemon.peering.heeding import Pace
 from agent.daemon.peering.service import NEIGHBOURS_NAME
@@ -233,7 +234,7 @@ def test_only_an_operator_leaves_a_word_and_a_bad_one_is_refused(tmp_path: Path)
                 assert (await peer.words(WordsQuery({"prod": NOW_NS}))).words == ()
                 for body in (b"", b"\xc1", b"\x81" * 1000, b"\0" * (65 << 10)):
                     with pytest.raises(CallRefused):
-                        await peer._ask("POST", Routes.PEER_WORDS, bytes, body=body)
+                        await peer._agent.ask("POST", Routes.PEER_WORDS, bytes, body=body)
                 forged = msgspec.structs.replace(word, signature=vouch(b"another", release.operator).signature)
                 with pytest.raises(CallRefused) as caught:
                     await peer.words(WordsQuery(words=(forged,)))

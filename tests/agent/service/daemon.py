@@ -20,7 +20,8 @@ import pytest
 import agent
 from agent.api.facts import ProcessStatus
 from agent.api.processes import Endpoint, ProcessSpec, Ready, Update
-from agent.client import AgentClient, HostUnreachable
+from agent.client.client import AgentClient
+from agent.client.errors import HostUnreachable
 from agent.daemon import networking
 from agent.daemon.networking import DEFAULT, Mode
 from cas.digest import Digest

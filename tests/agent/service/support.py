@@ -21,7 +21,7 @@ from agent.api.calls import Call, Envelope
 from agent.api.facts import ProcessStatus
 from agent.api.journal import Event, JournalEntry
 from agent.api.processes import Endpoint, ProcessSpec, Ready, Update, spec_digest
-from agent.client import AgentClient
+from agent.client.client import AgentClient
 from agent.daemon.assembly import Agent
 from agent.daemon.capacity import Limits
 from agent.daemon.networking import DEFAULT, Mode

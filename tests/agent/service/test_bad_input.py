@@ -19,7 +19,8 @@ from agent.api.answers import Reason, Refusal
 from agent.api.calls import MAX_CALL_BYTES, CreateVolume, DeleteVolume, Envelope, Replace, Stage, Start, Stop
 from agent.api.processes import Endpoint, Ready
 from agent.api.routes import Routes
-from agent.client import AgentClient, CallRefused, HostUnreachable
+from agent.client.client import AgentClient
+from agent.client.errors import CallRefused, HostUnreachable
 from agent.daemon.capacity import Limits
 from agent.daemon.host import usable_cpus
 from agent.daemon.refusal import MISSING_TOLD

@@ -18,7 +18,7 @@ from agent.api.calls import Replace, Restart, Start, Stop
 from agent.api.facts import ProcessState
 from agent.api.journal import Event
 from agent.api.processes import ProcessSpec, Ready, Update, spec_digest
-from agent.client import CallRefused
+from agent.client.errors import CallRefused
 from agent.runtime import GuestState
 from agent.supervisor.client import connect
 from cas.digest import Digest

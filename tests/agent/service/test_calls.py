@@ -15,7 +15,8 @@ from agent.api.calls import Call, Configure, CreateVolume, Replace, Resize, Rest
 from agent.api.facts import ProcessState
 from agent.api.journal import Event
 from agent.api.processes import Ready, Update
-from agent.client import CallRefused, _deflated
+from agent.client.connections import _deflated
+from agent.client.errors import CallRefused
 from tests.agent.service.support import (
     OPERATOR,
     MemoryRuntime,

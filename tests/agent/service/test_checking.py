@@ -16,7 +16,7 @@ from agent.api.answers import Reason, Refusal
 from agent.api.calls import CreateVolume, Envelope, Replace, Start
 from agent.api.facts import ProcessState
 from agent.api.processes import Endpoint, ProcessSpec, Ready, Update
-from agent.client import CallRefused
+from agent.client.errors import CallRefused
 from agent.daemon.checking import new_check_id
 from agent.daemon.networking import Mode
 from agent.runtime import GuestState

@@ -19,7 +19,8 @@ from agent.api.calls import Configure, Envelope, Replace, Restart, Start, Stop
 from agent.api.facts import ProcessState, ProcessStatus
 from agent.api.journal import Event
 from agent.api.processes import Endpoint, Ready, Update, spec_digest
-from agent.client import AgentClient, CallRefused
+from agent.client.client import AgentClient
+from agent.client.errors import CallRefused
 from agent.daemon.networking import Mode
 from agent.main import AgentCannotStart, hold, parse_listen
 from agent.main import run as run_agent

@@ -16,7 +16,7 @@ from agent.api.blobs import BlobQuery
 from agent.api.calls import Replace, Start
 from agent.api.facts import ProcessState
 from agent.api.processes import spec_digest
-from agent.client import CallRefused
+from agent.client.errors import CallRefused
 from cas.exchange import frames
 from cas.store import Store
 from tests.agent.service.support import MemoryRuntime, host, put, run, until, wasm, web

@@ -15,7 +15,7 @@ import pytest
 
 from agent.api.calls import CreateVolume, Replace, Start, Stop
 from agent.api.processes import Ready, Update, spec_digest
-from agent.client import CallRefused
+from agent.client.errors import CallRefused
 from agent.daemon.networking import Mode
 from agent.daemon.output import KEPT_GUESTS
 from agent.runtime import kernel_name

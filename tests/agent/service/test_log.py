@@ -14,7 +14,7 @@ from agent import tls
 from agent.api.answers import Reason
 from agent.api.calls import Replace, Start
 from agent.api.routes import Routes
-from agent.client import CallRefused
+from agent.client.errors import CallRefused
 from agent.runtime import GuestOrder, RuntimeUnavailable
 from agent.supervisor.client import SupervisorClient
 from cas import wire

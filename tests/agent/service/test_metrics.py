@@ -17,7 +17,8 @@ from agent.api.facts import ProcessState
 from agent.api.journal import Event
 from agent.api.processes import spec_digest
 from agent.api.routes import Routes
-from agent.client import AgentClient, CallRefused
+from agent.client.client import AgentClient
+from agent.client.errors import CallRefused
 from agent.daemon.usage import Running, open_sockets, usage_of
 from agent.main import listening
 from tests.agent.service.support import HOST, MemoryRuntime, authority, host, put, run, until, wasm, web

@@ -14,7 +14,7 @@ from agent.api.calls import Configure, Replace, Start
 from agent.api.facts import ProcessState
 from agent.api.journal import Event
 from agent.api.processes import ProcessSpec, Ready, Update, spec_digest
-from agent.client import CallRefused
+from agent.client.errors import CallRefused
 from tests import guests as test_guests
 from tests.agent.service.daemon import fetch, needs_guests
 from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, real, run, until, wasm, web

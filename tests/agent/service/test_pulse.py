@@ -15,7 +15,8 @@ from aiohttp import web
 from agent import pulse, tls
 from agent.api.blobs import BlobReceipt
 from agent.api.routes import Routes
-from agent.client import AgentClient, HostSilent
+from agent.client.client import AgentClient
+from agent.client.errors import HostSilent
 from tests.agent.service.support import HOST, OPERATOR, authority
 
 PIECE = bytes(64 << 10)

@@ -14,7 +14,8 @@ from agent.api.answers import Reason
 from agent.api.blobs import BlobQuery
 from agent.api.calls import Collect, Replace, Start, Stop
 from agent.api.journal import Event, JournalEntry
-from agent.client import DEFLATED_BYTES, BadAnswer, CallRefused
+from agent.client.connections import DEFLATED_BYTES
+from agent.client.errors import BadAnswer, CallRefused
 from cas.digest import digest_of
 from cas.exchange import frames
 from cas.store import Store

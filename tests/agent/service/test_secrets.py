@@ -15,7 +15,7 @@ from agent.api.answers import Reason
 from agent.api.calls import Replace, Stage, Start, Stop
 from agent.api.journal import Event
 from agent.api.processes import ProcessSpec, spec_digest
-from agent.client import CallRefused
+from agent.client.errors import CallRefused
 from agent.daemon import sealing
 from agent.daemon.durable import FileDamaged
 from agent.daemon.guest_files import plan_files

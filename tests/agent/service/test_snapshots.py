@@ -21,7 +21,7 @@ from agent.api.blobs import BlobsWanted
 from agent.api.calls import Call, CreateVolume, DeleteVolume, Envelope, RestoreVolume, SnapshotVolume, Start, Stop
 from agent.api.journal import Event
 from agent.api.processes import Endpoint, ProcessSpec, Ready, Update, spec_digest
-from agent.client import CallRefused, HostUnreachable
+from agent.client.errors import CallRefused, HostUnreachable
 from agent.daemon.snapshots.kept import load, protected
 from agent.daemon.snapshots.looking import TICK_NS
 from cas.digest import Digest

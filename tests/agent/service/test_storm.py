@@ -16,7 +16,7 @@ from agent.api.calls import Call, Replace, Restart, Start, Stop
 from agent.api.facts import ProcessState
 from agent.api.journal import Event
 from agent.api.processes import ProcessSpec, Ready, Update
-from agent.client import CallRefused, HostUnreachable
+from agent.client.errors import CallRefused, HostUnreachable
 from agent.runtime import RuntimeUnavailable
 from cas.digest import Digest
 from tests.agent.service.support import ROUNDS, Cloud, MemoryRuntime, host, put, run, spec_digest, until, wasm, web

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.api.answers import Reason
-from agent.client import AgentClient, CallRefused
+from agent.client.client import AgentClient
+from agent.client.errors import CallRefused
 from agent.daemon.intake import Intake
 from agent.daemon.refusal import Refused
 from agent.daemon.uploads import MANY, PLACES, Uploads
