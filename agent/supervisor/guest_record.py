@@ -150,6 +150,12 @@ class Guest:
             exit_reason=self.exit_reason,
         )
 
+    def how_it_ended(self) -> str:
+        """A sentence about it."""
+        reason = f": {self.exit_reason}" if self.exit_reason else ""
+        refused = f"; {self.refusals[-1]}" if self.refusals else ""
+        return f"it exited with code {self.exit_code}{reason}{refused}"
+
     def kill(self) -> None:
         """SIGKILL: a guest's program cannot handle signals, so a politer one would only be less sure."""
         if self.pidfd is not None and not self.ended:
