@@ -285,7 +285,12 @@ class Guests:
         except (NotTaken, OSError) as error:
             self._log(f"{one.guest} is not taken over: {error}")
             return False
-        guest = self._add(one.order, taken.namespace)
+        try:
+            guest = self._add(one.order, taken.namespace)
+        except OSError as error:
+            taken.close()
+            self._log(f"{one.guest} is not taken over: {error}")
+            return False
         guest.adopt(one.pid, taken.pidfd, taken.output, one.started_unix)
         guest.limit_address = one.limit_address
         try:

@@ -31,6 +31,7 @@ from tests.agent.runtime.support import (
     network,
     order,
     output_of,
+    output_path,
     supervisor,
     until,
 )
@@ -321,6 +322,23 @@ def test_the_supervisor_killed_is_noticed_and_its_successor_takes_its_guests_ove
             await until(lambda: "connected" in output_of(tmp_path, "asks-1")[said:], "it has connected again")
             os.kill(asking.pid, signal.SIGKILL)
             assert (await exit_of(second, "asks-1")).state.exit_code == EXIT_UNKNOWN
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures(network.__name__)
+def test_a_successor_ends_a_guest_whose_output_it_cannot_keep_and_takes_the_others_over(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        first = await connect(tmp_path)
+        deaf, other = [await first.spawn(order(tmp_path, guest, "probe", "spin")) for guest in ("deaf-1", "other-1")]
+        for guest in ("deaf-1", "other-1"):
+            await first.wait_ready(guest, None, deadline_s=20)
+        await killed(first)
+        output_path(tmp_path, "deaf-1").unlink()
+        output_path(tmp_path, "deaf-1").mkdir()
+        async with supervisor(tmp_path) as second:
+            assert [state.pid for state in (await second.guests()).values()] == [other.pid]
+            assert not is_alive(deaf.pid)
 
     asyncio.run(scenario())
 
