@@ -1,9 +1,12 @@
-"""Real hosts for the tests that call them. They are started once; each test works on a ref of its own."""
+"""Real hosts for the tests that call them. `ground` is started once, and each test works on a ref of its own; `hosts`
+once for a module."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -12,18 +15,17 @@ from deployer.cloud.cloud import Cloud
 from deployer.history.audit import journals
 from deployer.history.verify import verify
 from tests import ports
+from tests.deployer import regions
 from tests.deployer.ground import ADDRESSES, GUESTS, Ground, LocalAgent
 
 
-@pytest.fixture(scope="package")
-def agents_and_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cloud, dict[str, LocalAgent]]]:
-    if not (GUESTS / "web-1.wasm").exists():
-        pytest.skip("the example guests are not built: pip install -e . builds them")
-    root = tmp_path_factory.mktemp("ground")
-    agents = {}
+@contextlib.contextmanager
+def running(root: Path, addresses: Mapping[str, str]) -> Iterator[tuple[Cloud, dict[str, LocalAgent]]]:
+    """A cloud, and an agent at each of these addresses."""
+    agents: dict[str, LocalAgent] = {}
     with Cloud.create(root / "cloud", operator="ada") as cloud:
         try:
-            for host, address in ADDRESSES.items():
+            for host, address in addresses.items():
                 state = root / host
                 state.mkdir(mode=0o700)
                 trust.issue_host(cloud.authority, host, [address], state / "credentials")
@@ -32,6 +34,14 @@ def agents_and_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
             yield cloud, agents
         finally:
             Ground(cloud, agents, "end").end_all()
+
+
+@pytest.fixture(scope="package")
+def agents_and_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cloud, dict[str, LocalAgent]]]:
+    if not (GUESTS / "web-1.wasm").exists():
+        pytest.skip("the example guests are not built: pip install -e . builds them")
+    with running(tmp_path_factory.mktemp("ground"), ADDRESSES) as both:
+        yield both
 
 
 @pytest.fixture
@@ -46,6 +56,13 @@ def ground(agents_and_cloud: tuple[Cloud, dict[str, LocalAgent]], request: pytes
             agent.start()
     told = asyncio.run(ground.on_site(lambda site: journals(site.fleet)))
     assert verify(cloud.store, told.all()).findings == ()
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """Three hosts in one region, one in another."""
+    with running(tmp_path_factory.mktemp("regions"), regions.ADDRESSES) as (cloud, agents):
+        yield Ground(cloud, agents, "regions")
 
 
 @pytest.fixture(scope="session")
