@@ -129,8 +129,15 @@ class CuttingProxy:
                 self.accepted += 1
                 server = socket.create_connection(self._target)
                 self._open += [client, server]
-                threading.Thread(target=self._pass_on, args=(client, server, towards), daemon=True).start()
-                threading.Thread(target=self._pass_on, args=(server, client, not towards), daemon=True).start()
+                threading.Thread(target=self._pass_both_ways, args=(client, server, towards), daemon=True).start()
+
+    def _pass_both_ways(self, client: socket.socket, server: socket.socket, towards: bool) -> None:
+        back = threading.Thread(target=self._pass_on, args=(server, client, not towards), daemon=True)
+        back.start()
+        self._pass_on(client, server, towards)
+        back.join()
+        for end in (client, server):
+            end.close()  # what is still sent here is refused, instead of filling a buffer that nobody reads
 
     def _pass_on(self, source: socket.socket, to: socket.socket, counted: bool) -> None:
         passed = 0
