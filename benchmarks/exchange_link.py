@@ -38,6 +38,7 @@ from agent.client.client import AgentClient
 from cas.digest import Digest, from_raw
 from cas.exchange import frames
 from cas.store import Store
+from tests.ports import free_port
 
 BLOB_BYTES = 64 << 20
 BUFFER_BYTES = 256 << 10
@@ -84,9 +85,7 @@ def lowcloud(*words: str | Path, cwd: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def running(scratch: Path) -> AsyncIterator[Cloud]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     cloud, state = scratch / "cloud", scratch / "state"
     lowcloud("init", cloud, cwd=scratch)
     (cloud / "cloud.toml").write_text(DEFINITION.format(port=port))

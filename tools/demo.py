@@ -50,6 +50,8 @@ from tools.showing import show_plan
 
 ADDRESSES: Final = {"fra1": "127.0.1.1", "ams1": "127.0.2.1"}
 FIRST_PORT: Final = 7401
+PORTS: Final = 3
+"""Of the agents, of the web server, of the key-value server."""
 PORTS_TRIED: Final = 1000
 GREETINGS: Final = ("hello", "good day")
 BODY: Final = r"(?P<config>hello|good day) from web (?P<version>1\.0|2\.0)\n"
@@ -144,7 +146,7 @@ class Demo:
         self.findings: int | None = None
         """What the audit found wrong."""
         self._cloud: Cloud | None = None
-        self._ports = _free_ports(3)
+        self._ports = _free_ports(PORTS)
         self._title = 0
 
     # --- what the scenario consists of ------------------------------------------------------------------------------
@@ -407,8 +409,9 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _candidates() -> range:
-    """Where to look; each demo begins elsewhere, so that two at the same time do not choose the same."""
-    first = FIRST_PORT + os.getpid() % PORTS_TRIED
+    """Where to look; each demo begins elsewhere, so that two at the same time do not choose the same. Below what the
+    kernel hands out to outgoing connections, which could take one before its server has it."""
+    first = FIRST_PORT + os.getpid() * PORTS % PORTS_TRIED
     return range(first, first + PORTS_TRIED)
 
 

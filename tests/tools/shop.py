@@ -6,12 +6,12 @@ import contextlib
 import http.client
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
 from tests.tools.command import Result, lowcloud, succeed
 from tools import guests
 
@@ -59,7 +59,7 @@ class Shop:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.agent_port, self.web_port, self.kv_port = _free_ports()
+        self.agent_port, self.web_port, self.kv_port = (free_port() for _ in range(3))
         succeed("init", root, "--operator", "ada")
         for folder in ("build", "conf"):
             (root / folder).mkdir()
@@ -135,20 +135,3 @@ def _processes() -> Iterator[tuple[int, bytes]]:
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 yield int(entry.name), (entry / "cmdline").read_bytes()
-
-
-def _free_ports() -> tuple[int, int, int]:
-    """Ports that are free on both hosts' addresses, held until all are found."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(found) < 3:
-            first = held.enter_context(socket.socket())
-            first.bind((HOSTS["fra1"], 0))
-            port = first.getsockname()[1]
-            second = held.enter_context(socket.socket())
-            try:
-                second.bind((HOSTS["ams1"], port))
-            except OSError:
-                continue
-            found.append(port)
-    return found[0], found[1], found[2]

@@ -11,7 +11,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from tests.ports import free_port
 from tests.vm.image import TREE, Image, tree
 
 EMULATOR: Final = "qemu-system-x86_64"
@@ -106,7 +106,7 @@ def running(image: Image, *, cpus: int = 2, memory_mib: int = 4096, counted: boo
     problem = why_not()
     if problem:
         raise CannotRun(problem)
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="lowcloud-vm-") as directory:
         console = Path(directory) / "console"
         emulator = subprocess.Popen(
@@ -177,11 +177,6 @@ def _ssh(image: Image, port: int, directory: Path) -> list[str]:
     }
     said = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
     return ["ssh", "-i", str(image.key), "-p", str(port), *said, "root@127.0.0.1"]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def _end_with_this_process() -> None:
