@@ -102,9 +102,11 @@ class Pulse:
             self._feeling.cancel()
             await asyncio.gather(self._feeling, return_exceptions=True)
 
-    async def while_there(self, ask: Callable[[], Awaitable[T]], moved: Moved, *, ends: bool) -> T:
-        """What comes of a question, as long as the host is there. `ends`: it ends by itself after a time. Raises
-        Silent, and Stuck unless it `ends`."""
+    async def while_there(
+        self, ask: Callable[[], Awaitable[T]], moved: Moved, *, ends: bool, drop: Callable[[], Awaitable[None]]
+    ) -> T:
+        """What comes of a question, as long as the host is there. `ends`: it ends by itself after a time. `drop`: has
+        what is still on its way not arrive, should the host come back. Raises Silent, and Stuck unless it `ends`."""
         clock = asyncio.get_running_loop().time
         least = _Least(clock())
         asking = asyncio.ensure_future(ask())
@@ -121,12 +123,12 @@ class Pulse:
                 feeling = self._feel()
                 await asyncio.wait([asking, feeling], return_when=asyncio.FIRST_COMPLETED)
                 if not asking.done() and moved.bytes == before and not feeling.result():
+                    await drop()  # first: a request that is cancelled has its connection send all it holds
                     raise Silent
             return asking.result()
         finally:
-            if not asking.done():
-                asking.cancel()
-                await asyncio.gather(asking, return_exceptions=True)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     def _feel(self) -> asyncio.Task[bool]:
         if self._feeling is None or self._feeling.done():

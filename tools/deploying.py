@@ -282,6 +282,7 @@ class Telling:
 
     def phase(self, phase: Phase, hosts: int) -> None:
         words = {
+            "undecided": "waiting for an earlier call on",
             "transfer": "sending to",
             "stage": "staging on",
             "probation": "watching",

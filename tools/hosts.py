@@ -86,6 +86,12 @@ def tell_waiting(hosts: Mapping[str, Iterable[Waiting] | UnsetType], out: Output
             out.line(f"{host} holds {waits(one)}; `lowcloud apply` makes it run that")
 
 
+def tell_undecided(hosts: Mapping[str, Iterable[str]], out: Output) -> None:
+    """Say which hosts are in the middle of a call, after which they may run something else."""
+    for host, about in sorted(hosts.items()):
+        out.line(f"{host} is in the middle of a call: {printable(', '.join(about))}")
+
+
 def waits(waiting: Waiting) -> str:
     """A release that a host was away for, and how much of it is there."""
     here = f"{waiting.blobs - waiting.missing} of {counted(waiting.blobs, 'blob')} are there"

@@ -161,3 +161,6 @@ class HostReport(Struct, frozen=True):
 
     host: HostFacts
     processes: tuple[ProcessStatus, ...]
+    undecided: tuple[str, ...] | UnsetType = UNSET
+    """What a call is about that the host has begun to read and not yet decided, in words: what it runs may change
+    without another call. Not sent where there is none; an older agent sends it never."""

@@ -142,7 +142,7 @@ class Connections:
         if self._pulse is None or (timeout_s is not None and timeout_s <= SILENT_S):
             return await ask()
         try:
-            return await self._pulse.while_there(ask, moved, ends=timeout_s is not None)
+            return await self._pulse.while_there(ask, moved, ends=timeout_s is not None, drop=self.drop)
         except Silent as error:
             raise HostSilent(
                 f"{self._host_name} at {self._address} has given no sign of life for {SILENT_S:.0f} s"

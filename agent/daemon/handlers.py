@@ -132,6 +132,11 @@ class Handlers:
             case Check():
                 return await self._check()
 
+    def deciding(self) -> tuple[str, ...]:
+        """What the calls are about that may change at any moment what this host runs, in words."""
+        processes = [f"process {name}" for name in self._processes.deciding()]
+        return (*processes, *(f"volume {name}" for name in self._volume_calls.deciding))
+
     async def uncompiled(self, binaries: Sequence[Digest]) -> tuple[Digest, ...]:
         """Those of which there is no compiled code that this host's engine may use."""
         return tuple([binary for binary in binaries if not await asyncio.to_thread(self._cache.holds, binary)])

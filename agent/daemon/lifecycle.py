@@ -81,6 +81,11 @@ class Lifecycle:
         return self._turn is None and self.record.empty
 
     @property
+    def deciding(self) -> bool:
+        """Is a call about to change what is current?"""
+        return self._turn is not None
+
+    @property
     def serves(self) -> bool:
         """Does a guest of the current version run that was proven ready?"""
         return self.standing.running is not None and self.standing.serving

@@ -117,6 +117,10 @@ class Processes:
         if lifecycle is not None and lifecycle.gone:
             del self._table[process]
 
+    def deciding(self) -> tuple[str, ...]:
+        """Those of which a call may change what runs at any moment."""
+        return tuple(name for name, lifecycle in sorted(self._table.items()) if lifecycle.deciding)
+
     def statuses(self) -> tuple[ProcessStatus, ...]:
         """What is here, by name. Reads `/proc`: call it in a thread."""
         found = (lifecycle.status() for _, lifecycle in sorted(self._table.copy().items()))

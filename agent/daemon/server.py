@@ -115,6 +115,8 @@ class Service:
         """Is told of the neighbours; returns the forms that are arriving."""
         self._closing = closing
         """Is told that answers which wait for something should end."""
+        self._arriving = 0
+        """Calls whose bodies are being read."""
         self._followers = 0
         self._uploads = Uploads()
         self._reconciling = Reconciling(store)
@@ -150,8 +152,13 @@ class Service:
     # --- calls -------------------------------------------------------------------------------------------------------
 
     async def _call(self, request: web.Request) -> web.Response:
-        envelope = decode(await read_body(request, MAX_CALL_BYTES), Envelope)
-        return answer(await self._handlers.call(envelope, by=caller_of(request)))
+        self._arriving += 1
+        try:
+            body = await read_body(request, MAX_CALL_BYTES)
+        finally:
+            self._arriving -= 1
+        # From here to where the handlers count it nothing else gets its turn.
+        return answer(await self._handlers.call(decode(body, Envelope), by=caller_of(request)))
 
     async def _end(self, request: web.Request) -> web.Response:
         guests = request.query.get("guests") == "1"
@@ -167,7 +174,15 @@ class Service:
         return answer(await asyncio.to_thread(self._processes.statuses))
 
     async def _report(self, _: web.Request) -> web.Response:
-        return answer(await asyncio.to_thread(lambda: HostReport(self._facts(), self._processes.statuses())))
+        undecided = self._undecided()  # first: a call that is decided meanwhile is looked at once too often, not never
+        return answer(
+            await asyncio.to_thread(
+                lambda: HostReport(self._facts(), self._processes.statuses(), undecided=undecided or UNSET)
+            )
+        )
+
+    def _undecided(self) -> tuple[str, ...]:
+        return (*self._handlers.deciding(), *(("a call that is arriving",) if self._arriving else ()))
 
     async def _usage(self, _: web.Request) -> web.Response:
         return answer(await asyncio.to_thread(self._processes.usage))

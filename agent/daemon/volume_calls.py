@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -56,6 +57,7 @@ class VolumeCalls:
         self._store = store
         self._turn = asyncio.Lock()
         self._long: dict[Digest, asyncio.Task[Outcome]] = {}
+        self._deciding: Counter[str] = Counter()
         self._busy: dict[str, str] = {}
         """What is being done with a volume."""
         self._to_come: dict[str, int] = {}
@@ -76,8 +78,22 @@ class VolumeCalls:
 
     # --- making and deleting -----------------------------------------------------------------------------------------
 
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """Volumes that are about to be made, grown or deleted."""
+        return tuple(sorted(self._deciding))
+
+    @asynccontextmanager
+    async def _turn_on(self, volume: str) -> AsyncIterator[None]:
+        self._deciding[volume] += 1
+        try:
+            async with self._turn:
+                yield
+        finally:
+            self._deciding -= Counter([volume])
+
     async def create(self, call: CreateVolume, envelope: Envelope, by: str) -> Outcome:
-        async with self._turn:
+        async with self._turn_on(call.volume):
             has = self._volumes.sizes.get(call.volume)
             if has == call.size_bytes:
                 return UNCHANGED
@@ -107,7 +123,7 @@ class VolumeCalls:
         return f"its process has the new size at its next start: {problem}" if problem else "grown while in use"
 
     async def delete(self, call: DeleteVolume, envelope: Envelope, by: str) -> Outcome:
-        async with self._turn:
+        async with self._turn_on(call.volume):
             if call.volume not in self._volumes.sizes:
                 return UNCHANGED
             self._refuse_held(call.volume)

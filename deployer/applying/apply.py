@@ -30,7 +30,7 @@ from agent.client.errors import AgentError, CallRefused
 from cas.digest import Digest, short
 from deployer.applying.distribution import distribute
 from deployer.applying.execute import Execution, swallow_cancellation, undisturbed
-from deployer.applying.observe import Observed, assume, observe
+from deployer.applying.observe import Observed, assume, observe_decided
 from deployer.applying.outcome import Applied, Brought, HostEnd, Outcome, ends, unwell
 from deployer.applying.site import Site
 from deployer.applying.word import leave_word
@@ -128,7 +128,7 @@ async def _look(site: Site, plan: Plan) -> None:
             f"the plan starts at release {_name(plan.from_release)}, but {site.ref!r} is at {_name(head)} by now"
         )
     site.progress.phase("observe", len(plan.hosts()))
-    observed = await observe(site.fleet, plan.hosts())
+    observed = await observe_decided(site.fleet, plan.hosts(), site.progress)
     if observed.unreachable:
         raise HostsUnreachable(observed.unreachable)
     moved = list(_differences(plan, observed))
@@ -215,7 +215,7 @@ def _why(error: AgentError) -> str:
 async def _report(site: Site, plan: Plan, following: Definition, execution: Execution) -> Applied:
     observed, interrupted = execution.last_look, False
     if observed is None or not set(plan.hosts()) <= set(observed.hosts):
-        observing = asyncio.ensure_future(observe(site.fleet, plan.hosts()))
+        observing = asyncio.ensure_future(observe_decided(site.fleet, plan.hosts(), site.progress))
         interrupted = await undisturbed([observing])
         observed = observing.result()
     reached = ends(plan, observed)
@@ -254,7 +254,7 @@ async def _return(site: Site, plan: Plan, applied: Applied) -> Applied:
         site.progress.phase("revert", len(back.hosts()))
         message = f"revert of {_name(applied.release)}: {_first_trouble(applied)}"[:MAX_REASON_CHARS]
         revert = await apply(site, back, message=message, kind="revert", restores=plan.from_release)
-        observed = await observe(site.fleet, plan.hosts())
+        observed = await observe_decided(site.fleet, plan.hosts(), site.progress)
     except asyncio.CancelledError:
         swallow_cancellation()
         return msgspec.structs.replace(applied, interrupted=True, trouble="not reverted: interrupted")
@@ -275,7 +275,7 @@ async def _plan_back(site: Site, plan: Plan, before: Version, failed_release: Di
     if newest is None or newest.digest != failed_release:
         raise ApplyRaced(f"{site.ref!r} was moved by another apply, which decides what runs now")
     failed = await asyncio.to_thread(current_version, site.store, newest)
-    observed = await observe(site.fleet, plan.hosts())
+    observed = await observe_decided(site.fleet, plan.hosts(), site.progress)
     return make_plan(RETURN_PLANNER, failed, before, observed, from_release=newest.digest)
 
 

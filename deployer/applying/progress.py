@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from deployer.planning.plan import Step
 
-Phase = Literal["observe", "transfer", "stage", "release", "apply", "probation", "revert", "catch-up"]
+Phase = Literal["observe", "undecided", "transfer", "stage", "release", "apply", "probation", "revert", "catch-up"]
 
 
 class Progress(Protocol):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import msgspec
 
 from cas.digest import Digest
-from deployer.applying.fleet import Fleet, addresses_of
-from deployer.applying.observe import Observed, observe
+from deployer.applying.fleet import addresses_of
+from deployer.applying.observe import Observed, observe_decided
 from deployer.applying.site import Site
 from deployer.errors import HostsUnreachable
 from deployer.history import release
@@ -100,18 +100,16 @@ async def starting_point(site: Site, following: Version, *, allow_unreachable: b
     hosts = set(following.definition.host) | set(current.definition.host if current else ())
     left = set(newest.release.leaving) - hosts if newest else set()
     site.progress.phase("observe", len(hosts | left))
-    observed = await look(site.fleet, hosts, left, allow_unreachable=allow_unreachable)
+    observed = await look(site, hosts, left, allow_unreachable=allow_unreachable)
     require_gpus(following.definition, observed.facts)
     require_guarantees(following.definition, observed.facts)
     return StartingPoint(current, following, observed, newest.digest if newest else None)
 
 
-async def look(
-    fleet: Fleet, hosts: set[str], left: Collection[str] = (), *, allow_unreachable: bool = False
-) -> Observed:
+async def look(site: Site, hosts: set[str], left: Collection[str] = (), *, allow_unreachable: bool = False) -> Observed:
     """What these hosts run. `left`: hosts that an earlier definition had; they are asked too, but one that never comes
     back is in nobody's way. Raises HostsUnreachable."""
-    observed = await observe(fleet, hosts.union(left))
+    observed = await observe_decided(site.fleet, hosts.union(left), site.progress)
     silent = {host: why for host, why in observed.unreachable.items() if host not in left}
     if silent and not allow_unreachable:
         raise HostsUnreachable(silent)

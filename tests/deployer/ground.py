@@ -28,6 +28,7 @@ from deployer.cloud.cloud import Cloud
 from deployer.language.schema import Definition, Host, Process, Ready, Region, Update, Volume
 from deployer.planning.plan import Plan
 from deployer.planning.planning import keep_definition, plan_for
+from tests.ports import free_port
 
 GUESTS = Path(__file__).parent.parent.parent / "tools" / "guests"
 READY_S = 60.0
@@ -43,7 +44,7 @@ class LocalAgent:
     def __init__(self, host: str, address: str, state: Path) -> None:
         self.host = host
         self.state = state
-        self.listen = f"{address}:0"
+        self.listen = f"{address}:{free_port(address)}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from agent.api.facts import Guarantee, Waiting
 from cas.digest import digest_of
 from tests.tools.command import lowcloud, succeed
 from tests.tools.shop import Shop
-from tools.hosts import waits, weak_limits
-from tools.output import shorten
+from tools.hosts import tell_undecided, waits, weak_limits
+from tools.output import Output, shorten
 
 
 def test_it_shows_means_and_guarantees_of_every_host(shop: Shop) -> None:
@@ -74,6 +75,15 @@ def test_a_release_that_waits_is_told_with_how_much_of_it_is_there() -> None:
     whole = msgspec.structs.replace(waiting, missing=0, uncompiled=1)
     assert waits(whole).endswith("5 of 5 blobs are there, 1 to be compiled")
     assert "\x1b" not in waits(msgspec.structs.replace(waiting, ref="\x1b[2J"))
+
+
+def test_a_host_in_the_middle_of_a_call_is_told_with_what_it_is_about() -> None:
+    out = io.StringIO()
+    tell_undecided({"fra1": ("process web", "volume \x1b[2J"), "ams1": ("a call that is arriving",)}, Output(out, out))
+    ams1, fra1 = out.getvalue().splitlines()
+    assert ams1 == "ams1 is in the middle of a call: a call that is arriving"
+    assert fra1.startswith("fra1 is in the middle of a call: process web, volume ")
+    assert "\x1b" not in fra1
 
 
 def test_what_is_soft_and_what_is_missing_is_one_line_and_nothing_where_all_is_hard() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tools import errors
 from tools.cloud import open_cloud
-from tools.hosts import tell_waiting
+from tools.hosts import tell_undecided, tell_waiting
 from tools.output import counted, local_time, printable, shorten
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 "unreachable": observed.unreachable,
                 "processes": running,
                 "drift": found,
+                "undecided": observed.undecided,
                 "waiting": {host: facts.waiting for host, facts in observed.facts.items() if facts.waiting},
             }
         )
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             out.line("`lowcloud logs PROCESS@HOST` shows what a process printed before it ended")
     elif link:
         out.line("everything runs as it should")
+    tell_undecided(observed.undecided, out)
     tell_waiting({host: facts.waiting for host, facts in observed.facts.items()}, out)
     return errors.FAILED if found else errors.DONE
 

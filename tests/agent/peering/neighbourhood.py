@@ -23,6 +23,7 @@ from cas.digest import Digest
 from cas.store import Store
 from tests.agent.service.memory_runtime import MemoryRuntime
 from tests.agent.service.support import OPERATOR, ROOM, authority
+from tests.ports import free_port
 
 REGIONS = {"fra1": "fra", "fra2": "fra", "fra3": "fra", "ams1": "ams"}
 FETCH_S = 30.0
@@ -68,7 +69,7 @@ class Neighbourhood:
         operator = authority().issue(self.tmp / "operator", OPERATOR)
         runtime = MemoryRuntime()
         agent = await Agent.open(name, state_dir, limits=ROOM, pin=False, runtime=runtime.connect, peer_limits=limits)
-        port = int(self.addresses.get(name, ":0").rpartition(":")[2])
+        port = int(self.addresses[name].rpartition(":")[2]) if name in self.addresses else free_port()
         try:
             async with (
                 listening(agent, tls.server_context(credentials), "127.0.0.1", port) as address,

@@ -1,9 +1,11 @@
-"""Hosts that have a pulse and do nothing: what is sent to them ends all the same."""
+"""Hosts that have a pulse and do nothing: what is sent to them ends all the same. Hosts that have none: what is still
+on its way to them ends with the question."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -124,5 +126,37 @@ def test_who_is_slow_and_gets_on_is_not(tmp_path: Path) -> None:
     async def work() -> None:
         async with taking(tmp_path, slowly) as client, asyncio.timeout(30):
             assert await client.send_blobs(PIECE for _ in range(PIECES)) == receipt
+
+    asyncio.run(work())
+
+
+def test_what_a_silent_host_has_not_taken_does_not_reach_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A border may be cut for longer than anybody waits; what was asked before must not be done when it has healed."""
+    monkeypatch.setattr(pulse, "HANDSHAKE_S", 0.2)
+    context = tls.server_context(authority().issue(tmp_path / "host", f"host:{HOST}", host=HOST))
+
+    def accept(listener: socket.socket) -> ssl.SSLSocket:
+        accepted, _ = listener.accept()
+        return context.wrap_socket(accepted, server_side=True, suppress_ragged_eofs=False)
+
+    def take_all(connection: ssl.SSLSocket) -> int:
+        """Raises ConnectionResetError or SSLEOFError where it is cut off."""
+        taken = 0
+        while piece := connection.recv(1 << 20):
+            taken += len(piece)
+        return taken
+
+    async def work() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, len(PIECE))
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            async with AgentClient(HOST, address, authority().issue(tmp_path / "operator", OPERATOR)) as client:
+                accepting = asyncio.create_task(asyncio.to_thread(accept, listener))
+                with pytest.raises(HostSilent, match="no sign of life"):
+                    await client.send_blobs([bytes(PIECES * len(PIECE))])
+                with await accepting as connection, pytest.raises((ConnectionResetError, ssl.SSLEOFError)):
+                    await asyncio.to_thread(take_all, connection)
 
     asyncio.run(work())
