@@ -1,12 +1,13 @@
 """Three regions of four hosts: a large module is deployed to all of them, then its next version, and things go wrong.
 
     python -m benchmarks.world CORPUS [--run NAME ...] [--mbit 20] [--delay-ms 40] [--lines netem|wire] [--trace]
+        [--files 400] [--file-kib 128]
 
 Each host is a network namespace with an agent as its users run it; between every two regions lies a line of `--mbit` in
 each direction and `--delay-ms` one way (`tests.world`), by `tc netem` where the kernel has it. The operator's command
 runs in a namespace of its own in the first region. The module (rolldown's, of CORPUS as `benchmarks.fetch` makes it) is
 a file that the process on every host is given: it travels as its binary would, and nothing is compiled meanwhile. Every
-run begins with agents that have nothing.
+run begins with agents that have nothing. The runs `small...` deploy many files instead, `--files` of random bytes.
 
 Time counts from the moment the command begins to send until the last host's store has the module, which is looked at
 from outside; bytes are those that came into a region through its router, with the heads of packets, handshakes and
@@ -17,6 +18,7 @@ alone. Every run ends with a look at what each host serves. Needs root.
 from __future__ import annotations
 
 import argparse
+import random
 import signal
 import sys
 import tempfile
@@ -56,6 +58,8 @@ LINES = {"netem": "tc netem", "wire": "tests.world.wire"}
 class Versions(NamedTuple):
     old: bytes
     new: bytes
+    small: tuple[bytes, ...]
+    """Many files, for the runs that deploy these."""
 
 
 class Step(NamedTuple):
@@ -98,19 +102,27 @@ class Ground:
         events: Sequence[Event] = (),
         *,
         dead: Sequence[str] = (),
+        more: Sequence[bytes] = (),
         greeting: str = "hello",
         hosts: Sequence[str] = (),
     ) -> Watched:
-        watched = watching.apply(self.fleet, module, greeting=greeting, hosts=hosts, dead=dead, events=events)
+        watched = watching.apply(
+            self.fleet, module, more=more, greeting=greeting, hosts=hosts, dead=dead, events=events
+        )
         if self._trace:
             print(watched.messages, (self.fleet.root / "out").read_text(), file=sys.stderr)
             print(sorted((round(at_s, 2), host) for host, at_s in watched.seconds.items()), file=sys.stderr)
         return watched
 
-    def in_the_middle(self, act: Callable[[], object]) -> Event:
-        """When half of the module has come into the region where things go wrong."""
+    def apply_small(self, events: Sequence[Event] = (), *, dead: Sequence[str] = ()) -> Watched:
+        first, *more = self.versions.small
+        return self.apply(first, events, more=more, dead=dead)
+
+    def in_the_middle(self, act: Callable[[], object], half_bytes: int = 0) -> Event:
+        """When half of the module, or so many bytes, has come into the region where things go wrong."""
+        awaited = half_bytes or self._half_bytes
         before = self.world.border_bytes()[REGION]
-        return Event(lambda *_: self.world.border_bytes()[REGION] - before >= self._half_bytes, lambda _: act())
+        return Event(lambda *_: self.world.border_bytes()[REGION] - before >= awaited, lambda _: act())
 
 
 # --- the runs -------------------------------------------------------------------------------------------------------
@@ -212,6 +224,24 @@ def gone(ground: Ground) -> Iterator[Step]:
     yield Step("the deployer is killed once a host of each region has it", ground.apply(ground.versions.old, [event]))
 
 
+def small(ground: Ground) -> Iterator[Step]:
+    yield Step(_many(ground), ground.apply_small())
+
+
+def small_dead(ground: Ground) -> Iterator[Step]:
+    """Each host of the region brings some of them in."""
+    half_bytes, victim = sum(map(len, ground.versions.small)) // 2, ground.bringer
+    killed = ground.apply_small([ground.in_the_middle(victim.kill, half_bytes)], dead=[victim.name])
+    yield Step(f"{_many(ground)}, one of those that bring them in is killed (`kill -9`)", killed)
+    ground.fleet.start([victim])
+    yield Step("it is back, applied again", ground.apply_small())
+
+
+def _many(ground: Ground) -> str:
+    files = ground.versions.small
+    return f"{len(files)} files of {len(files[0]) >> 10} KiB"
+
+
 RUNS: dict[str, Callable[[Ground], Iterator[Step]]] = {
     "alone": alone,
     "sound": sound,
@@ -225,6 +255,8 @@ RUNS: dict[str, Callable[[Ground], Iterator[Step]]] = {
     "slow-border": slow_border,
     "cut": cut,
     "gone": gone,
+    "small": small,
+    "small-dead": small_dead,
 }
 
 
@@ -269,11 +301,15 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=40.0)
     parser.add_argument("--lines", choices=LINES, help="what makes the lines; by default netem where the kernel has it")
     parser.add_argument("--trace", action="store_true", help="tell all that was seen")
+    parser.add_argument("--files", type=int, default=400, help="how many the runs `small...` deploy")
+    parser.add_argument("--file-kib", type=int, default=128)
     given = parser.parse_args()
     if reason := why_not():
         raise SystemExit(reason)
     *_, pair = pairs_of(given.corpus, ["rolldown"], "*.wasm")
-    versions = Versions(pair.old.read_bytes(), pair.new.read_bytes())
+    chance = random.Random(1)
+    files = tuple(chance.randbytes(given.file_kib << 10) for _ in range(given.files))
+    versions = Versions(pair.old.read_bytes(), pair.new.read_bytes(), files)
     netem = has_netem()
     if given.lines == "netem" and not netem:
         raise SystemExit("this machine's kernel has no tc netem: leave --lines away")

@@ -157,9 +157,12 @@ class Round:
             return False
         pace = work.paces.setdefault(host, Pace())
         pace.arrived(arrived_bytes, asyncio.get_running_loop().time())
-        others = [other.best_bytes_s for name, other in work.paces.items() if name != host]
+        others = {name: other for name, other in work.paces.items() if name != host}
+        inside = {name: other for name, other in others.items() if name in self._lacking and name not in work.slow}
+        best = [other.best_bytes_s for other in (inside or others).values()]
+        beside = [inside[one.host] for one in self._bringing if one.host in inside and not one.task.done()]
         replaced = work.slow.intersection(self._lacking)
-        return len(replaced) < MOST_REPLACED and pace.is_behind(self._meters[host].total_bytes, others)
+        return len(replaced) < MOST_REPLACED and pace.is_behind(self._meters[host].total_bytes, best, beside)
 
     async def _leave(self, one: _Bringing, group: asyncio.TaskGroup) -> None:
         """Have a host that is not fit for it fetch what it was to bring in."""

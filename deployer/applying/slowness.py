@@ -3,7 +3,8 @@
 A slow host cannot be told from a slow border by looking at it. So the next host of its region is tried, few times: what
 was sent is not sent again, so where the border was the slow one that costs a piece each time, and questions. A host is
 judged by what it has acknowledged, while that moves: silence means that the border is cut, or the host frozen or dead,
-which is found out in other ways (`agent.pulse`).
+which is found out in other ways (`agent.pulse`). Hosts of one region that are sent blobs at the same time share its
+border, so they are compared with each other, and over all that time: now one of them has more of it, now another.
 """
 
 from __future__ import annotations
@@ -69,8 +70,11 @@ class Pace:
         (since_s, before), (now_s, after) = self._looks[0], self._looks[-1]
         return (after - before) / max(now_s - since_s, WINDOW_S)
 
-    def is_behind(self, total_bytes: int, others_bytes_s: Collection[float]) -> bool:
-        """Whether it should be replaced. `total_bytes`: what it is sent; `others_bytes_s`: what others took at best."""
+    def is_behind(self, total_bytes: int, others_bytes_s: Collection[float], beside: Collection[Pace] = ()) -> bool:
+        """Whether it should be replaced. `total_bytes`: what it is sent; `others_bytes_s`: what others took at best;
+        `beside`: those that are sent blobs over the same border meanwhile."""
+        if beside and self.bytes * SLOWER > max(other.bytes for other in beside):
+            return False
         rate = self.bytes_s
         if not rate or self._moved_s < self._looks[-1][0] or self._moved_s - self._since_s < JUDGED_AFTER_S:
             return False

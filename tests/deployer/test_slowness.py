@@ -37,6 +37,17 @@ def test_where_all_are_slow_nobody_is_replaced() -> None:
     assert not looked_at(25 * KB, LONG_S).is_behind(1000 * MB, [25 * KB, 25 * KB * (SLOWER - 1)])
 
 
+def test_who_has_its_share_of_a_border_that_others_use_too_goes_on_also_when_it_has_little_at_times() -> None:
+    near_by = [20 * MB]
+    others = [looked_at(share, LONG_S) for share in (900 * KB, 600 * KB, 400 * KB)]
+    pace = looked_at(600 * KB, LONG_S - 2)
+    for look in range(1, 21):
+        pace.arrived(round(600 * KB * (LONG_S - 2)) + 10 * KB * look, LONG_S - 2 + look * LOOK_S)
+    assert pace.is_behind(1000 * MB, near_by)
+    assert not pace.is_behind(1000 * MB, near_by, others)
+    assert looked_at(6 * KB, LONG_S).is_behind(1000 * MB, near_by, others)
+
+
 def test_where_nobody_else_brings_anything_a_slow_one_is_tried_against_the_next() -> None:
     assert looked_at(25 * KB, LONG_S).is_behind(1000 * MB, [])
 

@@ -35,7 +35,7 @@ binary = "web.wasm"
 hosts = [{hosts}]
 cores = "0.1"
 memory = "32MiB"
-config = {{ "/etc/web.toml" = "web.toml", "/srv/module" = "module" }}
+config = {{ "/etc/web.toml" = "web.toml", "/srv/module" = "module"{more} }}
 listen = {{ http = "0.0.0.0:8080/tcp" }}
 ready = {{ tcp = "http", path = "/healthz", within = "60s" }}
 update = {{ drain = "1s" }}
@@ -141,12 +141,15 @@ class Fleet:
 
     # --- the operator ---
 
-    def write(self, module: bytes, *, greeting: str = "hello", hosts: Sequence[str] = ()) -> None:
-        """The definition: a web server on every host, and a large file that it is given."""
+    def write(
+        self, module: bytes, *, more: Sequence[bytes] = (), greeting: str = "hello", hosts: Sequence[str] = ()
+    ) -> None:
+        """The definition: a web server on every host, and a large file that it is given, with these as well."""
         self.deployed = tuple(hosts or self.hosts)
         named = ", ".join(f'"{host}"' for host in self.deployed)
         regions = "".join(f"\n[region.{region}]\n" for region in self.world.regions)
-        text = HEAD.format(hosts=named) + regions
+        names = [f"file-{number}" for number in range(len(more))]
+        text = HEAD.format(hosts=named, more="".join(f', "/srv/{name}" = "{name}"' for name in names)) + regions
         for host in self.hosts.values():
             region = self.world.region_of[host.name]
             text += HOST.format(host=host.name, region=region, address=host.address)
@@ -154,6 +157,8 @@ class Fleet:
         (self.cloud / "web.toml").write_text(f'greeting = "{greeting}"\n')
         (self.cloud / "web.wasm").write_bytes(guests.path("web-1").read_bytes())
         (self.cloud / "module").write_bytes(module)
+        for name, data in zip(names, more, strict=True):
+            (self.cloud / name).write_bytes(data)
 
     @contextmanager
     def command(self, *words: str) -> Iterator[subprocess.Popen[str]]:

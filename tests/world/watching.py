@@ -39,13 +39,13 @@ class Watched(NamedTuple):
     code: int
     """Of the command; negative where it was killed."""
     seconds: dict[str, float]
-    """By host, when its store had the module."""
+    """By host, when its store had the module and all other files."""
     command_s: float
     """Until the command ended."""
     border_bytes: dict[str, int]
     """Into each region."""
     form_bytes: int
-    """The module as it travels."""
+    """What it had then, as it travels."""
     messages: str
     """Of the command, each with its time."""
 
@@ -54,7 +54,7 @@ class Watched(NamedTuple):
         return max(self.seconds.values(), default=float("nan"))
 
     def copies(self, region: str) -> float:
-        """How many times the module came into a region, by the bytes."""
+        """How many times that came into a region, by the bytes."""
         return self.border_bytes[region] / self.form_bytes
 
 
@@ -62,15 +62,16 @@ def apply(
     fleet: Fleet,
     module: bytes,
     *,
+    more: Sequence[bytes] = (),
     greeting: str = "hello",
     hosts: Sequence[str] = (),
     dead: Sequence[str] = (),
     events: Sequence[Event] = (),
 ) -> Watched:
-    """Deploy a module to these hosts (to all), and look until the command has ended, all events have happened, and all
-    hosts but the `dead` have it."""
-    fleet.write(module, greeting=greeting, hosts=hosts)
-    blob = digest_of(module)
+    """Deploy a module and `more` files to these hosts (to all), and look until the command has ended, all events have
+    happened, and all hosts but the `dead` have all of them."""
+    fleet.write(module, more=more, greeting=greeting, hosts=hosts)
+    blobs = [digest_of(data) for data in (module, *more)]
     awaited = set(hosts or fleet.hosts) - set(dead)
     before = fleet.world.border_bytes()
     waiting = list(events)
@@ -81,7 +82,7 @@ def apply(
         command_s = now_s = 0.0
         while now_s < COMMAND_S:
             now_s = time.perf_counter() - began_s
-            for host in awaited - set(seconds) - set(fleet.lacking([blob])):
+            for host in awaited - set(seconds) - set(fleet.lacking(blobs)):
                 seconds[host] = now_s
             for event in [event for event in waiting if event.due(now_s, seconds)]:
                 waiting.remove(event)
@@ -97,7 +98,7 @@ def apply(
     after = fleet.world.border_bytes()
     crossed = {region: after[region] - before[region] for region in after}
     with Store.open(fleet.cloud / ".lowcloud" / "store") as store:
-        form_bytes = store.stat(blob).stored_bytes
+        form_bytes = sum(store.stat(blob).stored_bytes for blob in blobs)
     return Watched(code, seconds, command_s, crossed, form_bytes, said.text)
 
 
