@@ -98,13 +98,19 @@ class Forwarding:
     def _keep_hearing_routers(self) -> list[str]:
         found = self._that_are("1", "ipv6/conf", "accept_ra")
         for setting in found:
-            (self._settings / setting).write_text("2")
+            with contextlib.suppress(FileNotFoundError):  # the interface is gone
+                (self._settings / setting).write_text("2")
         return found
 
     def _that_are(self, value: str, directory: str, name: str) -> list[str]:
-        """Settings of single interfaces that have this value."""
-        paths = (path for path in (self._settings / directory).glob(f"*/{name}") if path.parent.name not in _GENERAL)
-        return [str(path.relative_to(self._settings)) for path in paths if path.read_text().strip() == value]
+        """Settings of single interfaces that have this value. Interfaces come and go meanwhile: those of other agents'
+        guests, too."""
+        found = []
+        for path in (self._settings / directory).glob(f"*/{name}"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.parent.name not in _GENERAL and path.read_text().strip() == value:
+                    found.append(str(path.relative_to(self._settings)))
+        return found
 
     def _file(self) -> Path:
         """One for each network namespace that agents run in: each has settings of its own."""

@@ -12,15 +12,19 @@ import msgspec
 import pytest
 
 from agent.api.processes import Endpoint
-from agent.supervisor.network import ruleset
+from agent.supervisor.network import namespace, ruleset
 from agent.supervisor.network.forwarding import Changed, Forwarding
 from agent.supervisor.network.namespace import inside
+from agent.supervisor.network.netlink import Netlink
 from agent.supervisor.network.networks import LOOK_S
 from agent.supervisor.network.nftables import Nftables, RulesRefused
 from tests.agent.runtime.machine import LAN, SWITCH, Agent, datagrams_at, listener_in, machine, rules_and_links
 from tests.agent.runtime.support import DEADLINE_S, needs_namespaces
 
 pytestmark = needs_namespaces
+
+MEETINGS = 200
+"""So often settings are read while an interface may be going."""
 
 
 # --- rules and links ------------------------------------------------------------------------------------------------
@@ -164,6 +168,31 @@ def test_where_routers_are_listened_to_that_goes_on_while_ipv6_is_forwarded(tmp_
         assert msgspec.json.decode(kept.read_bytes(), type=Changed) == Changed([6], [], ["ipv6/conf/eth0/accept_ra"])
         Forwarding(filter_, run=run, settings=settings).switch_off_after_last()
         assert {name: (settings / name).read_text() for name in values} == values
+        filter_.close()
+
+
+def test_interfaces_that_come_and_go_meanwhile_are_in_nobodys_way(tmp_path: Path) -> None:
+    """Such as those of another agent's guests."""
+    enough = threading.Event()
+
+    def come_and_go() -> None:
+        with Netlink.routes() as links:
+            while not enough.is_set():
+                links.make_pair("other0", mac=bytes.fromhex("026c6300000a"), group=0, other_end_in=client)
+                links.delete_link("other0")
+
+    with machine() as client:
+        filter_ = Nftables()
+        forwarding = Forwarding(filter_, run=tmp_path)
+        others = threading.Thread(target=come_and_go)
+        others.start()
+        try:
+            for version in [*namespace.versions()] * MEETINGS:
+                forwarding.switch_on(version)
+                forwarding.switch_off_after_last()
+        finally:
+            enough.set()
+            others.join()
         filter_.close()
 
 
