@@ -108,7 +108,7 @@ def crash_once(directory: Path, seed: int) -> list[Digest]:
     threading.Timer(source.uniform(0, LONGEST_PAUSE_S), kill).start()
     lines += worker.stdout.read().splitlines(keepends=True)
     worker.wait()
-    assert died.wait(30), "the worker ended by itself"
+    assert died.wait(60), "the worker ended by itself"
     return [digest for line in lines if line.endswith("\n") for digest in line.split()]
 
 

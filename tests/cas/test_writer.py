@@ -26,10 +26,10 @@ def test_jobs_that_wait_share_one_transaction(store: Store) -> None:
 
     def slow(_batch: Batch) -> None:
         started.set()
-        assert go.wait(30)
+        assert go.wait(60)
 
     first = access.submit(slow)
-    assert started.wait(30)
+    assert started.wait(60)
     before = last_transaction(store)
     jobs = [access.submit(lambda batch: batch.new_body()) for _ in range(100)]
     go.set()
@@ -47,7 +47,7 @@ def test_a_job_fails_with_the_one_it_comes_after_and_changes_nothing(store: Stor
 
     def slow(_batch: Batch) -> None:
         started.set()
-        assert go.wait(30)
+        assert go.wait(60)
 
     def fail(_batch: Batch) -> None:
         raise RefMoved("r", None, None)
@@ -58,7 +58,7 @@ def test_a_job_fails_with_the_one_it_comes_after_and_changes_nothing(store: Stor
         return [bad, behind, access.submit(lambda _: ran.append("last"), after=behind)]
 
     blocking = access.submit(slow)
-    assert started.wait(30)
+    assert started.wait(60)
     if not together:
         go.set()
         blocking.wait()
@@ -78,10 +78,10 @@ def test_only_the_job_at_fault_fails(store: Store) -> None:
 
     def slow(_batch: Batch) -> None:
         started.set()
-        assert go.wait(30)
+        assert go.wait(60)
 
     blocking = access.submit(slow)
-    assert started.wait(30)
+    assert started.wait(60)
 
     def fail(batch: Batch) -> None:
         batch.new_body()
@@ -118,10 +118,10 @@ def test_readers_go_on_while_a_writer_holds_its_transaction(store: Store) -> Non
 
     def slow(_batch: Batch) -> None:
         started.set()
-        assert go.wait(30)
+        assert go.wait(60)
 
     job = store.access.submit(slow)
-    assert started.wait(30)
+    assert started.wait(60)
     assert store.read(digest) == b"before"
     assert store.missing([digest_of(b"after")])
     go.set()

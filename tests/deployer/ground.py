@@ -32,7 +32,7 @@ from tests.ports import free_port
 
 GUESTS = Path(__file__).parent.parent.parent / "tools" / "guests"
 READY_S = 60.0
-END_S = 30.0
+END_S = 60.0
 ADDRESSES = {"h1": "127.0.0.1", "h2": "127.0.0.3"}
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class Ground:
                 "hosts": ("h1", "h2"),
                 "config": {"/etc/web.toml": config},
                 "listen": {"http": f"host:{port}/tcp"},
-                "ready": Ready(tcp="http", path="/healthz", within=15_000),
+                "ready": Ready(tcp="http", path="/healthz", within=60_000),
                 "update": Update(drain=1000),
                 "cores": 100,
                 **fields,
@@ -141,7 +141,7 @@ class Ground:
             hosts=("h1",),
             volume={"/data": "kv-data"},
             listen={"kv": f"host:{port}/tcp"},
-            ready=Ready(tcp="kv", within=15_000),
+            ready=Ready(tcp="kv", within=60_000),
             update=Update(drain=1000),
             cores=100,
         )
@@ -192,7 +192,7 @@ class Ground:
 
     def get(self, host: str, port: int, path: str = "/") -> str:
         address = self.agents[host].listen.rpartition(":")[0]
-        with urllib.request.urlopen(f"http://{address}:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{address}:{port}{path}", timeout=READY_S) as answer:
             text: str = answer.read().decode()
             return text
 

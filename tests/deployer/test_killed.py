@@ -97,7 +97,7 @@ def stopped_at(ground: Ground, following: Definition, point: str) -> Iterator[su
 
 def told(deployer: subprocess.Popen[bytes]) -> Any:
     """Let it go on, and what it says at its end."""
-    said, _ = deployer.communicate(b"\n", timeout=60)
+    said, _ = deployer.communicate(b"\n", timeout=120)
     return msgspec.json.decode(said)
 
 
@@ -118,7 +118,7 @@ def finished(ground: Ground, following: Definition) -> Applied:
     return applied
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_apply_that_is_killed_at_any_point_is_finished_by_the_next(ground: Ground, port: int) -> None:
     definition = ground.definition(web=ground.web(port))
     asyncio.run(ground.apply(definition))
@@ -139,7 +139,7 @@ def test_an_apply_that_is_killed_at_any_point_is_finished_by_the_next(ground: Gr
         finished(ground, following)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ctrl_c_is_safe_at_any_point_and_what_is_told_is_what_runs(ground: Ground, port: int) -> None:
     definition = ground.definition(web=ground.web(port))
     asyncio.run(ground.apply(definition))

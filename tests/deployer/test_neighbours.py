@@ -161,7 +161,7 @@ def test_hosts_that_were_away_get_a_release_from_the_others_and_run_it_when_they
     assert (applied.outcome, applied.unheard) == (Outcome.PARTIAL, "")
     for host in away:
         hosts.agents[host].start()
-    asyncio.run(until(lambda: asyncio.to_thread(lambda: all(map(has_all_of_it, away))), within_s=40))
+    asyncio.run(until(lambda: asyncio.to_thread(lambda: all(map(has_all_of_it, away)))))
     old, new = (
         {host: {"web": spec_digest(specs["web"])} for host, specs in specs_of(one).items()}
         for one in (wanted, following)

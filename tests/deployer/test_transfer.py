@@ -186,7 +186,7 @@ def test_of_a_blob_that_was_cut_off_in_the_middle_only_the_rest_is_sent(ground: 
             client = await fleet.client("h1")
             with pytest.raises(HostUnreachable):
                 await client.send_blobs(frames(ground.store, [blob]))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not (begun := await client.begun([blob])):
                     pass
             site = Site(ground.store, ground.ref, fleet, ground.by)

@@ -17,11 +17,13 @@ from cas.interface import Collected
 from cas.store import Store
 from tests.engines.servers import EtcdCluster, Weed
 
+PATIENCE_S = 60.0
+"""A cluster whose disk is busy answers late, and elects late."""
 A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
 """What a ref points to, one after the other."""
 
 
-def refs_at(etcd: EtcdCluster, name: str, *, only: list[int] | None = None, deadline_s: float = 20.0) -> EtcdRefs:
+def refs_at(etcd: EtcdCluster, name: str, *, only: list[int] | None = None, deadline_s: float = PATIENCE_S) -> EtcdRefs:
     """`only`: the members that this client knows of."""
     address = parse_refs(etcd.address(name, only=only))
     assert address is not None

@@ -24,17 +24,18 @@ from cas.engines.last_seen import LastSeen, RememberedRefs
 from cas.errors import RefMoved
 from tests.engines.proxies import ADDRESS, Fate, Proxy, once
 from tests.engines.servers import EtcdCluster, skip_without_etcd, wait_until
-from tests.engines.support import A, B, C, Told, refs_at
+from tests.engines.support import PATIENCE_S, A, B, C, Told, refs_at
 from tests.ports import free_port
 
 ROUNDS = int(os.environ.get("LOWCLOUD_TEST_ROUNDS", "1"))
 TXN = b"/v3/kv/txn"
 
 
-def through(*ports: int, name: str, deadline_s: float = 20.0) -> EtcdRefs:
+def through(*ports: int, name: str, deadline_s: float = PATIENCE_S) -> EtcdRefs:
     """Refs behind these endpoints, the first of which is asked first."""
     address = EtcdAddress(tuple(Endpoint(ADDRESS, port) for port in ports), name, tls=False)
-    return EtcdRefs(EtcdClient(address), name, move_deadline_s=deadline_s, read_deadline_s=deadline_s)
+    client = EtcdClient(address, attempt_s=PATIENCE_S)  # what is lost here breaks the connection
+    return EtcdRefs(client, name, move_deadline_s=deadline_s, read_deadline_s=deadline_s)
 
 
 # --- lost answers ---------------------------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ def version_of(etcd: EtcdCluster, name: str) -> int:
     """How often the ref's key was written."""
     address = parse_refs(etcd.address(name))
     assert address is not None
-    [entry] = EtcdClient(address).range(f"/{name}/refs/prod".encode(), deadline_s=10).found
+    [entry] = EtcdClient(address).range(f"/{name}/refs/prod".encode(), deadline_s=PATIENCE_S).found
     return entry.version
 
 
@@ -140,7 +141,7 @@ def test_where_nobody_can_know_that_is_said(etcd: EtcdCluster, engine_name: str)
     direct = refs_at(etcd, engine_name)
     direct.move_ref("prod", None, A)
     with Proxy(etcd.ports[0], decide=lambda request: "lose-answer" if TXN in request else "deliver") as proxy:
-        refs = through(proxy.port, name=engine_name, deadline_s=1.0)
+        refs = through(proxy.port, name=engine_name, deadline_s=3.0)
         with pytest.raises(RefUncertain, match="not known"):
             refs.move_ref("prod", A, B)
     assert direct.read_ref("prod") == B

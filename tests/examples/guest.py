@@ -18,7 +18,7 @@ from types import TracebackType
 
 from agent.sandbox.engine import CodeKind, compile_binary
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @functools.cache

@@ -19,13 +19,13 @@ from tests.examples.test_guide import commands_naming
 from tests.ports import free_port
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_asyncio_serves_and_its_configuration_changes_without_a_lost_request(tmp_path: Path) -> None:
     for name in ("greeter.py", "greeter.json", "program.wit"):
         shutil.copy(EXAMPLES / "python-web" / name, tmp_path)
     *_, build = commands_naming("greeter.wasm", "componentize-py ")
     assert Path(build[0]).parent == Path(sysconfig.get_path("scripts"))
-    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=100)
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     port = free_port()
     with deployed("python-web", tmp_path, {"127.0.0.1:7401": free_port(), "host:8080": port}) as cloud:
         with Requests(f"http://127.0.0.1:{port}/") as requests:

@@ -17,7 +17,7 @@ from tests.ports import free_port
 from tests.tools.command import succeed
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 POLL_S = 0.1
 PAUSE_S = 0.002
 
@@ -83,7 +83,7 @@ class Requests:
     def _ask(self) -> None:
         while not self._stop.wait(PAUSE_S):
             try:
-                with urllib.request.urlopen(self.url, timeout=10) as response:
+                with urllib.request.urlopen(self.url, timeout=30) as response:
                     self.answers.append(response.read().decode())
             except OSError as error:
                 self.answers.append(f"failed: {error}")

@@ -17,7 +17,7 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "guests.md").read_text()
-COMMAND_TIMEOUT_S = 100
+COMMAND_TIMEOUT_S = 250
 
 
 def block(language: str, name: str) -> str:

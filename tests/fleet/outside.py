@@ -16,6 +16,7 @@ from tests.fleet.worlds import Web, World
 
 DEADLINE_S: Final = 60.0
 """For what ends a moment after a command has: the old versions' last connections."""
+ANSWER_S: Final = 30.0
 ZYGOTES: Final = 1
 DESCRIPTORS: Final = 64
 DESCRIPTORS_PER_GUEST: Final = 12
@@ -115,11 +116,14 @@ def answer(ip: str, port: int, question: str) -> str | None:
     """What is said on a new connection; None where nobody listens."""
     try:
         if question.startswith("GET"):
-            connection = http.client.HTTPConnection(ip, port, timeout=10)
+            connection = http.client.HTTPConnection(ip, port, timeout=ANSWER_S)
             with contextlib.closing(connection):
                 connection.request("GET", "/")
                 return connection.getresponse().read().decode()
-        with socket.create_connection((ip, port), timeout=10) as plain, plain.makefile("rw", newline="\n") as lines:
+        with (
+            socket.create_connection((ip, port), timeout=ANSWER_S) as plain,
+            plain.makefile("rw", newline="\n") as lines,
+        ):
             lines.write(f"{question}\n")
             lines.flush()
             return lines.readline()
@@ -136,12 +140,19 @@ def check_gone(fleet: Fleet) -> None:
         runs = look()
         found = [f"process {pid} of {host}" for host in fleet.hosts for pid in runs.of(fleet.root / host)]
         mounts = Path("/proc/self/mountinfo").read_text()
-        loops = "".join(path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file"))
+        loops = "".join(_text(path) for path in Path("/sys/block").glob("loop*/loop/backing_file"))
         return found + [
             f"{what} of the fleet" for what, text in (("mount", mounts), ("loop", loops)) if str(fleet.root) in text
         ]
 
     wait(lambda: not left(), left)
+
+
+def _text(path: Path) -> str:
+    """Of a file of the kernel, which may have gone."""
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    return ""
 
 
 def wait(holds: Callable[[], bool], told: Callable[[], object]) -> None:

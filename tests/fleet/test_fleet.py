@@ -15,7 +15,7 @@ SEED = 10
 TROUBLES = ("none", "agents frozen", "deployer killed", "agents come back", "agents killed", "two deployers")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_fleet_runs_exactly_its_last_definition_whatever_happened_on_the_way(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path, AGENTS)
     try:

@@ -24,7 +24,7 @@ from tools import guests
 
 pytestmark = pytest.mark.skipif(namespaces.why_not() is not None, reason=str(namespaces.why_not()))
 
-TIMEOUT_S = 90.0
+TIMEOUT_S = 150.0
 
 DEFINITION = """
 name = "shop"
@@ -51,7 +51,7 @@ hosts = ["fra1", "ams1"]
 cores = "0.25"
 config = {{ "/etc/web.toml" = "web.toml" }}
 listen = {{ http = "0.0.0.0:8080/tcp" }}
-ready = {{ tcp = "http", path = "/healthz", within = "20s" }}
+ready = {{ tcp = "http", path = "/healthz", within = "60s" }}
 update = {{ drain = "5s" }}
 
 [process.kv]
@@ -60,7 +60,7 @@ hosts = ["fra1"]
 cores = "0.25"
 listen = {{ kv = "host:6379/tcp" }}
 volume = {{ "/data" = "kv-data" }}
-ready = {{ tcp = "kv", within = "20s" }}
+ready = {{ tcp = "kv", within = "60s" }}
 
 [volume.kv-data]
 size = "16MiB"
@@ -102,7 +102,7 @@ class Deployer:
 
     def get(self, address: str, path: str) -> str:
         """Fetch a page as a client on this machine would."""
-        fetch = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=10).read().decode(), end='')"
+        fetch = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=60).read().decode(), end='')"
         done = subprocess.run(
             namespaces.inside("deployer", ["python3", "-c", fetch, f"http://{address}:8080{path}"]),
             capture_output=True,
@@ -131,7 +131,7 @@ def agent_on(machine: str, state: Path) -> Iterator[None]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(60)
         if process.stdout is not None:
             process.stdout.close()
 

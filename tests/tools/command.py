@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 class Result(NamedTuple):

@@ -38,7 +38,7 @@ cores = "0.5"
 memory = "32MiB"
 config = {{ "/etc/web.toml" = "conf/web.toml" }}
 listen = {{ http = "host:{web}/tcp" }}
-ready = {{ tcp = "http", path = "/healthz", within = "20s" }}
+ready = {{ tcp = "http", path = "/healthz", within = "60s" }}
 update = {{ drain = "5s" }}
 [process.kv]
 binary = "build/kv.wasm"
@@ -51,7 +51,7 @@ listen = {{ kv = "host:{kv}/tcp" }}
 size = "16MiB"
 """
 HOSTS = {"fra1": "127.0.1.1", "ams1": "127.0.2.1"}
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class Shop:
@@ -95,7 +95,7 @@ class Shop:
 
     def answer(self, host: str) -> str:
         """What the web server of a host says."""
-        connection = http.client.HTTPConnection(HOSTS[host], self.web_port, timeout=10)
+        connection = http.client.HTTPConnection(HOSTS[host], self.web_port, timeout=DEADLINE_S)
         with contextlib.closing(connection):
             connection.request("GET", "/")
             return connection.getresponse().read().decode()

@@ -24,7 +24,7 @@ def agent(*words: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[st
             yield process, json.loads(process.stdout.readline())
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 def test_an_enrolled_host_needs_only_its_state_directory(written: Shop, tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_an_enrolled_host_needs_only_its_state_directory(written: Shop, tmp_path
         [facts] = written.json("host", "show", "fra1")
         assert facts["host"] == "fra1"
         shut_down(written, state)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_second_agent_of_the_same_state_is_refused(written: Shop, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_second_agent_of_the_same_state_is_refused(written: Shop, tmp_path: Pa
         assert second.code == 1
         assert "another agent runs" in second.err
         shut_down(written, state)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def test_without_enrolment_it_says_what_is_missing(tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ def test_a_signal_ends_it_in_order_from_its_ready_line_on(written: Shop, tmp_pat
     succeed("host", "enroll", written.root / "bundle", "--state", state)
     with agent("--state", state, "--shared") as (process, _):
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     with agent("--state", state, "--shared") as (process, _):
         shut_down(written, state, host="ams1")
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def shut_down(shop: Shop, state: Path, host: str = "fra1") -> None:

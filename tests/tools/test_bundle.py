@@ -27,7 +27,7 @@ cores = "0.5"
 memory = "32MiB"
 config = {{ "/etc/web.toml" = "conf/web.toml" }}
 listen = {{ http = "host:{web}/tcp" }}
-ready = {{ tcp = "http", path = "/healthz", within = "20s" }}
+ready = {{ tcp = "http", path = "/healthz", within = "60s" }}
 update = {{ drain = "5s" }}
 """
 
@@ -69,7 +69,7 @@ def test_over_an_air_gap_a_cloud_runs_what_another_released(tmp_path: Path) -> N
             assert newest["message"].startswith(f"release {second[:15]} by operator:ada")
         finally:
             shut_down(there, tmp_path / "state")
-            process.wait(30)
+            process.wait(60)
 
 
 def test_a_bundle_goes_through_a_pipe_into_a_store_alone_and_a_history_can_follow(shop: Shop, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.tools.command import command, environment, succeed
 
 def test_versions_change_under_load_without_a_failed_request_and_all_of_it_can_be_kept(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    result = succeed("demo", "--dir", kept, "--keep", "--json", timeout_s=110).json
+    result = succeed("demo", "--dir", kept, "--keep", "--json", timeout_s=270).json
     try:
         assert result["failed"] == 0, result["reasons"]
         assert result["served"] > 100
@@ -49,7 +49,7 @@ def test_interrupted_anywhere_it_leaves_nothing_behind(tmp_path: Path, after: st
             if line.startswith(after):
                 break
         os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "lowcloud: interrupted"
     assert "Traceback" not in err

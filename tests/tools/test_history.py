@@ -76,5 +76,5 @@ def watching(cloud: Path) -> Iterator[Iterator[str]]:
         yield iter(process.stdout)
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130
         process.stdout.close()

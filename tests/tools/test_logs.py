@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 
-from tests.tools.command import command, environment
+from tests.tools.command import TIMEOUT_S, command, environment
 from tests.tools.shop import Shop
 
 
@@ -29,7 +29,7 @@ def test_following_shows_what_comes_until_it_is_interrupted(shop: Shop) -> None:
             shop.succeed("restart", "web@ams1")
             assert b"web 1.0 listens on" in process.stdout.readline()
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=TIMEOUT_S)
         finally:
             process.kill()
     assert (process.returncode, err) == (130, b"lowcloud: interrupted\n")

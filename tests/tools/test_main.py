@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tools
-from tests.tools.command import ROOT, command, environment, lowcloud
+from tests.tools.command import ROOT, TIMEOUT_S, command, environment, lowcloud
 from tools import main
 
 HEAVY = {"aiohttp", "asyncio", "cryptography", "wasmtime", "zstandard", "rich", "ssl", "inspect", "typing_extensions"}
@@ -109,7 +109,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )
     assert process.stdout is not None
     process.stdout.close()
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert err == b""
     assert process.returncode in (0, 141)
 
@@ -128,7 +128,7 @@ def test_an_interruption_is_one_line_and_130(tmp_path: Path) -> None:
         os.close(read)
         os.write(write, b"x" * 65536 * 2)  # more than a pipe holds: it has begun to read when this returns
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=TIMEOUT_S)
         os.close(write)
     assert process.returncode == 130
     assert out == b""

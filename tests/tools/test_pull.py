@@ -68,4 +68,4 @@ def test_a_reader_that_stops_early_is_no_error(cloud: Path, pushed: str) -> None
         assert process.stdout.read(10) == DATA[:10]
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(30) == 141
+        assert process.wait(60) == 141

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.command import command, environment, lowcloud
+from tests.tools.command import TIMEOUT_S, command, environment, lowcloud
 from tests.tools.shop import HOSTS, Shop, wait_until
 
 
@@ -26,7 +26,7 @@ def test_it_runs_a_whole_cloud_until_it_is_interrupted_and_leaves_nothing_behind
                 break
         assert written.answers() == {"hello from web 1.0\n"}
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=TIMEOUT_S)
     assert "ending fra1, ams1" in err or "ending ams1, fra1" in err
     assert "Traceback" not in err
     assert process.returncode == 0
@@ -97,7 +97,7 @@ def test_a_terminal_that_closes_ends_it_too(written: Shop, number: signal.Signal
             if line.startswith("web@fra1"):
                 break
         os.kill(process.pid, number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + number
     assert not written.running()
 
@@ -112,7 +112,7 @@ def test_it_ends_only_what_it_started_and_goes_when_that_is_gone(written: Shop) 
         written.succeed("down")
         try:
             written.succeed("up", "--detach")
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=TIMEOUT_S)
             assert "has been ended" in err
             assert "\nending " not in err
             assert process.returncode == 0

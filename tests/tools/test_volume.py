@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from tests.tools.shop import DEFINITION, HOSTS, Shop
+from tests.tools.shop import DEADLINE_S, DEFINITION, HOSTS, Shop
 
 
 def ask(shop: Shop, host: str, *lines: str) -> list[str]:
@@ -12,7 +12,7 @@ def ask(shop: Shop, host: str, *lines: str) -> list[str]:
     address = (HOSTS[host], shop.kv_port)
     answers = []
     try:
-        with socket.create_connection(address, timeout=10) as connection, connection.makefile("rwb") as file:
+        with socket.create_connection(address, timeout=DEADLINE_S) as connection, connection.makefile("rwb") as file:
             for line in lines:
                 file.write(f"{line}\n".encode())
                 file.flush()
@@ -26,7 +26,7 @@ def ask(shop: Shop, host: str, *lines: str) -> list[str]:
 def run_kv_on(shop: Shop, host: str) -> None:
     text = DEFINITION.format(agent=shop.agent_port, web=shop.web_port, kv=shop.kv_port)
     process, kept = text[text.index("[process.kv]") :], text[: text.index("[process.kv]")]
-    process = process.replace('hosts = ["fra1"]', f'hosts = ["{host}"]\nready = {{ tcp = "kv", within = "20s" }}')
+    process = process.replace('hosts = ["fra1"]', f'hosts = ["{host}"]\nready = {{ tcp = "kv", within = "60s" }}')
     shop.definition.write_text(kept + process)
     shop.succeed("apply", "--yes")
 

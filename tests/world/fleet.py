@@ -25,7 +25,7 @@ from tools import guests
 DEPLOYER: Final = "deployer"
 PORT: Final = 7400
 READY_S: Final = 60.0
-END_S: Final = 30.0
+END_S: Final = 60.0
 
 HEAD: Final = """\
 name = "world"
@@ -196,7 +196,7 @@ class Fleet:
 
     def page(self, host: str, path: str) -> str:
         """What the web server of a host answers."""
-        fetch = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=10).read().decode(), end='')"
+        fetch = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=60).read().decode(), end='')"
         url = f"http://{self.world.addresses[host]}:8080{path}"
         done = subprocess.run(
             self.world.inside(DEPLOYER, [sys.executable, "-c", fetch, url]), capture_output=True, text=True

@@ -26,7 +26,8 @@ from tests.agent.service.support import OPERATOR, ROOM, authority
 from tests.ports import free_port
 
 REGIONS = {"fra1": "fra", "fra2": "fra", "fra3": "fra", "ams1": "ams"}
-FETCH_S = 30.0
+FETCH_S = 50.0
+"""The longest that can be asked for."""
 
 
 class Member(NamedTuple):
@@ -54,7 +55,7 @@ class Neighbourhood:
         self.source = source
         self.members: dict[str, Member] = {}
         self.addresses: dict[str, str] = {}
-        """Of hosts that are something else than agents."""
+        """Of every host that has begun; an agent is there again when it begins anew."""
         self._version = 0
 
     def credentials(self, host: str) -> Path:
@@ -134,7 +135,7 @@ def noise(size: int, seed: int = 1) -> bytes:
 
 def run(tmp: Path, work: Callable[[Path], Awaitable[Any]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(250):
             await work(tmp)
 
     asyncio.run(bounded())

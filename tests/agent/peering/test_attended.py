@@ -43,7 +43,7 @@ def brought_by(host: str) -> bytes:
 def test_no_other_region_is_asked_as_long_as_somebody_brings_it_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(errands, "ATTENDED_S", 0.5)
+    monkeypatch.setattr(errands, "ATTENDED_S", FETCH_S)
 
     async def work(tmp: Path) -> None:
         async with neighbourhood(tmp, "fra1", "fra2", "ams1") as hood:
@@ -53,7 +53,8 @@ def test_no_other_region_is_asked_as_long_as_somebody_brings_it_in(
             for _ in range(4):
                 fetched = await hood.fetch("fra1", [blob], listed=listed, wait_s=0.3, inside=True)
                 assert (fetched.missing, fetched.under_way, fetched.border_bytes) == ((blob,), True, 0)
-            await until(lambda: hood.members["fra1"].has([blob]), within_s=FETCH_S)  # nobody asks any more
+            monkeypatch.setattr(errands, "ATTENDED_S", 0.1)  # nobody asks any more
+            await until(lambda: hood.members["fra1"].has([blob]))
 
     run(tmp_path, work)
 

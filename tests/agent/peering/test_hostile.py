@@ -20,7 +20,7 @@ from cas.digest import digest_of
 from tests.agent.peering import liars
 from tests.agent.peering.liars import ENOUGH, Answer, Liar
 from tests.agent.peering.neighbourhood import Neighbourhood, neighbourhood, noise, run
-from tests.agent.service.support import authority, until
+from tests.agent.service.support import WAIT_S, authority, until
 
 MiB = 1 << 20
 
@@ -45,10 +45,10 @@ def test_a_bad_neighbour_costs_little_and_spoils_nothing(tmp_path: Path, answer:
         liar = Liar(data, answer)
         async with liar.among(tmp, "fra2", "fra3") as (hood, blob):
             await hood.fetch("fra2", [blob], listed=hood.listed([blob]))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(WAIT_S):
                 await liar.asked.wait()
             await hood.give("fra3", [blob])
-            await until(lambda: hood.members["fra2"].has([blob]), within_s=40)
+            await until(lambda: hood.members["fra2"].has([blob]))
             member = hood.members["fra2"]
             assert member.store.read(blob) == data
             assert member.store.check().damaged == ()

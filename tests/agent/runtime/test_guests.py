@@ -22,6 +22,7 @@ from agent.supervisor import wire as supervisor_wire
 from agent.supervisor.client import SupervisorClient, connect
 from agent.supervisor.guest_record import EXIT_UNKNOWN
 from tests.agent.runtime.support import (
+    DEADLINE_S,
     IS_ROOT,
     OTHER_UID,
     descendants,
@@ -39,7 +40,7 @@ from tests.ports import free_port
 
 
 async def exit_of(client: SupervisorClient, guest: str) -> GuestExited:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         async for exited in client.exits():
             if exited.state.guest == guest:
                 return exited
@@ -256,7 +257,7 @@ def test_the_zygote_killed_is_replaced_and_guests_do_not_notice(tmp_path: Path) 
     async def scenario() -> None:
         async with supervisor(tmp_path) as client:
             await client.spawn(order(tmp_path, "web-1", "web-1", listen={"http": endpoint}))
-            await client.wait_ready("web-1", Ready("http"), deadline_s=10)
+            await client.wait_ready("web-1", Ready("http"), deadline_s=DEADLINE_S)
             for number in range(3):
                 zygote = next(pid for pid in descendants(client.supervisor_pid) if name_of(pid) == "lowcloud-zygote")
                 os.kill(zygote, signal.SIGKILL)
@@ -301,7 +302,7 @@ def test_the_supervisor_killed_is_noticed_and_its_successor_takes_its_guests_ove
         volume = (Preopen(str(data), "/data", True),)
         first = await connect(tmp_path)
         kv = await first.spawn(order(tmp_path, "kv-1", "kv", listen={"kv": endpoint}, preopens=volume))
-        await first.wait_ready("kv-1", Ready("kv"), deadline_s=20)
+        await first.wait_ready("kv-1", Ready("kv"), deadline_s=DEADLINE_S)
         asks = order(tmp_path, "asks-1", "client", "--interval-ms", "20", connect_to={"kv": endpoint})
         asking = await first.spawn(asks)
         await until(lambda: "connected" in output_of(tmp_path, "asks-1"), "it has asked")
@@ -332,7 +333,7 @@ def test_a_successor_ends_a_guest_whose_output_it_cannot_keep_and_takes_the_othe
         first = await connect(tmp_path)
         deaf, other = [await first.spawn(order(tmp_path, guest, "probe", "spin")) for guest in ("deaf-1", "other-1")]
         for guest in ("deaf-1", "other-1"):
-            await first.wait_ready(guest, None, deadline_s=20)
+            await first.wait_ready(guest, None, deadline_s=DEADLINE_S)
         await killed(first)
         output_path(tmp_path, "deaf-1").unlink()
         output_path(tmp_path, "deaf-1").mkdir()
@@ -350,9 +351,9 @@ def test_a_successor_ends_the_guests_that_did_not_serve_yet(tmp_path: Path) -> N
     async def scenario() -> None:
         first = await connect(tmp_path)
         old = await first.spawn(order(tmp_path, "web-1", "web-1", listen={"http": endpoint}))
-        await first.wait_ready("web-1", Ready("http"), deadline_s=20)
+        await first.wait_ready("web-1", Ready("http"), deadline_s=DEADLINE_S)
         dark = await first.spawn(order(tmp_path, "web-2", "web-2", listen={"http": endpoint}))
-        await first.wait_ready("web-2", Ready("http"), deadline_s=20)
+        await first.wait_ready("web-2", Ready("http"), deadline_s=DEADLINE_S)
         await killed(first)
         async with supervisor(tmp_path) as second:
             assert [state.pid for state in (await second.guests()).values()] == [old.pid]
@@ -371,7 +372,7 @@ def test_a_guest_that_ends_while_the_disk_is_full_harms_no_other(tmp_path: Path)
     async def scenario() -> None:
         async with supervisor(disk) as client:
             await client.spawn(order(disk, "web-1", "web-1", listen={"http": endpoint}))
-            await client.wait_ready("web-1", Ready("http"), deadline_s=10)
+            await client.wait_ready("web-1", Ready("http"), deadline_s=DEADLINE_S)
             await client.flip("web-1")
             await client.spawn(order(disk, "spin-1", "probe", "spin"))
             fill(disk / "filler")
@@ -421,7 +422,7 @@ def test_what_is_not_the_protocol_is_cut_off_and_harms_nobody(tmp_path: Path) ->
             for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 100, b"\x05\x00\x00\x00hello"):
                 reader, writer = await asyncio.open_unix_connection(str(tmp_path / supervisor_wire.SOCKET_NAME))
                 writer.write(nonsense)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(DEADLINE_S):
                     await reader.read()
                 writer.close()
             assert await client.guests() == {}
@@ -433,13 +434,15 @@ def test_what_is_not_the_protocol_is_cut_off_and_harms_nobody(tmp_path: Path) ->
 def test_many_starts_and_stops_leave_nothing_behind(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with supervisor(tmp_path) as client:
-            await run_to_end(client, tmp_path, "warm-0", "core", "exit", "0")
+            # Without a namespace: one would be held open for a while.
+            await client.spawn(order(tmp_path, "warm-0", "core", "exit", "0", network="listeners"))
+            await exit_of(client, "warm-0")
             await client.forget("warm-0")
             before, begun = open_descriptors(client.supervisor_pid), time.monotonic()
             endpoint = Endpoint("127.0.0.1", free_port())
             for number in range(40):
                 await client.spawn(order(tmp_path, f"web-{number}", "web-1", listen={"http": endpoint}))
-                await client.wait_ready(f"web-{number}", None, deadline_s=10)
+                await client.wait_ready(f"web-{number}", None, deadline_s=DEADLINE_S)
                 await client.kill(f"web-{number}")
                 await client.forget(f"web-{number}")
             await until(lambda: open_descriptors(client.supervisor_pid) == before, "nothing is held open any more")

@@ -29,8 +29,6 @@ from tests.ports import free_port
 
 pytestmark = needs_namespaces
 
-READY_S = 10.0
-
 
 def test_versions_in_the_hosts_network_and_in_namespaces_take_turns_and_lose_no_connection(tmp_path: Path) -> None:
     swap_under_load(tmp_path, lambda number: "listeners" if number % 2 else "namespace")
@@ -50,10 +48,10 @@ def test_a_guest_with_several_listeners_changes_over_at_all_of_them(tmp_path: Pa
                     order(tmp_path, f"both-{number}", "probe", "listen-both", *args, listen=listen, network="namespace")
                 )
                 for name in listen:
-                    await client.wait_ready(f"both-{number}", Ready(name, "/"), deadline_s=READY_S)
+                    await client.wait_ready(f"both-{number}", Ready(name, "/"), deadline_s=DEADLINE_S)
                 await client.flip(f"both-{number}")
                 if number:
-                    assert await client.drain(f"both-{number - 1}", deadline_s=5)
+                    assert await client.drain(f"both-{number - 1}", deadline_s=DEADLINE_S)
                     await client.kill(f"both-{number - 1}")
                 assert [await asyncio.to_thread(http_get, endpoint) for endpoint in near] == ["probe\n", "probe\n"]
 
@@ -70,7 +68,7 @@ def test_open_connections_of_a_guest_are_counted_wherever_its_listener_is(tmp_pa
                 # Each takes the listener of the one before over, which was ended.
                 made = order(tmp_path, f"web-{number}", "web-1", listen={"http": endpoint}, network=network)
                 state = await client.spawn(made)
-                await client.wait_ready(state.guest, Ready("http", "/"), deadline_s=READY_S)
+                await client.wait_ready(state.guest, Ready("http", "/"), deadline_s=DEADLINE_S)
                 await until(lambda pid=state.pid: connections(pid, {}) == 0, "the probe's connection has ended")
                 with socket.create_connection((endpoint.address, endpoint.port), DEADLINE_S) as kept:
                     kept.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -91,7 +89,7 @@ def test_a_supervisor_killed_under_load_costs_no_connection_and_its_successor_go
     async def scenario() -> None:
         first = await connect(tmp_path)
         await first.spawn(version(0))
-        await first.wait_ready("web-0", Ready("http", "/"), deadline_s=READY_S)
+        await first.wait_ready("web-0", Ready("http", "/"), deadline_s=DEADLINE_S)
         load = await swap.start_load(endpoint.address, endpoint.port, 200.0, 4.0)
         await swap.swap_often(first, version, 2, 0.1)
         os.kill(first.supervisor_pid, signal.SIGKILL)

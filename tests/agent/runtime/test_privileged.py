@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agent.daemon.users import BLOCK, FIRST, LAST, Users
 from agent.daemon.volumes import DATA, Volumes
-from agent.runtime import GuestOrder, Mount, Preopen
+from agent.runtime import GuestOrder, Mount, Preopen, kernel_name
 from agent.sandbox import cgroups, cpusets, mounts, ownership, privileges
 from agent.sandbox.cgroups import Groups, Hierarchy, Limits
 from agent.supervisor.client import SupervisorClient, connect
@@ -271,7 +271,7 @@ def test_a_machine_without_control_groups_limits_nothing_and_fails_nothing() -> 
 
 @needs_root
 def test_a_guest_is_in_its_groups_and_they_go_when_it_has_gone(tmp_path: Path) -> None:
-    groups = Groups.open("lowcloud-test-" + tmp_path.name)
+    groups = Groups.open(f"lowcloud-test-{kernel_name(tmp_path)}")
     assert set(groups.controllers) >= {"memory", "cpu", "pids"}
 
     async def scenario() -> tuple[str, ...]:
@@ -296,7 +296,7 @@ def test_a_guest_is_in_its_groups_and_they_go_when_it_has_gone(tmp_path: Path) -
 
 @needs_root
 def test_two_guests_on_one_core_get_what_their_shares_say(tmp_path: Path) -> None:
-    groups = Groups.open("lowcloud-test-" + tmp_path.name)
+    groups = Groups.open(f"lowcloud-test-{kernel_name(tmp_path)}")
     shares = {"small-1": 200, "large-1": 800}
 
     async def scenario() -> dict[str, float]:
@@ -319,7 +319,7 @@ def test_two_guests_on_one_core_get_what_their_shares_say(tmp_path: Path) -> Non
 
 @needs_root
 def test_a_process_that_outgrows_its_group_is_ended_and_says_why(tmp_path: Path) -> None:
-    groups = Groups.open("lowcloud-test-" + tmp_path.name)
+    groups = Groups.open(f"lowcloud-test-{kernel_name(tmp_path)}")
 
     async def scenario() -> None:
         try:

@@ -18,7 +18,7 @@ from agent.sandbox import engine, zygote
 from agent.sandbox.cgroups import Groups
 from agent.supervisor.client import connect
 from tests import guests
-from tests.agent.runtime.support import IS_ROOT, OTHER_UID, needs_root, order, output_of, supervisor
+from tests.agent.runtime.support import DEADLINE_S, IS_ROOT, OTHER_UID, needs_root, order, output_of, supervisor
 from tests.agent.runtime.test_engine import _in_a_process
 from tests.agent.service.daemon import needs_guests
 from tests.agent.service.support import Cloud, changed, put, real, run, until
@@ -44,7 +44,7 @@ def data_limit(pid: int) -> int:
 
 
 @needs_guests
-@pytest.mark.parametrize("uid", [None, pytest.param(OTHER_UID, marks=needs_root)])
+@pytest.mark.parametrize("uid", [None, pytest.param(OTHER_UID, marks=needs_root, id="own")])
 def test_a_guest_that_runs_gets_exactly_so_much_more(tmp_path: Path, uid: int | None) -> None:
     async def scenario() -> None:
         async with supervisor(tmp_path) as client:
@@ -75,7 +75,7 @@ def test_a_successor_of_a_killed_supervisor_can_do_it_too(tmp_path: Path) -> Non
     async def scenario() -> None:
         first = await connect(tmp_path)
         await first.spawn(order(tmp_path, "reach-1", "probe", "reach", memory_bytes=16 * MIB))
-        await first.wait_ready("reach-1", None, deadline_s=20)  # a successor takes over what serves
+        await first.wait_ready("reach-1", None, deadline_s=DEADLINE_S)  # a successor takes over what serves
         await first.set_memory("reach-1", 24 * MIB)
         os.kill(first.supervisor_pid, signal.SIGKILL)
         with pytest.raises(RuntimeUnavailable):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import select
 import socket
 
 import pytest
@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from agent.sandbox.bpf import Op, assemble, give, if_equal, load
 from agent.supervisor.selector import Order, Steer, attach, selector_program
+from tests.agent.runtime.support import DEADLINE_S
+from tests.ports import free_port
 
 STEPS = st.lists(st.tuples(st.sampled_from(["join", "leave"]), st.integers(0, 7)), min_size=1, max_size=10)
 
@@ -25,12 +27,12 @@ def listener(port: int) -> socket.socket:
 
 
 def who_gets_a_connection(members: list[socket.socket], source: tuple[str, int] | None = None) -> socket.socket:
-    with socket.create_connection(members[0].getsockname(), 5, source):
-        for member in members:
-            with contextlib.suppress(BlockingIOError):
-                member.accept()[0].close()
-                return member
-    raise AssertionError("nobody")
+    with socket.create_connection(members[0].getsockname(), DEADLINE_S, source):
+        # The client's side may be there a moment before the server's.
+        ready, _, _ = select.select(members, [], [], DEADLINE_S)
+        (member,) = ready
+        member.accept()[0].close()
+        return member
 
 
 @settings(max_examples=25)
@@ -60,10 +62,8 @@ def test_the_order_is_the_kernels_after_any_joins_and_leaves(steps: list[tuple[s
 def test_a_steered_source_reaches_the_other_socket_and_nobody_else_does() -> None:
     serving = listener(0)
     dark = listener(serving.getsockname()[1])
-    with serving, dark, socket.socket() as holding:
-        holding.bind(("127.0.0.1", 0))
-        port = holding.getsockname()[1]
-        holding.close()
+    port = free_port()
+    with serving, dark:
         attach(serving, selector_program(socket.AF_INET, 0, [Steer("127.0.0.1", port, 1)]))
         members = [serving, dark]
         assert who_gets_a_connection(members, ("127.0.0.1", port)) is dark

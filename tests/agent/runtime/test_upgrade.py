@@ -14,7 +14,7 @@ from agent.api.processes import Endpoint, Ready
 from agent.build import build as current_build
 from agent.supervisor.client import connect
 from agent.supervisor.wire import STATE_NAME, WIRE_VERSION
-from tests.agent.runtime.support import IS_ROOT, http_get, is_alive, order, supervisor
+from tests.agent.runtime.support import DEADLINE_S, IS_ROOT, http_get, is_alive, order, supervisor
 from tests.agent.runtime.test_guests import killed
 from tests.ports import free_port
 from tests.tools.command import environment
@@ -47,7 +47,7 @@ def test_a_supervisor_from_before_an_upgrade_is_replaced_and_its_guests_serve_on
             before.setattr("agent.supervisor.client.build", lambda: build)
             first = await connect(tmp_path)
         web = await first.spawn(order(tmp_path, "web-1", "web-1", listen={"http": endpoint}))
-        await first.wait_ready("web-1", Ready("http"), deadline_s=20)
+        await first.wait_ready("web-1", Ready("http"), deadline_s=DEADLINE_S)
         await first.close()
         async with supervisor(tmp_path) as second:
             assert second.supervisor_pid != first.supervisor_pid
@@ -63,7 +63,7 @@ def test_guests_in_a_state_file_that_another_version_has_written_are_ended(tmp_p
     async def scenario() -> None:
         first = await connect(tmp_path)
         spinning = await first.spawn(order(tmp_path, "spin-1", "probe", "spin"))
-        await first.wait_ready("spin-1", None, deadline_s=20)
+        await first.wait_ready("spin-1", None, deadline_s=DEADLINE_S)
         await killed(first)
         path = tmp_path / STATE_NAME
         state = msgspec.msgpack.decode(path.read_bytes())

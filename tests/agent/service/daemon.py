@@ -31,6 +31,9 @@ from tests.ports import free_port
 
 ROOT = Path(agent.__file__).parent.parent
 GUESTS = ROOT / "tools" / "guests"
+READY_S = 60.0
+ANSWER_S = 30.0
+"""Until the next bytes of an answer come, or a connection is made."""
 
 needs_guests = pytest.mark.skipif(
     not (GUESTS / "web-1.wasm").exists(), reason="the example programs are not built (pip install -e . builds them)"
@@ -121,7 +124,7 @@ def web(binary: Digest, port: int, **fields: Any) -> ProcessSpec:
         binary,
         **{
             "listen": {"http": Endpoint("127.0.0.1", port)},
-            "ready": Ready("http", path="/", within_s=10.0),
+            "ready": Ready("http", path="/", within_s=READY_S),
             "update": Update(drain_s=2.0),
             "cores_milli": 100,
             **fields,
@@ -131,7 +134,7 @@ def web(binary: Digest, port: int, **fields: Any) -> ProcessSpec:
 
 def fetch(port: int, path: str = "/") -> bytes:
     """One HTTP request over a connection of its own; the whole answer."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         answer = b""
         while piece := connection.recv(65536):
@@ -142,7 +145,7 @@ def fetch(port: int, path: str = "/") -> bytes:
 def fetch_often(port: int, times: int, pause_s: float) -> bytes:
     """So many requests over one connection; the last answer. Raises OSError where the connection ends before."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S) as connection:
         for _ in range(times):
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = _one_answer(connection)

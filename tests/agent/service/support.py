@@ -35,7 +35,8 @@ from tests.agent.service.memory_runtime import MemoryRuntime
 
 HOST = "fra1"
 OPERATOR = "operator:alice"
-WAIT_S = 20.0
+WAIT_S = 60.0
+"""For what comes soon; on a busy machine it comes later."""
 ROUNDS = int(os.environ.get("LOWCLOUD_TEST_ROUNDS", "1"))
 """What goes by chance goes on so many times as long; by hand, 10 finds more."""
 ROOM = Limits(cores_milli=8000, memory_bytes=8 << 30, disk_bytes=8 << 30)
@@ -146,7 +147,7 @@ def run(work: Callable[[Path], Awaitable[Any]]) -> None:
 
 
 async def _bounded(work: Awaitable[Any]) -> None:
-    async with asyncio.timeout(100 * ROUNDS):
+    async with asyncio.timeout(250 * ROUNDS):
         await work
 
 

@@ -22,7 +22,7 @@ from agent.client.errors import CallRefused
 from agent.runtime import GuestState
 from agent.supervisor.client import connect
 from cas.digest import Digest
-from tests.agent.service.daemon import needs_guests
+from tests.agent.service.daemon import READY_S, needs_guests
 from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, run, until, wasm, web
 from tests.ports import free_port
 from tools import guests
@@ -54,7 +54,7 @@ class World:
                     await cloud.agent.ended.wait()
 
     def good(self, binary: Digest, **fields: Any) -> ProcessSpec:
-        return web(binary, port=self.port, ready=Ready("http", path="/", within_s=10.0), **fields)
+        return web(binary, port=self.port, ready=Ready("http", path="/", within_s=READY_S), **fields)
 
     def silent(self) -> ProcessSpec:
         """Runs and never listens."""

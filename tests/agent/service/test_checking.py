@@ -23,7 +23,7 @@ from agent.runtime import GuestState
 from agent.supervisor.client import SupervisorClient
 from cas.digest import Digest
 from tests import guests
-from tests.agent.service.daemon import both_networks, daemon, fetch, needs_guests
+from tests.agent.service.daemon import READY_S, both_networks, daemon, fetch, needs_guests
 from tests.agent.service.support import (
     Cloud,
     MemoryRuntime,
@@ -44,7 +44,7 @@ ENOUGH_S = 3.0
 """For a check to be started, and to fail, also on a machine with much else to do."""
 
 
-def job(binary: Digest, *args: str, run: tuple[str, ...], within_s: float = 10.0, **fields: Any) -> ProcessSpec:
+def job(binary: Digest, *args: str, run: tuple[str, ...], within_s: float = READY_S, **fields: Any) -> ProcessSpec:
     ready = Ready(run=run, within_s=within_s)
     return ProcessSpec("web", binary, args=args, ready=ready, update=QUICK, cores_milli=100, **fields)
 
@@ -95,7 +95,7 @@ def test_a_check_meets_exactly_the_version_that_it_judges(network: Mode) -> None
                 probe,
                 *("serve-file", str(port), "/etc/app/text"),
                 run=("expect", "127.0.0.1", str(port), expected),
-                within_s=10.0 if content != three else ENOUGH_S,
+                within_s=READY_S if content != three else ENOUGH_S,
                 config={"/etc/app/text": content},
                 listen={"http": Endpoint("0.0.0.0", port)},
             )
@@ -163,7 +163,7 @@ def test_a_check_has_its_process_files_and_no_volume_and_may_not_listen() -> Non
                 (("trap",), 134, ""),
                 (("sleep", "60000"), 137, "sleeping"),
             ):
-                found = await outcome(cloud, *command, within_s=ENOUGH_S if code == 137 else 20.0)
+                found = await outcome(cloud, *command, within_s=ENOUGH_S if code == 137 else READY_S)
                 assert (found[0], found[1][: len(said)]) == (code, said)
                 assert await checks(cloud) == []
                 assert left_of_checks(tmp) == []
@@ -191,7 +191,7 @@ def test_a_version_that_ends_takes_its_check_along_and_is_what_the_refusal_tells
     async def work(tmp: Path) -> None:
         (probe,) = put(tmp / "state", guests.path("probe").read_bytes())
         async with real(tmp) as cloud:
-            refusal = await refusal_of(cloud, Start(job(probe, "sleep", "200", run=("sleep", "60000"), within_s=30.0)))
+            refusal = await refusal_of(cloud, Start(job(probe, "sleep", "200", run=("sleep", "60000"))))
             assert "it exited with code 0" in refusal.message
             assert await checks(cloud) == []
 
@@ -203,7 +203,7 @@ def test_a_check_ends_with_the_supervisor_and_is_no_version_to_the_next_one() ->
     async def work(tmp: Path) -> None:
         (probe,) = put(tmp / "state", guests.path("probe").read_bytes())
         async with real(tmp) as cloud:
-            spec = job(probe, "never-listen", run=("sleep", "60000"), within_s=60.0)
+            spec = job(probe, "never-listen", run=("sleep", "60000"))
             asking = asyncio.create_task(cloud.ask(Start(spec)))
             check = (await until(lambda: checks(cloud)))[0]
             supervisor = cloud.agent.processes._guests.runtime
@@ -224,7 +224,7 @@ def test_a_check_ends_with_the_supervisor_and_is_no_version_to_the_next_one() ->
 def test_a_check_that_an_agent_left_behind_is_swept_up_by_the_next_one() -> None:
     async def work(tmp: Path) -> None:
         (probe,) = put(tmp / "state", guests.path("probe").read_bytes())
-        spec = job(probe, "never-listen", run=("sleep", "60000"), within_s=60.0)
+        spec = job(probe, "never-listen", run=("sleep", "60000"))
         async with daemon(tmp) as agent:
 
             async def ask() -> None:
@@ -246,7 +246,7 @@ def test_a_check_is_repeated_until_it_passes_and_its_environment_names_the_liste
     async def work(tmp: Path) -> None:
         (one,) = put(tmp / "state", wasm())
         runtime = MemoryRuntime()
-        ready = Ready("http", within_s=5.0, run=("exit:1",))
+        ready = Ready("http", within_s=60.0, run=("exit:1",))
         spec = web(one, listen={"http": Endpoint("0.0.0.0", 8080)}, ready=ready, env={"A": "b"})
         async with host(tmp / "state", runtime) as cloud:
             asking = asyncio.create_task(cloud.ask(Start(spec)))

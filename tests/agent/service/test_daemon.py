@@ -25,6 +25,7 @@ from agent.daemon.networking import Mode
 from agent.main import AgentCannotStart, hold, parse_listen
 from agent.main import run as run_agent
 from tests.agent.service.daemon import (
+    ANSWER_S,
     Daemon,
     both_networks,
     daemon,
@@ -323,8 +324,8 @@ def test_strangers_connections_do_not_use_up_the_agents_descriptors() -> None:
             address, port = host.address.split(":")
             with ExitStack() as strangers:
                 for _ in range(320):
-                    strangers.enter_context(socket.create_connection((address, int(port)), timeout=10))
-                async with asyncio.timeout(10), host.client() as client:
+                    strangers.enter_context(socket.create_connection((address, int(port)), timeout=ANSWER_S))
+                async with asyncio.timeout(ANSWER_S), host.client() as client:
                     assert await client.processes() == ()
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))

@@ -97,9 +97,9 @@ def test_listeners_are_in_each_others_way_where_a_connection_could_reach_both(
 
 def test_very_many_listeners_are_compared_in_no_time() -> None:
     listen = {f"l{port}": Endpoint("127.0.0.1", port) for port in range(1, 60_000)}
-    began = time.monotonic()
+    began = time.thread_time()  # of the processor: what else the machine does costs nothing
     assert conflict({"a": web(BLOB, listen=listen)}) == ""
-    assert time.monotonic() - began < 10
+    assert time.thread_time() - began < 10
 
 
 def endpoint(address: str, port: int, protocol: str) -> Endpoint:
@@ -228,9 +228,9 @@ def test_a_tree_deeper_than_any_path_is_counted_and_removed(tmp_path: Path) -> N
 
 
 def test_very_many_files_are_laid_out_in_no_time_and_impossible_names_refused() -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     assert len(plan_files(web(BLOB, config={f"/d{number}/x": BLOB for number in range(4096)})).roots) == 4096
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2
     for spec in (web(BLOB, config={f"/{'é' * 128}": BLOB}), web(BLOB, volume={f"/v{n}": "v" for n in range(257)})):
         with pytest.raises(Refused):
             plan_files(spec)

@@ -23,13 +23,14 @@ from agent.supervisor.client import connect
 from agent.supervisor.network.nftables import Nftables
 from agent.supervisor.network.ruleset import GUARD_TABLE
 from tests.agent.runtime.support import descendants
-from tests.agent.service.daemon import both_networks, fetch, needs_guests, processes_of
+from tests.agent.service.daemon import READY_S, both_networks, fetch, needs_guests, processes_of
 from tests.agent.service.support import ROUNDS, Cloud, changed, host, put, run, until, web
 from tests.ports import free_port
 from tools import guests
 
 CYCLES = 2 * ROUNDS
 """Each starts, swaps, fails to swap and stops: two guests that serve, one that does not become ready."""
+LOOKS = 5
 WARM_UP = 5
 """After so many there is as much of everything as there will be: threads, connections, kept output."""
 
@@ -59,7 +60,28 @@ def descriptors_of(pid: int) -> Counter[str]:
     return found
 
 
+async def look(state_dir: Path, port: int) -> Traces | None:
+    """None where something came or went meanwhile."""
+    try:
+        return await asyncio.to_thread(traces, state_dir, port)
+    except FileNotFoundError:
+        return None
+
+
+async def at_rest(state_dir: Path, port: int) -> Traces:
+    """What is there once several looks in a row have found the same: something that is about to go has gone."""
+    looks: list[Traces | None] = []
+
+    async def the_same() -> Traces | None:
+        looks.append(await look(state_dir, port))
+        return looks[-1] if looks[-LOOKS:] == [looks[-1]] * LOOKS else None
+
+    found: Traces = await until(the_same)
+    return found
+
+
 def traces(state_dir: Path, port: int) -> Traces:
+    """Raises FileNotFoundError where something goes meanwhile."""
     (supervisor,) = processes_of(state_dir, b"agent.supervisor.main")
     below = descendants(supervisor)
     mounts = Path(f"/proc/{supervisor}/mounts").read_text().splitlines()
@@ -112,7 +134,7 @@ async def cycle(cloud: Cloud, port: int, binaries: list[str]) -> None:
         disk_bytes=1 << 20,
         volume={"/data": "files"},
         cores_milli=100,
-        ready=Ready("http", path="/", within_s=10.0),
+        ready=Ready("http", path="/", within_s=READY_S),
         update=Update(drain_s=0.0),
     )
     await cloud.ask(Start(first))
@@ -140,17 +162,17 @@ def test_nothing_is_left_of_processes_that_came_and_went(network: Mode) -> None:
                 rules = rules_of(state) or rules
             assert bool(rules) == (network == "namespaces")
             await until(lambda: rules_of(state) == "")  # a namespace is buried a moment after its guest
-            before = await asyncio.to_thread(traces, state, port)
+            before = await at_rest(state, port)
             for _ in range(CYCLES):
                 await cycle(cloud, port, binaries)
 
             async def as_before() -> bool:
-                return await asyncio.to_thread(traces, state, port) == before
+                return await look(state, port) == before
 
             try:
                 await until(as_before)
             except AssertionError:
-                assert await asyncio.to_thread(traces, state, port) == before
+                assert await look(state, port) == before
             assert before.listeners == 0
             assert len(list((state / "output" / "web").iterdir())) <= KEPT_GUESTS + 1
             await cloud.client.shut_down(guests=True)

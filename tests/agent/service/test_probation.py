@@ -4,6 +4,8 @@ put under a running guest."""
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import msgspec
@@ -16,7 +18,7 @@ from agent.api.journal import Event
 from agent.api.processes import ProcessSpec, Ready, Update, spec_digest
 from agent.client.errors import CallRefused
 from tests import guests as test_guests
-from tests.agent.service.daemon import fetch, needs_guests
+from tests.agent.service.daemon import READY_S, fetch, needs_guests
 from tests.agent.service.support import Cloud, MemoryRuntime, changed, host, put, real, run, until, wasm, web
 from tests.ports import free_port
 from tools import guests
@@ -158,12 +160,15 @@ def test_a_real_guest_that_ends_in_its_probation_gives_way_and_new_connections_f
     async def work(tmp: Path) -> None:
         port = free_port()
         one, probe = put(tmp / "state", *(path.read_bytes() for path in (guests.path("web-1"), probe_path())))
-        first = web(one, port=port)
-        second = changed(first, binary=probe, args=("listen-then-exit", str(port), "200"), ready=None, update=LONG)
+        first = web(one, port=port, ready=Ready("http", within_s=READY_S))
+        second = changed(first, binary=probe, args=("listen", str(port)), update=LONG)
         async with real(tmp) as cloud:
             await cloud.ask(Start(first))
+            asking = asyncio.create_task(cloud.ask(Replace(second, expect=spec_digest(first))))
+            guest = await on_probation(cloud, second)
+            os.kill((await cloud.agent.processes.known_guests())[guest].pid, signal.SIGKILL)
             with pytest.raises(CallRefused) as caught:
-                await cloud.ask(Replace(second, expect=spec_digest(first)))
+                await asking
             assert "probation" in caught.value.refusal.message
             assert b"1.0" in await asyncio.to_thread(fetch, port)
 
@@ -182,7 +187,7 @@ def test_files_are_put_under_a_real_guest_that_rereads_them_and_taken_back_where
             args=("serve-file", str(port), "/etc/app/text"),
             config={"/etc/app/text": contents[0]},
             update=Update(drain_s=0.5, config="reload", probation_s=0.3),
-            ready=Ready("http", path="/", within_s=10.0),
+            ready=Ready("http", path="/", within_s=READY_S),
         )
         async with real(tmp) as cloud:
             await cloud.ask(Start(spec))

@@ -101,8 +101,7 @@ def test_a_guest_finds_its_secret_in_memory_and_nothing_else_has_it() -> None:
             (serving,) = await cloud.events(Event.SERVING)
             assert serving.secrets == {"/run/secrets/db": secret}
             await cloud.ask(Stop("web", expect=spec_digest(with_secret(binary, secret))))
-            await until(lambda: not file.exists())
-            assert not memory_of(file).exists()
+            await until(lambda: not memory_of(file).exists())
         on_disk = [path for path in (tmp / "state").rglob("*") if path.is_file() and VALUE in path.read_bytes()]
         assert on_disk == []
 

@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from cas.memory import MemoryStore
 from cas.store import Store
 from cas.tree import blobs_of, decode_snapshot, pieces_of, read_tree
 from tests.agent.runtime.support import needs_root
-from tests.agent.service.daemon import GUESTS, Daemon, daemon, needs_guests, no_process_left
+from tests.agent.service.daemon import ANSWER_S, GUESTS, READY_S, Daemon, daemon, needs_guests, no_process_left
 from tests.agent.service.support import ROUNDS, put, run, until
 from tests.ports import free_port
 
@@ -44,7 +44,7 @@ class Kv:
     """A connection to the key-value server."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S)
         self._lines = self._socket.makefile("rb")
 
     def ask(self, line: str) -> str:
@@ -62,7 +62,7 @@ def kv(binary: Digest, port: int, volume: str = "kv-data") -> ProcessSpec:
         binary=binary,
         listen={"kv": Endpoint("127.0.0.1", port)},
         volume={"/data": volume},
-        ready=Ready("kv", within_s=20.0),
+        ready=Ready("kv", within_s=READY_S),
         update=Update(drain_s=1.0),
         cores_milli=100,
     )
@@ -291,11 +291,19 @@ def test_an_agent_killed_at_any_moment_of_a_restoring_leaves_the_old_volume_or_t
 def workers_of(host: Daemon) -> list[int]:
     """Processes of snapshots that still work in this host's directory."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/fd/*"):
+    for process in Path("/proc").iterdir():
         with suppress(OSError):
-            if path.readlink().is_relative_to(host.state_dir / "store"):
-                found.append(int(path.parts[2]))
+            found += [
+                int(process.name) for file in open_files(process) if file.is_relative_to(host.state_dir / "store")
+            ]
     return found
+
+
+def open_files(process: Path) -> Iterator[Path]:
+    """Of a process in /proc, which may end meanwhile. Raises OSError."""
+    for descriptor in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):
+            yield descriptor.readlink()
 
 
 # --- without privileges ---------------------------------------------------------------------------------------------

@@ -19,32 +19,41 @@ from agent.daemon.uploads import MANY, PLACES, Uploads
 from cas import wire
 from cas.exchange import frames
 from cas.store import Store
-from tests.agent.service.support import HOST, host, put, run, until
+from tests.agent.service.support import HOST, WAIT_S, host, put, run, until
 
 STALLED = 40
 
 
-async def stalls() -> AsyncIterator[bytes]:
-    yield wire.preamble()
+async def stalls(after: asyncio.Event) -> AsyncIterator[bytes]:
+    """Once it has begun, and again after this event."""
+    preamble = wire.preamble()
+    yield preamble[:1]
+    await after.wait()
+    yield preamble[1:]
     await asyncio.Event().wait()
 
 
-async def send_nothing_more(client: AgentClient) -> None:
+async def send_nothing_more(client: AgentClient, after: asyncio.Event) -> None:
     with suppress(CallRefused):
-        await client.send_blobs(stalls())
+        await client.send_blobs(stalls(after))
 
 
 def test_an_upload_gets_through_although_all_places_are_taken_by_senders_that_stall() -> None:
     async def work(tmp: Path) -> None:
         wanted = put(tmp / "mine", b"a blob")
         async with host(tmp / "state") as cloud:
-            uploads = cloud.agent.service._uploads = Uploads(stalled_s=0.2)
+            uploads = cloud.agent.service._uploads = Uploads(stalled_s=WAIT_S, wait_s=WAIT_S)
             others = [AgentClient(HOST, cloud.client.address, tmp / "operator") for _ in range(STALLED // 16 + 1)]
             clients = [await other.__aenter__() for other in others]
-            stalled = [asyncio.create_task(send_nothing_more(clients[i % len(clients)])) for i in range(STALLED)]
+            all_there = asyncio.Event()
+            stalled = [
+                asyncio.create_task(send_nothing_more(clients[i % len(clients)], all_there)) for i in range(STALLED)
+            ]
             await until(lambda: uploads._places.locked() and uploads._waiting >= STALLED - PLACES)
+            uploads._stalled_s = 0.2
+            all_there.set()
             with Store.open(tmp / "mine" / "store") as store:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(WAIT_S):
                     assert (await cloud.client.send_blobs(frames(store, wanted))).blobs == 1
             for task in stalled:
                 task.cancel()
@@ -61,12 +70,13 @@ def test_what_came_by_a_stream_that_broke_off_is_not_in_memory_any_more() -> Non
 
     async def work(tmp: Path) -> None:
         async with host(tmp / "state") as cloud, AgentClient(HOST, cloud.client.address, tmp / "operator") as other:
-            sending = asyncio.create_task(send_nothing_more(other))
+            gc.collect()  # those of tests before
+            sending = asyncio.create_task(send_nothing_more(other, asyncio.Event()))
             await until(lambda: streams() == 1)
             gc.disable()  # it may take its time, and counts objects, not bytes
             try:
                 sending.cancel()
-                await until(lambda: streams() == 0, within_s=5)
+                await until(lambda: streams() == 0)
             finally:
                 gc.enable()
 
@@ -75,7 +85,7 @@ def test_what_came_by_a_stream_that_broke_off_is_not_in_memory_any_more() -> Non
 
 def test_who_gets_no_place_in_time_or_finds_too_many_waiting_is_told_busy() -> None:
     async def work() -> None:
-        uploads = Uploads(places=1, max_waiting=1, wait_s=0.2, stalled_s=0.01, idle_s=0.05)
+        uploads = Uploads(places=1, max_waiting=1, wait_s=WAIT_S, stalled_s=0.01, idle_s=0.05)
         async with uploads.place():
             waiting = asyncio.create_task(enter(uploads))
             await asyncio.sleep(0)
@@ -83,7 +93,10 @@ def test_who_gets_no_place_in_time_or_finds_too_many_waiting_is_told_busy() -> N
             with pytest.raises(Refused) as caught:
                 await uploads.next_piece(never)
             assert caught.value.reason is Reason.BUSY
-            assert (await waiting).reason is Reason.BUSY
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            uploads._wait_s = 0.01
+            assert (await enter(uploads)).reason is Reason.BUSY
             with pytest.raises(Refused) as caught:
                 await uploads.next_piece(never)
             assert caught.value.reason is Reason.BAD_REQUEST
