@@ -135,6 +135,29 @@ def test_an_interruption_is_one_line_and_130(tmp_path: Path) -> None:
     assert err == b"lowcloud: interrupted\n"
 
 
+def test_an_interruption_just_before_standard_input_is_read_is_noticed() -> None:
+    """Nothing of Python's own runs between the two, where it would be noticed anyway."""
+    code = """
+import ctypes, functools, operator, os
+from tools.standard_input import StandardInput
+interrupt = functools.partial(ctypes.CDLL(None).kill, os.getpid(), 2)
+try:
+    list(map(operator.call, [interrupt, functools.partial(StandardInput().read, 1)]))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdin=read, stdout=subprocess.PIPE, env=environment(), text=True
+    ) as process:
+        os.close(read)
+        try:
+            out, _ = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            os.close(write)  # whoever still reads ends
+    assert out == "interrupted\n"
+
+
 def test_an_unforeseen_error_has_no_traceback_unless_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tools import errors
 from tools.cloud import blob_name, open_cloud, shown_path
 from tools.output import printable
+from tools.standard_input import StandardInput
 
 if TYPE_CHECKING:
     import argparse
@@ -85,7 +86,7 @@ def _open(path: str) -> FileIO:
     """Unbuffered: a buffer would read on after Ctrl-C, until it is full. Raises OSError, also for a directory or a
     device, which may never end."""
     if path == STANDARD_INPUT:
-        return FileIO(os.dup(0))
+        return StandardInput()
     file = FileIO(path)
     if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):
         file.close()

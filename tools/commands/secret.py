@@ -4,6 +4,7 @@ never printed."""
 from __future__ import annotations
 
 import sys
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from tools import errors
 from tools.cloud import open_cloud, shown_path
 from tools.hosts import known_addresses
 from tools.output import iso_time, local_time
+from tools.standard_input import StandardInput
 
 if TYPE_CHECKING:
     import argparse
@@ -128,7 +130,8 @@ def _value(file: Path | None) -> bytes:
         import getpass
 
         return getpass.getpass("value (it is not shown): ").encode()
-    value = sys.stdin.buffer.read(MAX_SECRET_BYTES + 1)
+    with BufferedReader(StandardInput()) as given:
+        value = given.read(MAX_SECRET_BYTES + 1)
     if len(value) > MAX_SECRET_BYTES:
         raise errors.UsageError(f"a secret has at most {MAX_SECRET_BYTES} bytes")
     return value

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from tools import errors
 from tools.cloud import open_cloud
 from tools.output import counted, printable, shorten, size
+from tools.standard_input import StandardInput
 
 if TYPE_CHECKING:
     import argparse
@@ -82,10 +84,5 @@ def _take(args: argparse.Namespace, out: Output, store: ReleaseStore, cloud: Clo
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
-    import sys
-
-    if path == STANDARD_INPUT:
-        yield sys.stdin.buffer
-        return
-    with Path(path).open("rb") as file:
+    with BufferedReader(StandardInput()) if path == STANDARD_INPUT else Path(path).open("rb") as file:
         yield file
