@@ -50,12 +50,18 @@ def wait_until_listening(loop: Loop, guest: Guest, groups: dict[str, Group], dea
 
 
 def wait_until_proven(loop: Loop, guest: Guest, group: Group, ready: Ready, deadline: float) -> Step:
-    """Try until the guest has accepted a connection, and answered where a path is given."""
+    """Try until the guest has accepted a connection, and answered where a path is given. What a try found that came to
+    an end is told, not that the last one was cut off by the deadline."""
     retry_s = FIRST_RETRY_S
+    told = ""
     while True:
         problem = yield from probe(loop, guest, group, ready.path, min(deadline, loop.clock() + ATTEMPT_S))
-        if not problem or guest.ended or loop.clock() + retry_s >= deadline:
+        if not problem or guest.ended:
             return problem
+        if not told or loop.clock() < deadline:
+            told = problem
+        if loop.clock() + retry_s >= deadline:
+            return told
         yield Wait(loop.clock() + retry_s, signal=guest.changed)
         retry_s = min(2 * retry_s, LAST_RETRY_S)
 

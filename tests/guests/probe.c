@@ -277,6 +277,15 @@ static bool mode_http500(void) {
     return serve_each(listener_at(2), SLICE(RESPONSE("500 Internal Server Error")), 0);
 }
 
+/* Answers once, and nobody after that. */
+static bool mode_http500_once(void) {
+    handle listener = listener_at(2), waiting = wasi_subscribe_tcp(listener);
+    wasi_block(waiting);
+    answer_one(listener, SLICE(RESPONSE("500 Internal Server Error")), 0);
+    pause_ns(FOREVER_NS);
+    return true;
+}
+
 /* listen-late PORT MS: listens after MS. */
 static bool mode_listen_late(void) {
     say("waiting", SLICE(""));
@@ -540,6 +549,7 @@ static const struct {
     {"never-listen", mode_never_listen},
     {"serve-file", mode_serve_file},             /* PORT PATH */
     {"http500", mode_http500},                   /* PORT [ADDRESS] */
+    {"http500-once", mode_http500_once},         /* PORT [ADDRESS] */
     {"slow-response", mode_slow_response},       /* PORT MS */
     {"connect", mode_connect},                   /* ADDRESS PORT */
     {"expect", mode_expect},                     /* ADDRESS PORT TEXT */
