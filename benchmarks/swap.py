@@ -42,6 +42,7 @@ READY_S = 20.0
 PORT = 18471
 CALM_S = 5.0
 MAX_LOAD_S = 300.0
+BEGUN = b"begun\n"
 
 
 class Load(msgspec.Struct):
@@ -68,11 +69,13 @@ class Swaps(msgspec.Struct):
 # --- load -----------------------------------------------------------------------------------------------------------
 
 
-async def put_load(address: str, port: int, rate: float, seconds: float) -> Load:
-    """Load one server for a time, or until the signal TERM."""
+async def put_load(address: str, port: int, rate: float, seconds: float, begun: Callable[[], object]) -> Load:
+    """Load one server for a time, or until the signal TERM. `begun` is called before the first request, when that
+    signal is listened to."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     load, errors, versions = Load(), Counter[str](), Counter[str]()
+    begun()
     end = time.monotonic() + seconds
     kept = [
         asyncio.create_task(_keep_asking(address, port, end, load, errors, versions)) for _ in range(KEPT_CONNECTIONS)
@@ -179,11 +182,19 @@ async def _timed(call: Awaitable[Any]) -> tuple[float, Any]:
 
 
 async def start_load(address: str, port: int, rate: float, seconds: float) -> asyncio.subprocess.Process:
-    """`put_load` in a process of its own."""
+    """`put_load` in a process of its own, which has begun."""
     arguments = ["--load", f"{address},{port}", "--rate", str(rate), "--seconds", str(seconds)]
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.swap", *arguments, stdout=asyncio.subprocess.PIPE
     )
+    if process.stdout is None or await process.stdout.readline() != BEGUN:
+        raise RuntimeError("the load generator did not begin")
+    return process
+
+
+def _say_begun() -> None:
+    sys.stdout.buffer.write(BEGUN)
+    sys.stdout.buffer.flush()
 
 
 async def end_load(process: asyncio.subprocess.Process) -> Load:
@@ -260,7 +271,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.load:
         address, _, port = options.load.partition(",")
-        load = asyncio.run(put_load(address, int(port), options.rate, options.seconds))
+        load = asyncio.run(put_load(address, int(port), options.rate, options.seconds, _say_begun))
         sys.stdout.write(msgspec.json.encode(load).decode())
         return 0
     result = asyncio.run(benchmark(options))

@@ -29,6 +29,7 @@ from tools import guests
 
 DEADLINE_S = 60.0
 """For what comes soon; on a busy machine it comes later."""
+LOAD_RATE = 200.0
 IS_ROOT = os.geteuid() == 0
 OTHER_UID = 1_800_000_000 + os.getpid()
 """Of this process alone: what a user may have of threads is counted over the whole machine."""
@@ -166,11 +167,23 @@ def http_get(endpoint: Endpoint, path: str = "/", *, source: str | None = None) 
     return answer.partition(b"\r\n\r\n")[2].decode()
 
 
+@contextlib.asynccontextmanager
+async def loaded(endpoint: Endpoint) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A load generator that has begun; whatever happens, it has ended afterwards."""
+    load = await swap.start_load(endpoint.address, endpoint.port, LOAD_RATE, swap.MAX_LOAD_S)
+    try:
+        yield load
+    finally:
+        if load.returncode is None:
+            load.kill()
+            await load.wait()
+
+
 def swap_under_load(directory: Path, network_of: Callable[[int], Network | None]) -> None:
     """Twelve swaps of a web server, of which no client may notice anything. `network_of` says how each version is
     connected."""
     endpoint = Endpoint("127.0.0.1", free_port())
-    swaps, gap_s, rate = 12, 0.15, 200.0
+    swaps, gap_s = 12, 0.2
 
     def version(number: int) -> GuestOrder:
         program, listen = f"web-{1 + number % 2}", {"http": endpoint}
@@ -180,9 +193,10 @@ def swap_under_load(directory: Path, network_of: Callable[[int], Network | None]
         async with supervisor(directory) as client:
             await client.spawn(version(0))
             await client.wait_ready("web-0", Ready("http", "/"), deadline_s=DEADLINE_S)
-            load = await swap.start_load(endpoint.address, endpoint.port, rate, swaps * 0.25 + 1)
-            took = await swap.swap_often(client, version, swaps, gap_s)
-            seen = await swap.end_load(load)
+            async with loaded(endpoint) as load:
+                took = await swap.swap_often(client, version, swaps, gap_s)
+                load.terminate()
+                seen = await swap.end_load(load)
             assert seen.errors == {}
             assert seen.failed == 0
             assert seen.served > 500

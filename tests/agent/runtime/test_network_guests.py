@@ -19,6 +19,7 @@ from tests.agent.runtime.support import (
     DEADLINE_S,
     http_get,
     is_alive,
+    loaded,
     needs_namespaces,
     order,
     supervisor,
@@ -90,15 +91,16 @@ def test_a_supervisor_killed_under_load_costs_no_connection_and_its_successor_go
         first = await connect(tmp_path)
         await first.spawn(version(0))
         await first.wait_ready("web-0", Ready("http", "/"), deadline_s=DEADLINE_S)
-        load = await swap.start_load(endpoint.address, endpoint.port, 200.0, 4.0)
-        await swap.swap_often(first, version, 2, 0.1)
-        os.kill(first.supervisor_pid, signal.SIGKILL)
-        await first.close()
-        await until(lambda: not is_alive(first.supervisor_pid), "the supervisor is dead")
-        async with supervisor(tmp_path) as second:
-            assert set(await second.guests()) == {"web-2"}
-            took = await swap.swap_often(second, lambda number: version(number + 2), 3, 0.1)
-            seen = await swap.end_load(load)
+        async with loaded(endpoint) as load:
+            await swap.swap_often(first, version, 2, 0.2)
+            os.kill(first.supervisor_pid, signal.SIGKILL)
+            await first.close()
+            await until(lambda: not is_alive(first.supervisor_pid), "the supervisor is dead")
+            async with supervisor(tmp_path) as second:
+                assert set(await second.guests()) == {"web-2"}
+                took = await swap.swap_often(second, lambda number: version(number + 2), 3, 0.2)
+                load.terminate()
+                seen = await swap.end_load(load)
         assert seen.errors == {}
         assert seen.served > 300
         assert took.not_drained == 0
