@@ -140,12 +140,12 @@ def test_a_process_moves_to_another_host_and_its_volume_stays(ground: Ground, po
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
-def test_a_host_that_fails_brings_back_those_that_had_moved(ground: Ground, port: int) -> None:
+def test_a_host_that_fails_brings_back_those_that_had_moved(ground: Ground, port: int, other_port: int) -> None:
     """One host at a time: h1 has the new version when h2 cannot start it."""
     definition = ground.definition(web=ground.web(port))
     first = asyncio.run(ground.apply(definition))
     taken = ground.definition(
-        web=ground.web(port, greeting="new"), zzz=ground.broken_web(port + 1, hosts=("h2",), restart="never")
+        web=ground.web(port, greeting="new"), zzz=ground.broken_web(other_port, hosts=("h2",), restart="never")
     )
     applied = asyncio.run(ground.apply(taken, "rolling"))
     assert applied.outcome is Outcome.REVERTED
@@ -165,18 +165,20 @@ def test_a_host_that_fails_brings_back_those_that_had_moved(ground: Ground, port
     assert applied.revert.outcome is Outcome.APPLIED
 
 
-def test_a_first_apply_that_fails_leaves_nothing_behind(ground: Ground, port: int) -> None:
+def test_a_first_apply_that_fails_leaves_nothing_behind(ground: Ground, port: int, other_port: int) -> None:
     asyncio.run(ground.apply(ground.definition()))
     clean = Ground(ground.cloud, ground.agents, ground.ref + "-2")
-    applied = asyncio.run(clean.apply(clean.definition(a=clean.web(port), b=clean.broken_web(port + 1)), "rolling"))
+    applied = asyncio.run(clean.apply(clean.definition(a=clean.web(port), b=clean.broken_web(other_port)), "rolling"))
     assert applied.outcome is Outcome.REVERTED
     assert all(state.processes == {} for state in asyncio.run(clean.observed()).hosts.values())
 
 
-def test_only_the_hosts_that_have_to_go_back_are_said_to_be_brought_back(ground: Ground, port: int) -> None:
+def test_only_the_hosts_that_have_to_go_back_are_said_to_be_brought_back(
+    ground: Ground, port: int, other_port: int
+) -> None:
     asyncio.run(ground.apply(ground.definition()))
     following = ground.definition(
-        web=ground.web(port, hosts=("h1",)), zzz=ground.broken_web(port + 1, hosts=("h2",), restart="never")
+        web=ground.web(port, hosts=("h1",)), zzz=ground.broken_web(other_port, hosts=("h2",), restart="never")
     )
     plan = asyncio.run(ground.plan(following, "rolling"))
     watching = Watching()
@@ -185,12 +187,12 @@ def test_only_the_hosts_that_have_to_go_back_are_said_to_be_brought_back(ground:
     assert [hosts for phase, hosts in watching.phases if phase == "revert"] == [1]
 
 
-def test_a_process_that_says_pause_leaves_everything_where_it_is(ground: Ground, port: int) -> None:
+def test_a_process_that_says_pause_leaves_everything_where_it_is(ground: Ground, port: int, other_port: int) -> None:
     definition = ground.definition(web=ground.web(port))
     asyncio.run(ground.apply(definition))
     pausing = Update(drain=1000, on_failure="pause")
     following = ground.definition(
-        web=ground.web(port, greeting="new"), zzz=ground.broken_web(port + 1, hosts=("h2",), update=pausing)
+        web=ground.web(port, greeting="new"), zzz=ground.broken_web(other_port, hosts=("h2",), update=pausing)
     )
     applied = asyncio.run(ground.apply(following, "rolling"))
     assert applied.outcome is Outcome.PARTIAL

@@ -159,12 +159,12 @@ def test_a_release_cannot_be_decided_without_its_engine_so_nothing_is_staged(
 
 
 def test_a_host_that_had_moved_and_is_away_when_all_go_back_is_told_and_goes_back_later(
-    ground: Ground, port: int
+    ground: Ground, port: int, other_port: int
 ) -> None:
     definition = ground.definition(web=ground.web(port))
     asyncio.run(ground.apply(definition))
     bad = ground.definition(
-        web=ground.web(port, greeting="new"), zzz=ground.broken_web(port + 1, hosts=("h2",), restart="never")
+        web=ground.web(port, greeting="new"), zzz=ground.broken_web(other_port, hosts=("h2",), restart="never")
     )
 
     def lose(step: Step) -> None:

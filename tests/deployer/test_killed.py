@@ -166,12 +166,12 @@ def test_ctrl_c_is_safe_at_any_point_and_what_is_told_is_what_runs(ground: Groun
 
 @pytest.mark.parametrize("point", ["revert", "done h1"])
 def test_ctrl_c_while_hosts_are_brought_back_is_told_and_the_next_apply_decides(
-    ground: Ground, port: int, point: str
+    ground: Ground, port: int, other_port: int, point: str
 ) -> None:
     definition = ground.definition(web=ground.web(port))
     asyncio.run(ground.apply(definition))
     bad = ground.definition(
-        web=ground.web(port, greeting="new"), zzz=ground.broken_web(port + 1, hosts=("h2",), restart="never")
+        web=ground.web(port, greeting="new"), zzz=ground.broken_web(other_port, hosts=("h2",), restart="never")
     )
     with stopped_at(ground, bad, point) as deployer:
         deployer.send_signal(signal.SIGINT)

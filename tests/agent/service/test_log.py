@@ -21,6 +21,12 @@ from cas import wire
 from tests.agent.service.support import HOST, Cloud, host, put, run, spec_digest, until, wasm, web
 
 
+@pytest.fixture(autouse=True)
+def nothing_of_tests_before() -> None:
+    """What they have left is not logged in the middle of one of these."""
+    gc.collect()
+
+
 async def leave_in_the_middle(cloud: Cloud, head: str, body: bytes, *, answered: bool) -> None:
     """Send the beginning of a request, and cut the connection."""
     context = tls.client_context(cloud.state_dir.parent / "operator")

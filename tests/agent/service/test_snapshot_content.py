@@ -266,25 +266,23 @@ def test_a_volume_that_is_never_at_rest_is_refused_and_one_that_comes_to_rest_is
     monkeypatch.setattr("agent.daemon.snapshots.taking.BETWEEN_LOOKS_S", 0.001)
     path = ground.volume / "f"
     path.touch()
-    ended = threading.Event()
 
-    def write() -> None:
-        count = 0
-        while not ended.is_set():
-            count += 1
-            path.write_bytes(b"%d" % count)
+    class WritesAfterEachLook(Keeper):
+        writes = True
 
-    writer = threading.Thread(target=write)
+        def flush(self) -> None:
+            super().flush()
+            if self.writes:
+                with path.open("ab") as file:
+                    file.write(b"more")
+
+    keeper = WritesAfterEachLook(ground.store, "test")
     with opened(ground.volume) as root:
-        taking = Taking(root, {}, Keeper(ground.store, "test"), tmp_path)
-        writer.start()
-        try:
-            with pytest.raises(NotAtRest, match="again and again"):
-                taking.at_rest()
-        finally:
-            ended.set()
-            writer.join()
+        taking = Taking(root, {}, keeper, tmp_path)
+        with pytest.raises(NotAtRest, match="again and again"):
+            taking.at_rest()
         monkeypatch.undo()
+        keeper.writes = False
         seen = taking.at_rest()
     assert facts(ground.restore(seen.look.items)) == facts(ground.volume)
 
