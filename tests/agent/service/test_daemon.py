@@ -319,8 +319,7 @@ def test_strangers_connections_do_not_use_up_the_agents_descriptors() -> None:
         pytest.skip("needs a hard limit of 4096 open files")
 
     async def work(tmp: Path) -> None:
-        async with daemon(tmp) as host:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+        async with daemon(tmp, ("prlimit", "--nofile=256:")) as host:
             address, port = host.address.split(":")
             with ExitStack() as strangers:
                 for _ in range(320):
@@ -328,7 +327,7 @@ def test_strangers_connections_do_not_use_up_the_agents_descriptors() -> None:
                 async with asyncio.timeout(ANSWER_S), host.client() as client:
                     assert await client.processes() == ()
 
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
     try:
         run(work)
     finally:
