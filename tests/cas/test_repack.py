@@ -336,7 +336,7 @@ def test_another_process_repacks_while_this_one_writes_and_collects(tmp_path: Pa
                 store.collect([])
         finally:
             (tmp_path / "stop").touch()
-            other.communicate(timeout=60)
+            other.communicate(timeout=250)
         assert other.returncode == 0
         store.repack()
         for versions_ in made.values():

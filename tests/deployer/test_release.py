@@ -87,7 +87,7 @@ def test_of_many_at_once_exactly_one_wins(store: Store) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert (len(won), len(lost)) == (1, 7)
     assert store.read_ref(REF) == won[0]
 

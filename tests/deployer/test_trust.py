@@ -48,8 +48,8 @@ def shake_hands(server: Path, client: Path, name: str) -> tuple[str, str | None]
     server_context = strict(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), server)
     client_context = strict(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), client)
     left, right = socket.socketpair()
-    left.settimeout(10)
-    right.settimeout(10)
+    left.settimeout(60)
+    right.settimeout(60)
     seen: list[str] = []
 
     def serve() -> None:
@@ -70,7 +70,7 @@ def shake_hands(server: Path, client: Path, name: str) -> tuple[str, str | None]
             assert connection.recv(1) == b"!"
     finally:
         right.close()
-        thread.join(10)
+        thread.join(60)
     return seen[0], version
 
 

@@ -16,7 +16,7 @@ import pytest
 from examples import build
 
 ROOT = Path(__file__).parent.parent.parent
-BUILD_TIMEOUT_S = 100
+BUILD_TIMEOUT_S = 250
 
 
 def hatchling(source: Path, target: str, out_dir: Path) -> Path:

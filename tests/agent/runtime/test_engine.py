@@ -76,7 +76,7 @@ def test_a_layout_that_is_not_as_expected_is_refused() -> None:
 def _in_a_process(target: object) -> int | None:
     process = multiprocessing.get_context("spawn").Process(target=target)  # type: ignore[arg-type]
     process.start()
-    process.join(60)
+    process.join(120)
     return process.exitcode
 
 
