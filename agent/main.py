@@ -166,6 +166,7 @@ async def _serve(
         context = tls.server_context(credentials_dir)
     except tls.CredentialsUnusable as error:
         raise AgentCannotStart(str(error), hint=error.hint) from error
+    await _see_that_it_can_listen(address, port)
     work = state_dir / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(mode=0o700)
@@ -205,9 +206,22 @@ async def listening(agent: Agent, context: ssl.SSLContext, address: str, port: i
         host, number = runner.addresses[0][:2]
         yield f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
     except OSError as error:
-        raise AgentCannotStart(f"cannot listen on {address} port {port}: {error}", hint="choose another") from error
+        raise _cannot_listen(address, port, error) from error
     finally:
         await runner.cleanup()
+
+
+async def _see_that_it_can_listen(address: str, port: int) -> None:
+    """Before anything is started, a supervisor above all, which outlives its agent. Raises AgentCannotStart."""
+    try:
+        trial = await asyncio.get_running_loop().create_server(asyncio.Protocol, address, port, start_serving=False)
+    except OSError as error:
+        raise _cannot_listen(address, port, error) from error
+    trial.close()
+
+
+def _cannot_listen(address: str, port: int, error: OSError) -> AgentCannotStart:
+    return AgentCannotStart(f"cannot listen on {address} port {port}: {error}", hint="choose another")
 
 
 def _end_on_signals(agent: Agent) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from agent.sandbox import linux
+from agent.supervisor import orphans
 from agent.supervisor.event_loop import Loop
 from agent.supervisor.supervisor import MAX_AGENTS, Supervisor
-from agent.supervisor.wire import LOCK_NAME, LOG_NAME, SOCKET_NAME
+from agent.supervisor.wire import LOCK_NAME, LOG_NAME, SOCKET_NAME, STATE_NAME
 
 MAX_LOG_BYTES: Final = 1 << 20
 
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
     except BaseException as error:
         with contextlib.suppress(OSError):
             _say(writing, f"{type(error).__name__}: {error}\n".encode())
-        traceback.print_exc()
+            traceback.print_exc()
         os._exit(1)
     os._exit(0)
 
@@ -63,6 +65,8 @@ def run(state_dir: Path, on_open: Callable[[], None]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RuntimeError(f"another supervisor holds {state_dir / LOCK_NAME}") from None
+    if not (_is_waited_for() or orphans.load(state_dir / STATE_NAME).living):
+        raise RuntimeError("who started it has gone, and there are no guests to take over")
     _redirect_output(state_dir / LOG_NAME)
     linux.become_subreaper()
     linux.set_process_name("lowcloud-superv")
@@ -74,6 +78,13 @@ def run(state_dir: Path, on_open: Callable[[], None]) -> None:
     supervisor.start()
     on_open()
     loop.run()
+
+
+def _is_waited_for() -> bool:
+    """Does anybody read why it cannot start? Nobody would end a supervisor whose agent has gone meanwhile."""
+    looking = select.poll()
+    looking.register(2, 0)
+    return not any(event & select.POLLERR for _, event in looking.poll(0))
 
 
 def log(text: str) -> None:

@@ -36,7 +36,9 @@ from tests.agent.runtime.support import (
     supervisor,
     until,
 )
+from tests.agent.service.daemon import processes_of
 from tests.ports import free_port
+from tests.tools.command import environment
 
 
 async def exit_of(client: SupervisorClient, guest: str) -> GuestExited:
@@ -404,6 +406,17 @@ def test_one_supervisor_at_most_runs_in_a_state_directory(tmp_path: Path) -> Non
                 await other.close()
 
     asyncio.run(scenario())
+
+
+def test_a_supervisor_whose_agent_has_gone_while_it_starts_does_not_stay(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as if the agent had been killed
+    words = [sys.executable, "-P", "-m", "agent.supervisor.main", str(tmp_path)]
+    process = subprocess.Popen(words, env=environment(), stderr=writing)
+    os.close(writing)
+    assert process.wait(DEADLINE_S) != 0
+    assert not (tmp_path / supervisor_wire.SOCKET_NAME).exists()
+    assert processes_of(tmp_path) == []
 
 
 def test_a_long_state_directory_works(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from tests.agent.service.daemon import (
     processes_of,
     web,
 )
-from tests.agent.service.support import ROUNDS, changed, put, run, until, wasm
+from tests.agent.service.support import HOST, ROUNDS, changed, prepare, put, run, until, wasm
 from tests.ports import free_port
 from tools import guests
 
@@ -348,6 +348,17 @@ def test_an_agent_that_cannot_start_says_why(tmp_path: Path) -> None:
         run_agent("fra1", "127.0.0.1:0", tmp_path)
     with pytest.raises(AgentCannotStart, match="no address:port"):
         run_agent("fra1", "127.0.0.1", tmp_path)
+
+
+def test_an_agent_that_cannot_listen_has_started_nothing(tmp_path: Path) -> None:
+    prepare(tmp_path / "state")
+    with (
+        socket.create_server(("127.0.0.1", free_port())) as taken,
+        pytest.raises(AgentCannotStart, match="cannot listen"),
+    ):
+        run_agent(HOST, f"127.0.0.1:{taken.getsockname()[1]}", tmp_path / "state")
+    assert processes_of(tmp_path / "state") == []
+    assert not (tmp_path / "state" / "store").exists()
 
 
 def test_where_to_listen_is_an_address_and_a_port() -> None:
