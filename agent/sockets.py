@@ -1,7 +1,7 @@
-"""The sockets of one client: how they are made, and how much of what went into them the other side has acknowledged.
+"""The sockets of one client: how they are made, and what has arrived, here and on the other side.
 
-What a program has written is no measure of how fast a link is: megabytes of it may wait in buffers. The kernel knows
-what has arrived.
+What a program has written is no measure of how fast a link is: megabytes of it may wait in buffers. Nor is what it has
+read: TLS hands over whole records. The kernel knows what has arrived.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import socket
 import struct
 import sys
 import weakref
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
-_ACKNOWLEDGED: Final = struct.Struct("=120xQ")
-"""`tcpi_bytes_acked` of Linux' `struct tcp_info` (linux/tcp.h, since 4.2)."""
+_COUNTED: Final = struct.Struct("=120xQQ")
+"""`tcpi_bytes_acked` and `tcpi_bytes_received` of Linux' `struct tcp_info` (linux/tcp.h, since 4.2)."""
 
 _TCP_RTO_MAX_MS: Final = 44
 """Of linux/tcp.h, since 6.15."""
@@ -54,15 +55,40 @@ class Sockets:
 
     def acknowledged_bytes(self) -> int | None:
         """Of all that was written to those that are open; None where the system does not say."""
-        if sys.platform != "linux":
-            return None
-        found = 0
-        for made in list(self._made):
-            if made.fileno() < 0:
-                continue
-            try:
-                told = made.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKNOWLEDGED.size)
-                found += _ACKNOWLEDGED.unpack(told)[0]
-            except (OSError, struct.error):
-                return None
-        return found
+        return self._sum(acknowledged_bytes)
+
+    def received_bytes(self) -> int | None:
+        """Of all that has arrived for those that are open; None where the system does not say."""
+        return self._sum(received_bytes)
+
+    def _sum(self, of: Callable[[Asked], int | None]) -> int | None:
+        told = [of(made) for made in list(self._made) if made.fileno() >= 0]
+        return sum(one for one in told if one is not None) if None not in told else None
+
+
+class Asked(Protocol):
+    """A socket, also as asyncio shows it."""
+
+    def getsockopt(self, level: int, name: int, size: int, /) -> bytes: ...
+
+
+def acknowledged_bytes(made: Asked) -> int | None:
+    """Of all that was written to a socket; None where the system does not say."""
+    counted = _counted(made)
+    return None if counted is None else counted[0]
+
+
+def received_bytes(made: Asked) -> int | None:
+    """Of all that has arrived for a socket, taken from it or not; None where the system does not say."""
+    counted = _counted(made)
+    return None if counted is None else counted[1]
+
+
+def _counted(made: Asked) -> tuple[int, int] | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        acknowledged, received = _COUNTED.unpack(made.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _COUNTED.size))
+    except (OSError, struct.error):
+        return None
+    return acknowledged, received

@@ -105,9 +105,18 @@ class Ground:
         more: Sequence[bytes] = (),
         greeting: str = "hello",
         hosts: Sequence[str] = (),
+        longer_s: float = 0.0,
     ) -> Watched:
+        """`longer_s`: what it may take beyond what it may usually."""
         watched = watching.apply(
-            self.fleet, module, more=more, greeting=greeting, hosts=hosts, dead=dead, events=events
+            self.fleet,
+            module,
+            more=more,
+            greeting=greeting,
+            hosts=hosts,
+            dead=dead,
+            events=events,
+            within_s=watching.COMMAND_S + longer_s,
         )
         if self._trace:
             print(watched.messages, (self.fleet.root / "out").read_text(), file=sys.stderr)
@@ -191,9 +200,11 @@ def slow_waiting(ground: Ground) -> Iterator[Step]:
 
 def _slowed(ground: Ground, host: Host, role: str) -> Step:
     assert ground.world.border is not None
-    ground.world.slow(host.name, ground.world.border.mbit / SLOWER)
+    mbit = ground.world.border.mbit / SLOWER
+    ground.world.slow(host.name, mbit)
     what = f"the link of the host that {role} is {SLOWER:.0f} times slower than a border"
-    return Step(what, ground.apply(ground.versions.old), (host.name,))
+    copy_s = len(smallest(ground.versions.old)[1]) / (mbit * 125_000)
+    return Step(what, ground.apply(ground.versions.old, longer_s=2 * copy_s), (host.name,))
 
 
 def slow_border(ground: Ground) -> Iterator[Step]:

@@ -36,6 +36,7 @@ from agent.api.routes import Routes
 from agent.api.words import SignedWord, WordsAnswer, WordsQuery
 from agent.client.connections import READ_TIMEOUT_S, Connections
 from agent.client.errors import BadAnswer, CallRefused, refused_because
+from agent.client.greetings import Greetings
 from agent.streaming import in_thread
 from cas.digest import Digest, digest_of
 
@@ -70,13 +71,16 @@ def call_timeout_s(call: Call) -> float:
 class AgentClient:
     """One host's agent. Use as an asynchronous context manager; methods may run side by side.
 
-    `address` is `address:port` (IPv6 in brackets); `credentials_dir` holds this party's certificate (`agent.tls`).
+    `address` is `address:port` (IPv6 in brackets); `credentials_dir` holds this party's certificate (`agent.tls`);
+    `greetings`: see `Connections`.
     """
 
-    def __init__(self, host_name: str, address: str, credentials_dir: Path) -> None:
+    def __init__(
+        self, host_name: str, address: str, credentials_dir: Path, *, greetings: Greetings | None = None
+    ) -> None:
         self.host_name = host_name
         self.address = address
-        self._agent = Connections(host_name, address, credentials_dir)
+        self._agent = Connections(host_name, address, credentials_dir, greetings)
 
     async def __aenter__(self) -> Self:
         await self._agent.open()
@@ -92,6 +96,10 @@ class AgentClient:
     def acknowledged_bytes(self) -> int | None:
         """Of all that was sent over the connections that are open; None where the system does not say."""
         return self._agent.acknowledged_bytes()
+
+    def received_bytes(self) -> int | None:
+        """Of all that has arrived over the connections that are open; None where the system does not say."""
+        return self._agent.received_bytes()
 
     # --- calls -------------------------------------------------------------------------------------------------------
 

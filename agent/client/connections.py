@@ -23,6 +23,7 @@ import msgspec
 from agent import tls
 from agent.api.answers import Refusal
 from agent.client.errors import AgentError, BadAnswer, CallRefused, HostSilent, HostUnreachable
+from agent.client.greetings import Greetings
 from agent.pulse import SILENT_S, Moved, Pulse, Silent, Stuck
 from agent.sockets import Sockets
 
@@ -47,11 +48,13 @@ T = TypeVar("T")
 
 
 class Connections:
-    """To one host's agent: a pool, over which questions may go side by side between `open` and `close`."""
+    """To one host's agent: a pool, over which questions may go side by side between `open` and `close`. `greetings`:
+    what its connections are counted in, and limited by."""
 
-    def __init__(self, host_name: str, address: str, credentials_dir: Path) -> None:
+    def __init__(self, host_name: str, address: str, credentials_dir: Path, greetings: Greetings | None = None) -> None:
         self._host_name = host_name
         self._address = address
+        self._greetings = greetings
         self._credentials_dir = credentials_dir
         self._session: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
@@ -69,6 +72,7 @@ class Connections:
             auto_decompress=False,
             read_bufsize=READ_AHEAD_BYTES,
             skip_auto_headers=UNSAID,
+            trace_configs=[self._greetings.watched()] if self._greetings else None,
         )
 
     async def close(self) -> None:
@@ -88,6 +92,10 @@ class Connections:
     def acknowledged_bytes(self) -> int | None:
         """Of all that was sent over the connections that are open; None where the system does not say."""
         return self._sockets.acknowledged_bytes()
+
+    def received_bytes(self) -> int | None:
+        """Of all that has arrived over those that are open; None where the system does not say."""
+        return self._sockets.received_bytes()
 
     async def ask(
         self,
@@ -165,7 +173,8 @@ class Connections:
         """A request whose answer is a success, put once; every other way it can end is one of `agent.client.errors`."""
         if self._session is None or self._context is None:
             raise RuntimeError("use AgentClient as an asynchronous context manager")
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=stalled_s)
+        limit_s = self._greetings.limit_s if self._greetings else CONNECT_TIMEOUT_S
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=limit_s, sock_read=stalled_s)
         try:
             async with self._session.request(
                 method,
@@ -192,8 +201,8 @@ class Connections:
                 hint="the host and the operator must have certificates of the same cloud (`lowcloud host add`)",
             ) from error
         except TimeoutError as error:
-            limit_s = timeout_s or stalled_s
-            waited = f" within {limit_s:.0f} s" if limit_s else ""
+            waited_s = limit_s if isinstance(error, aiohttp.ConnectionTimeoutError) else timeout_s or stalled_s
+            waited = f" within {waited_s:.0f} s" if waited_s else ""
             raise HostUnreachable(f"{self._host_name} at {self._address} did not answer{waited}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise HostUnreachable(f"{self._host_name} at {self._address} cannot be reached: {_plain(error)}") from error

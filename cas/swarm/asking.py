@@ -1,7 +1,8 @@
 """Who is asked what it has by now.
 
 The neighbours in the circle of the region about everything; the bringer of each blob about this host's share of it; and
-hosts of other regions by whoever brings the blob in, or has had no news from inside for so long that it takes over.
+hosts of other regions by whoever brings the blob in, or has had no news from inside for so long that it takes over. Of
+what the region has already they are asked nothing: a bringer that was left behind gets it from there.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ class Asking:
         self._near_pace, self._news_pace = near, Pace()
         self._swarm: Swarm | None = None
         self._near: list[str] = []
+        self._most = max(limits.neighbours, limits.outside)
+        """So many hosts of each side are asked at a time."""
+        self._stays_inside = False
+        """Hosts of other regions are asked nothing."""
+        self._let_out_s = float("-inf")
+        """Since when they may be, where that was so."""
         self.doubtful = False
         """Whether something is in flight for so long that others are to be asked about it."""
         self._bringers = Bringers()
@@ -48,7 +55,7 @@ class Asking:
     def plan(self, blobs: Collection[Blob], now_s: float) -> None:
         self.about = {}
         for name in self._near:
-            if len(self.about) >= self._limits.neighbours:
+            if len(self.about) >= min(self._limits.neighbours, self._most):
                 break
             if self._is_well(name, now_s):
                 self.about[name] = None
@@ -61,6 +68,11 @@ class Asking:
                 self._plan_one(blob, left | {peer.name for peer in liars if blob.blob in peer.banned}, now_s)
         self.due = dict.fromkeys(self.about)
         self.doubtful = any(blob.doubtful | blob.tardy for blob in blobs)
+
+    def stay_inside(self, stays: bool, now_s: float) -> None:
+        if self._stays_inside and not stays:
+            self._let_out_s = now_s
+        self._stays_inside = stays
 
     def again(self, name: str) -> None:
         """Something has changed, so that it may have to be asked."""
@@ -89,9 +101,12 @@ class Asking:
             self._near_pace.patience_s(limits.least_takeover_s, limits.takeover_s),
             self._news_pace.usual_s(limits.least_takeover_s, limits.takeover_s),
         )
-        if self._bringers.are_silent(now_s - patience_s):
+        if self._bringers.are_silent(now_s - patience_s) or blob.news_s <= self._let_out_s:
             patience_s = limits.takeover_s
-        if not rank or (blob.out_of_turn and blob.lead < 0):
+        quiet_s = min(quiet_s, now_s - self._let_out_s)  # until then another host was to be told to bring it
+        if self._stays_inside:
+            blob.outside = blob.out_of_turn = False
+        elif not rank or (blob.out_of_turn and blob.lead < 0):
             blob.outside, blob.out_of_turn = not rank, False
         elif not blob.out_of_turn:
             blob.outside = blob.out_of_turn = quiet_s >= patience_s * (1 + rank.bit_length()) / 2
@@ -102,7 +117,7 @@ class Asking:
             mine = any(blob.lacking(form) & self._picker.watched_inside(blob, form) for form in wanted)
             if mine or rank <= 2:
                 self._add(blob.root, blob)
-        if blob.outside:
+        if blob.outside and (blob.out_of_turn or not blob.is_near()):
             for name in self._outsiders(blob, blob.swarm.region_of[self._me], now_s, patience_s):
                 self._add(name, blob)
 
@@ -126,13 +141,13 @@ class Asking:
         regions = (other for other in blob.swarm.regions if other != region)
         bringing = (enumerate(self._bringing(blob, other, now_s, patience_s)) for other in regions)
         by_place = sorted(itertools.chain.from_iterable(bringing))
-        taken = dict.fromkeys(name for _, name in by_place[: self._limits.outside])
+        taken = dict.fromkeys(name for _, name in by_place[: min(self._limits.outside, self._most)])
         yield from taken
         if now_s - max(blob.heard_s, blob.moved_s) > self._limits.relief_s:
             others = blob.swarm.outside(region, blob.blob)
             rest = [name for name in others if name not in taken and self._is_well(name, now_s)]
             turn = int((now_s - blob.first_s) / self._limits.relief_s) * EXPLORED
-            yield from {rest[(turn + step) % len(rest)]: None for step in range(EXPLORED) if rest}
+            yield from {rest[(turn + step) % len(rest)]: None for step in range(min(EXPLORED, self._most)) if rest}
 
     def _bringing(self, blob: Blob, region: str, now_s: float, patience_s: float) -> Iterator[str]:
         """The first host of a region that is well. Where it has told of nothing for so long, somebody there may have
@@ -182,6 +197,16 @@ class Asking:
         return peer is None or peer.is_well(now_s)
 
     # --- questions ---
+
+    def answered(self) -> None:
+        """Somebody was asked and has answered: twice as many may be asked at a time."""
+        self._most = min(2 * self._most, max(self._limits.neighbours, self._limits.outside))
+
+    def failed(self, asked_s: float) -> None:
+        """Somebody who was asked then has not answered. Where nobody else was heard since, it may be this host's own
+        line that is slow or cut: half as many are asked at a time."""
+        if all(peer.heard_s < asked_s for peer in self._peers.values()):
+            self._most = max(1, self._most // 2)
 
     def questions_for(self, peer: Peer, blobs: Mapping[Digest, Blob]) -> dict[Digest, int]:
         """By form, what would be news from this peer, of the open blobs that it is asked about."""

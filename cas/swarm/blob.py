@@ -39,6 +39,7 @@ class Blob:
         "doubtful",
         "ended",
         "first_s",
+        "flowed_s",
         "form",
         "forms",
         "group",
@@ -136,8 +137,10 @@ class Blob:
         """When something of it was last asked for or came."""
         self.news_s = now_s
         """When something of it last came, or was new in this region."""
+        self.flowed_s = now_s
+        """When bytes of a piece last came."""
         self.heard_s = now_s
-        """The same, or was new anywhere. Not moved by anything that can be said twice."""
+        """The same as `news_s`, or was new anywhere. Not moved by anything that can be said twice."""
 
     def lacking(self, form: Digest) -> int:
         return self.wholes[form] & ~self.have.get(form, 0)

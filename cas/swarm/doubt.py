@@ -4,7 +4,8 @@ How long a silence is too long is measured (`patience`). What it means depends o
 others did is left as soon as one of them can be asked for the same; where nobody can, it is only noted that what it
 owes is doubtful, so that others are asked about it. Neighbours are asked about it sooner, when it is tardy, so that it
 is known by then whether one of them has it. What somebody owes who is suspect is doubtful from the beginning, and is
-asked of the first other one that has it.
+asked of the first other one that has it. Over a thin line answers starve each other: as long as bytes of some come,
+and no piece is whole, nobody is left for silence.
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ class Doubt:
         self._peers = peers
         self._flight = flight
         self._near_pace, self._far_pace = near, far
+        self.starving = False
+        """Some answers take all that this host's line has, so that others are silent."""
+        self.starved = 0
+        """So many are, or were just now: they take nothing of the line."""
 
     def silent(self, now_s: float) -> Iterator[tuple[Peer, float]]:
         """Who is to be left, and how long it has been silent. The gets of who is left may end meanwhile."""
         tardy_s = self._near_pace.usual_s(self._limits.least_patience_s / 4, self._limits.stall_s)
         for blob in self._wanted.open.values():
             blob.doubtful = blob.tardy = 0
+        self.starving, self.starved = False, 0
         for get in list(self._flight.gets.values()):
             if get.id not in self._flight.gets:
                 continue
@@ -45,6 +51,12 @@ class Doubt:
                 for form, left in get.left.items():
                     self._wanted.by_form[form].tardy |= left
             if wait is Wait.NORMAL and not get.peer.suspect:
+                continue
+            if wait is Wait.OVER and self._is_starved(get, since_s):
+                self.starving = True
+                get.starved_s = now_s
+            if now_s - get.starved_s < self._limits.starved_s:
+                self.starved += 1
                 continue
             keeps = wait is Wait.VERY_LONG and get.peer.near and self._hears_neighbours(get.peer, since_s)
             if wait is Wait.OVER or keeps or self._could_be_replaced(get, since_s, now_s):
@@ -62,6 +74,13 @@ class Doubt:
         if are_last and silent_s >= pace.usual_s(self._limits.least_patience_s / 2, self._limits.stall_s):
             return Wait.LONG if wait is Wait.NORMAL else wait
         return wait
+
+    def _is_starved(self, get: PendingGet, since_s: float) -> bool:
+        """Whether bytes of others came meanwhile, and no whole piece of anybody: this host's own line is thin. Where
+        it is not, pieces come."""
+        if any(peer.last_s > since_s for peer in self._peers.values()):
+            return False
+        return any(other.flowed_s > since_s and other.peer is not get.peer for other in self._flight.gets.values())
 
     def needless(self, now_s: float) -> list[PendingGet]:
         """What was asked of another region and has not come for longer than neighbours need, who have all of it by now.

@@ -27,7 +27,7 @@ from cas.digest import Digest
 from cas.swarm.asking import Asking
 from cas.swarm.blob import Blob, Want
 from cas.swarm.doubt import Doubt
-from cas.swarm.in_flight import InFlight, PendingGet
+from cas.swarm.in_flight import InFlight, PendingGet, Question
 from cas.swarm.late import Late
 from cas.swarm.limits import Limits
 from cas.swarm.messages import (
@@ -86,6 +86,10 @@ class Fetch:
         self._asking = Asking(me, self.limits, self._peers, self._picker, self._near_pace)
         self._out: list[Request] = []
         self._tick_s = 0.0
+        self._most_gets = self.limits.gets
+        """So many at a time: fewer where they starve each other on this host's line, until pieces follow each other."""
+        self._arrived_s = float("-inf")
+        """When a piece came last."""
         self._asks_s = 0.0
         """When one that is to be asked may be asked again."""
 
@@ -140,6 +144,18 @@ class Fetch:
         """The blobs that have not ended."""
         return frozenset(self._wanted.digests)
 
+    def stay_inside(self, stays: bool, now_s: float) -> None:
+        """Whether hosts of other regions are to be asked nothing, from the next tick on: as long as somebody has this
+        region's hosts bring in what they are told to."""
+        self._asking.stay_inside(stays, now_s)
+
+    @property
+    def is_near(self) -> bool:
+        """Whether something is wanted, and hosts of the own region that are believed have all of it."""
+        wanted = self._wanted
+        is_open = bool(wanted.digests) and wanted.digests == wanted.open.keys()
+        return is_open and all(blob.is_near() for blob in wanted.open.values())
+
     def sources(self) -> list[Source]:
         return [
             Source(p.name, p.near, p.bytes, p.rate, p.failures, p.reason, tuple(sorted(p.banned)))
@@ -154,6 +170,7 @@ class Fetch:
             return
         peer = question.peer
         peer.answered(now_s)
+        self._asking.answered()
         news = False
         for form, said in event.holdings.items():
             blob = self._wanted.by_form.get(form)
@@ -200,6 +217,9 @@ class Fetch:
             return
         wait_s = now_s - max(get.last_s, get.peer.last_s)
         get.peer.delivered(now_s, wait_s, event.wire_bytes)
+        if now_s - self._arrived_s < self.limits.stall_s:
+            self._most_gets = min(2 * self._most_gets, self.limits.gets)
+        self._arrived_s = now_s
         (self._near_pace if get.peer.near else self._far_pace).waited(wait_s)
         get.last_s = now_s
         is_last = self._flight.came(get, event.form, came)
@@ -214,8 +234,11 @@ class Fetch:
     def _flowing(self, event: Flowing, now_s: float) -> None:
         """It is not silent, though no piece is whole yet: this host's own link may be the slow one."""
         get = self._flight.gets.get(event.id)
-        if get is not None:
-            get.flowed_s = now_s
+        if get is None:
+            return
+        get.flowed_s = now_s
+        for form in get.left:
+            self._wanted.by_form[form].flowed_s = now_s
 
     def _wrong(self, event: Wrong, now_s: float) -> None:
         get = self._flight.gets.get(event.id)
@@ -256,11 +279,25 @@ class Fetch:
             peer.busy_s = max(peer.busy_s, now_s + min(max(event.again_s, 0.0), 60.0))
             if get is not None:
                 self._was_busy(peer, get, now_s)
+            else:
+                peer.mute = peer.gets > 0
         elif isinstance(event, Failed):
-            self._leave(peer, now_s, event.reason)
+            if question is None:
+                self._leave(peer, now_s, event.reason)
+            else:
+                self._not_answered(question, now_s, event.reason)
         elif empty:
             peer.suspect = True
             self._leave(peer, now_s, "offered pieces that it did not have")
+
+    def _not_answered(self, question: Question, now_s: float, reason: str) -> None:
+        """Who sends pieces meanwhile is there: over a thin line there is no room for more."""
+        self._asking.failed(question.asked_s)
+        gets = self._flight.gets_from(question.peer)
+        if any(max(get.flowed_s, get.last_s) > max(get.since_s, question.asked_s) for get in gets):
+            question.peer.mute = True
+        else:
+            self._leave(question.peer, now_s, reason)
 
     def _was_busy(self, peer: Peer, get: PendingGet, now_s: float) -> None:
         """That is no blame, but for as long as silence is borne, while nobody of the region gets anything of it either,
@@ -296,10 +333,14 @@ class Fetch:
         self._open(now_s)
         for number, question in list(self._flight.questions.items()):
             if now_s >= question.deadline_s and number in self._flight.questions:
-                self._leave(question.peer, now_s, "did not answer a question")
+                self._flight.remove_question(number)
+                self._out.append(Cancel(number))
+                self._not_answered(question, now_s, "did not answer a question")
         for peer, silent_s in self._doubt.silent(now_s):
             peer.suspect = True
             self._leave(peer, now_s, f"sent nothing for {silent_s:.1f} s")
+        if self._doubt.starving:
+            self._most_gets = max(1, min(self._most_gets, len(self._flight.gets)) // 2)
         for get in self._doubt.needless(now_s):
             self._close(get, cancel=True)
         for blob in list(self._wanted.open.values()):
@@ -316,7 +357,7 @@ class Fetch:
                 self._use(blob, form)
 
     def _look_after(self, blob: Blob, now_s: float) -> None:
-        if now_s - blob.heard_s >= self.limits.patience_s:
+        if now_s - max(blob.heard_s, blob.flowed_s) >= self.limits.patience_s:
             self._end(blob, ok=False, reason=blob.why_not(self.limits.patience_s))
         elif blob.form is None:
             self._choose(blob, now_s)
@@ -386,7 +427,7 @@ class Fetch:
     def _fill(self, now_s: float) -> None:
         """Ask for pieces, of the least busy and fastest peers first, as long as there is room."""
         limits, flight = self.limits, self._flight
-        while self._offering and len(flight.gets) < limits.gets and flight.bytes < limits.in_flight_bytes:
+        while self._offering and self._has_room() and flight.bytes < limits.in_flight_bytes:
             well = [peer for peer in self._offering.values() if now_s >= max(peer.again_s, peer.busy_s)]
             peer = min(well, key=_preference, default=None)
             if peer is None:
@@ -398,6 +439,9 @@ class Fetch:
                 self._asking.again(peer.name)
             if not picked or peer.gets >= limits.gets_per_peer:
                 del self._offering[peer.name]
+
+    def _has_room(self) -> bool:
+        return len(self._flight.gets) - self._doubt.starved < self._most_gets
 
     def _offer(self, peer: Peer) -> None:
         """It may have something, and may be asked for it as soon as it has a place free."""
@@ -423,7 +467,7 @@ class Fetch:
         """Ask those that have nothing to offer what they have by now."""
         limits, flight = self.limits, self._flight
         self._asks_s = self._tick_s
-        if len(flight.gets) >= limits.gets and not self._asking.doubtful:
+        if not self._has_room() and not self._asking.doubtful:
             return
         for name in list(self._asking.due):
             if len(flight.questions) >= limits.asks:
@@ -436,11 +480,11 @@ class Fetch:
                     self._asks_s = min(self._asks_s, peer.tell_s)
                 continue
             del self._asking.due[name]
-            if peer.asked or name in self._offering or not peer.is_well(now_s):
+            if peer.asked or peer.mute or name in self._offering or not peer.is_well(now_s):
                 continue
             forms = self._asking.questions_for(peer, self._wanted.open)
             if forms:
-                number = flight.add_question(peer, forms, now_s + limits.wait_s + limits.answer_s)
+                number = flight.add_question(peer, forms, now_s, now_s + limits.wait_s + limits.answer_s)
                 self._out.append(Ask(number, name, forms, limits.wait_s))
 
     def _is_near(self, name: str) -> bool:
@@ -452,6 +496,9 @@ class Fetch:
     def _close(self, get: PendingGet, *, cancel: bool) -> None:
         """This request is over; what did not come is free to be asked for again."""
         self._flight.remove_get(get)
+        if get.peer.mute:
+            get.peer.mute = False
+            self._asking.again(get.peer.name)
         freed = False
         for form, left in get.left.items():
             blob = self._wanted.by_form.get(form)

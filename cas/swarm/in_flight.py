@@ -11,7 +11,7 @@ from cas.swarm.peer import Peer
 
 
 class PendingGet:
-    __slots__ = ("bytes", "flowed_s", "id", "last_s", "left", "peer", "since_s")
+    __slots__ = ("bytes", "flowed_s", "id", "last_s", "left", "peer", "since_s", "starved_s")
 
     def __init__(self, number: int, peer: Peer, left: dict[Digest, int], now_s: float) -> None:
         self.id = number
@@ -21,11 +21,14 @@ class PendingGet:
         self.bytes = sum(pieces.bit_count() for pieces in left.values()) * PIECE_BYTES
         """Of what is left, each piece counted as a full one."""
         self.since_s = self.last_s = self.flowed_s = now_s
+        self.starved_s = float("-inf")
+        """When it last had to wait for others on this host's own line."""
 
 
 class Question(NamedTuple):
     peer: Peer
     forms: frozenset[Digest]
+    asked_s: float
     deadline_s: float
 
 
@@ -61,10 +64,10 @@ class InFlight:
         get.peer.gets -= 1
         self.bytes -= get.bytes
 
-    def add_question(self, peer: Peer, forms: Iterable[Digest], deadline_s: float) -> int:
+    def add_question(self, peer: Peer, forms: Iterable[Digest], now_s: float, deadline_s: float) -> int:
         self._last_id += 1
         peer.asked = self._last_id
-        self.questions[self._last_id] = Question(peer, frozenset(forms), deadline_s)
+        self.questions[self._last_id] = Question(peer, frozenset(forms), now_s, deadline_s)
         return self._last_id
 
     def remove_question(self, number: int) -> Question | None:

@@ -29,6 +29,8 @@ class Limits(msgspec.Struct, frozen=True):
     """Nobody is left for a shorter silence, however fast all others are."""
     stall_s: float = 15.0
     """For a silence of this length everybody is left."""
+    starved_s: float = 60.0
+    """Whose answer others have starved has so long once they are over: the sender's system tries seldom by then."""
     ask_gap_s: float = 0.1
     settle_s: float = 0.3
     relief_s: float = 1.0

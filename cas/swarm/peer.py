@@ -28,6 +28,7 @@ class Peer:
         "heard_s",
         "known",
         "last_s",
+        "mute",
         "name",
         "near",
         "rate",
@@ -47,6 +48,9 @@ class Peer:
         self.gets = 0
         self.tell_s = 0.0
         """Not to be asked before."""
+        self.mute = False
+        """It had no time for a question, or did not answer it, while it was sending pieces, and is asked nothing before
+        these are over."""
         self.failures = 0
         """In a row."""
         self.again_s = 0.0

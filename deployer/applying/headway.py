@@ -17,6 +17,22 @@ TIMES: Final = 2
 """So many times what it lacks may be received."""
 
 
+class Line:
+    """Of one host, over whose line all comes that it fetches: where some of that takes what the line has, the rest is
+    not stuck. Mutable."""
+
+    def __init__(self) -> None:
+        self._headways: list[Headway] = []
+
+    def begin(self, blobs: int, size_bytes: int, now_s: float) -> Headway:
+        """It is told to fetch so many blobs that have so many bytes as they are sent."""
+        self._headways.append(Headway(blobs, size_bytes, now_s))
+        return self._headways[-1]
+
+    def is_stuck(self, now_s: float) -> bool:
+        return all(headway.is_stuck(now_s) for headway in self._headways)
+
+
 class Headway:
     """Of one host, which lacks so many blobs that have so many bytes as they are sent. Mutable."""
 

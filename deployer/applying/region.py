@@ -23,8 +23,8 @@ from cas.digest import Digest
 from cas.errors import CasError
 from cas.swarm.ranking import Swarm
 from deployer.applying.delivery import Delivery, of_these
-from deployer.applying.headway import Headway
-from deployer.applying.slowness import LOOK_S, MOST_REPLACED, Pace
+from deployer.applying.headway import Line
+from deployer.applying.slowness import LOOK_S, MOST_REPLACED, TELLING_BYTES, Pace
 from deployer.applying.transfer import TRIES, Lack, Meter
 
 WAIT_S: Final = 5.0
@@ -77,6 +77,7 @@ class Round:
         self._helping: list[asyncio.Task[None]] = []
         self._brought: list[_Bringing] = []
         """Those that have been sent all of it."""
+        self._lines = {host: Line() for host in lacking}
         self._given: dict[str, set[Digest]] = {host: set() for host in lacking}
         """Blobs that hosts were sent in place of others."""
         self._liars: set[str] = set()
@@ -158,7 +159,11 @@ class Round:
         pace = work.paces.setdefault(host, Pace())
         pace.arrived(arrived_bytes, asyncio.get_running_loop().time())
         others = {name: other for name, other in work.paces.items() if name != host}
-        inside = {name: other for name, other in others.items() if name in self._lacking and name not in work.slow}
+        inside = {
+            name: other
+            for name, other in others.items()
+            if name in self._lacking and name not in work.slow and other.bytes >= TELLING_BYTES
+        }
         best = [other.best_bytes_s for other in (inside or others).values()]
         beside = [inside[one.host] for one in self._bringing if one.host in inside and not one.task.done()]
         replaced = work.slow.intersection(self._lacking)
@@ -265,7 +270,8 @@ class Round:
         fetch = Fetch(self._work.inventory, self._work.parties(blobs), WAIT_S, inside)
         clock = asyncio.get_running_loop().time
         size_bytes = sum(self._work.items[blob].whole.size for blob in blobs)
-        headway = Headway(len(blobs), size_bytes, clock())
+        line = self._lines[host]
+        headway = line.begin(len(blobs), size_bytes, clock())
         unreached = 0
         while True:
             asked_s = clock()
@@ -278,7 +284,7 @@ class Round:
                 continue
             except HostUnreachable as error:
                 unreached += 1
-                gives_up = self._is_over and (unreached >= TRIES or headway.is_stuck(clock()))
+                gives_up = self._is_over and (unreached >= TRIES or line.is_stuck(clock()))
                 if gives_up or isinstance(error, HostSilent):
                     raise
                 await asyncio.sleep(ASK_AGAIN_S)
@@ -289,7 +295,7 @@ class Round:
             received_bytes = fetched.region_bytes + fetched.border_bytes
             came = headway.told(fetched.blobs, received_bytes, self._brought_bytes(), clock())
             has_ended = not fetched.under_way and (self._is_over or not fetched.missing)
-            if has_ended or headway.is_stuck(clock()):
+            if has_ended or line.is_stuck(clock()):
                 return fetched
             if not fetched.under_way:
                 await asyncio.sleep(ASK_AGAIN_S)

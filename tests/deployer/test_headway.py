@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployer.applying.headway import LEAST_BYTES, STUCK_S, TIMES, Headway
+from deployer.applying.headway import LEAST_BYTES, STUCK_S, TIMES, Headway, Line
 
 MB = 1_000_000
 ASKED_EVERY_S = 5.0
@@ -32,6 +32,16 @@ def test_a_try_that_begins_anew_gets_on_too() -> None:
     headway.told(0, 5 * MB, 0, 1.0)
     headway.told(0, MB, 0, STUCK_S)
     assert not headway.is_stuck(STUCK_S + 2)
+
+
+def test_what_has_to_wait_for_other_blobs_of_the_same_host_is_not_stuck() -> None:
+    line = Line()
+    small, large = line.begin(1, LEAST_BYTES // 2, 0.0), line.begin(1, MB, 0.0)
+    small.told(0, LEAST_BYTES // 4, 0, STUCK_S)
+    large.told(0, LEAST_BYTES, 0, STUCK_S)
+    assert small.is_stuck(2 * STUCK_S)
+    assert not line.is_stuck(2 * STUCK_S)
+    assert line.is_stuck(2 * STUCK_S + 1)
 
 
 @given(st.lists(st.tuples(st.integers(), st.integers()), min_size=1, max_size=50))

@@ -74,6 +74,28 @@ def test_a_border_that_is_cut_and_heals_makes_nobody_slow() -> None:
     assert pace.is_behind(1000 * MB, [MB])
 
 
+def test_a_host_whose_packets_come_seconds_apart_is_slow_all_the_same() -> None:
+    """So a line of 20 kbit/s looks that is sent 14 KB at once: what is lost is sent again after up to 4 s."""
+    pace, moves = Pace(), (0.1, 0.3, 0.9, 4.8)
+    for look in range(50):
+        now_s = look * LOOK_S
+        pace.arrived(1500 * sum(at_s <= now_s for at_s in moves), now_s)
+        if pace.is_behind(3 * MB, [250 * KB]):
+            break
+    assert JUDGED_AFTER_S - LOOK_S < now_s < 2 * JUDGED_AFTER_S
+
+
+def test_a_lull_makes_nobody_slow() -> None:
+    pace, now_s = looked_at(250 * KB, 2.0), 2.0
+    while now_s < 5.5:
+        now_s += LOOK_S
+        pace.arrived(500 * KB, now_s)
+        assert not pace.is_behind(3 * MB, [250 * KB])
+    for look in range(1, 30):
+        pace.arrived(500 * KB + 25 * KB * look, now_s + look * LOOK_S)
+        assert not pace.is_behind(3 * MB, [250 * KB])
+
+
 def test_a_connection_that_ends_beside_the_one_that_brings_makes_nobody_slow() -> None:
     pace = looked_at(2 * MB, 5.0, before=MB)
     for look in range(1, 20):

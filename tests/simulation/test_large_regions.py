@@ -12,7 +12,7 @@ from cas.swarm.blob import Blob, Want
 from cas.swarm.fetching import Fetch
 from cas.swarm.late import Late
 from cas.swarm.limits import Limits
-from cas.swarm.messages import Arrived, Ask, Busy, Failed, Get, Over, Request, Tick, Told, Wrong, everything
+from cas.swarm.messages import Arrived, Ask, Busy, Event, Failed, Get, Over, Request, Tick, Told, Wrong, everything
 from cas.swarm.patience import Pace
 from cas.swarm.peer import FIRST_BACKOFF_S, Peer
 from cas.swarm.pieces import Picker
@@ -77,7 +77,7 @@ class Talk:
     def told(self, peer: str, held: dict[Digest, int]) -> None:
         self._take(self.fetch.take(Told(self.asked.pop(peer).id, held), self.now_s))
 
-    def take(self, event: Arrived | Busy | Failed | Over | Wrong | Tick) -> None:
+    def take(self, event: Event) -> None:
         self._take(self.fetch.take(event, self.now_s))
 
     def wait(self, seconds: float) -> None:

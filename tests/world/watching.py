@@ -67,9 +67,10 @@ def apply(
     hosts: Sequence[str] = (),
     dead: Sequence[str] = (),
     events: Sequence[Event] = (),
+    within_s: float = COMMAND_S,
 ) -> Watched:
     """Deploy a module and `more` files to these hosts (to all), and look until the command has ended, all events have
-    happened, and all hosts but the `dead` have all of them."""
+    happened, and all hosts but the `dead` have all of them, or for so long."""
     fleet.write(module, more=more, greeting=greeting, hosts=hosts)
     blobs = [digest_of(data) for data in (module, *more)]
     awaited = set(hosts or fleet.hosts) - set(dead)
@@ -80,7 +81,7 @@ def apply(
         said = _Said(process)
         began_s = said.wait_for(BEGINS)
         command_s = now_s = 0.0
-        while now_s < COMMAND_S:
+        while now_s < within_s:
             now_s = time.perf_counter() - began_s
             for host in awaited - set(seconds) - set(fleet.lacking(blobs)):
                 seconds[host] = now_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Final
 
@@ -17,6 +17,7 @@ from agent.api.fetching import MAX_FORMS_ASKED, MAX_HAVE_WAIT_S, Fetch, Fetched,
 from agent.api.neighbours import Neighbour
 from agent.client.errors import AgentError, HostUnreachable, refused_because
 from agent.daemon.peering.acquaintance import Acquaintance
+from agent.daemon.peering.flows import Answer, Answers
 from agent.daemon.peering.forms import Forms, unchecked_forms
 from agent.daemon.peering.links import Links
 from agent.daemon.peering.serving import News
@@ -30,7 +31,6 @@ from cas.swarm.blob import Want
 from cas.swarm.fetching import Fetch as Machine
 from cas.swarm.limits import Limits
 from cas.swarm.messages import (
-    FLOWING_BYTES,
     Arrived,
     Ask,
     Busy,
@@ -56,9 +56,14 @@ BUSY_AGAIN_S: Final = 0.5
 LEFT_OUT_S: Final = 1.0
 """So often it is looked whether what somebody brings still comes."""
 COMING_S: Final = 5.0
-"""A blob of which no piece has come for so long is left to nobody."""
+"""A blob of which nothing has come for so long is left to nobody."""
 INSIDE_S: Final = 8.0
-"""So long without a byte other regions are not asked, where an operator waits."""
+"""So long without a byte, of this errand or another one, no other region is asked where an operator waits; nor as long
+as the own region has all."""
+GREETING_S: Final = 15.0
+"""The same, while connections are being made: over a thin line that takes long."""
+END_S: Final = 60.0
+"""An answer ends so long after its last piece."""
 TELL_S: Final = 0.2
 """So often it is told how far it is."""
 KEEPS_AT_ONCE: Final = 2
@@ -103,7 +108,7 @@ class Driver:
         self._fetched = fetched
         """Blobs that other errands of this host fetch now, and that are left to these."""
         self._came_s: dict[Digest, float] = {}
-        """When a piece of a blob came last."""
+        """When a piece of a blob came last, or bytes of one."""
         self._attended = attended
         self._limits = limits
         self._machine = Machine(host, limits=limits)
@@ -118,12 +123,14 @@ class Driver:
         self._kept = 0
         self._told_s = 0.0
         self._moved_s = now_s()
-        """When bytes of it came last."""
+        """When it began, or news of somebody near who has it came last."""
         self._stays_inside = attended()
         """Nothing is asked of other regions: somebody brings it in, and has another host do so where one fails, before
         this host could know. Once over, for good."""
         self._bytes = {True: 0, False: 0}
         """Received from the own region, and from others."""
+        self._answers = Answers()
+        self._looked_s = 0.0
         self._wrong: dict[str, None] = {}
         self._reasons: dict[str, None] = {}
 
@@ -135,7 +142,7 @@ class Driver:
 
     @property
     def fetching(self) -> frozenset[Digest]:
-        """The blobs of which pieces come."""
+        """The blobs that come."""
         since_s = self._now_s() - COMING_S
         return frozenset(blob for blob, at_s in self._came_s.items() if at_s > since_s)
 
@@ -149,12 +156,14 @@ class Driver:
         wanted = list(dict.fromkeys(blob for party in self._parties for blob in party.blobs))
         self._missing = dict.fromkeys(await asyncio.to_thread(self._store.missing, wanted))
         self._machine = Machine(self._host, limits=self._limits)
-        left_out, inside = self._left_out(), self._looks_inside()
-        wants = await asyncio.to_thread(lambda: list(self._wants(left_out, inside=inside)))
+        self._look_outside()
+        left_out = self._left_out()
+        wants = await asyncio.to_thread(lambda: list(self._wants(left_out)))
         try:
             self._carry_out(self._machine.want(wants, self._now_s(), spooled=self._forms.spooled()))
             while self._machine.wanted or left_out:
                 event = await self._next_event()
+                self._look_at_flows()
                 if isinstance(event, CasError):
                     raise event
                 if event is not None:
@@ -162,7 +171,8 @@ class Driver:
                     self._tell_sometimes()
                 elif len(await asyncio.to_thread(self._store.missing, self._missing)) < len(self._missing):
                     return False
-                if self._left_out() != left_out or self._looks_inside() != inside:
+                self._look_outside()
+                if self._left_out() != left_out:
                     return False
         finally:
             tasks = [*(task for _, task in self._tasks.values()), *self._keeping]
@@ -171,6 +181,17 @@ class Driver:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._tasks.clear()
         return True
+
+    def _look_at_flows(self) -> None:
+        now_s = self._now_s()
+        if now_s - self._looked_s < TELL_S:
+            return
+        self._looked_s = now_s
+        for answer in self._answers.moved():
+            self._links.moved_s = now_s
+            self._came_s.update(dict.fromkeys(answer.blobs, now_s))
+        for answer in self._answers.flowing():
+            self._events.put_nowait(Flowing(answer.number))
 
     def _tell_sometimes(self) -> None:
         now_s = self._now_s()
@@ -186,10 +207,14 @@ class Driver:
         except TimeoutError:
             return Tick()
 
-    def _looks_inside(self) -> bool:
-        """Whether to ask in the own region only."""
-        self._stays_inside &= self._attended() and self._now_s() - self._moved_s < INSIDE_S
-        return self._stays_inside
+    def _look_outside(self) -> None:
+        """Ask in other regions too, once there is no reason not to."""
+        if self._machine.is_near:
+            return
+        quiet_s = self._now_s() - max(self._moved_s, self._links.moved_s)
+        greets = quiet_s < GREETING_S and self._links.greetings.under_way > 0
+        self._stays_inside &= self._attended() and (quiet_s < INSIDE_S or greets)
+        self._machine.stay_inside(self._stays_inside, self._now_s())
 
     def _left_out(self) -> frozenset[Digest]:
         """The blobs that somebody brings, or another errand fetches."""
@@ -197,12 +222,12 @@ class Driver:
         blobs = {self._forms.blob(form) for form in brought if form in self._forms}
         return frozenset((blobs | self._fetched()) & self._missing.keys())
 
-    def _wants(self, left_out: frozenset[Digest], *, inside: bool) -> Iterator[Want]:
+    def _wants(self, left_out: frozenset[Digest]) -> Iterator[Want]:
         for party in self._parties:
             regions: dict[str, list[str]] = {}
             for name in {*(party.hosts or self._acquaintance.names), self._host}:
                 neighbour = self._acquaintance.find(name)
-                if neighbour is not None and (not inside or neighbour.region == self._acquaintance.region):
+                if neighbour is not None:
                     regions.setdefault(neighbour.region, []).append(name)
             if not any(self._host in hosts for hosts in regions.values()):
                 regions.setdefault(self._acquaintance.region, []).append(self._host)
@@ -219,11 +244,17 @@ class Driver:
             tuple(self._missing),
             under_way,
             blobs=self._kept,
-            region_bytes=self._bytes[True],
-            border_bytes=self._bytes[False],
+            region_bytes=self._received_bytes(under_way, near=True),
+            border_bytes=self._received_bytes(under_way, near=False),
             wrong=tuple(self._wrong),
             trouble="; ".join(list(self._reasons)[:4]),
         )
+
+    def _received_bytes(self, under_way: bool, *, near: bool) -> int:
+        """As long as it is under way with what has arrived of a record: over a thin line one takes long."""
+        if not under_way:
+            return self._bytes[near]
+        return self._answers.with_arriving(self._bytes[near], near=near)
 
     # --- requests ---
 
@@ -261,7 +292,7 @@ class Driver:
             elif request.peer in self._endless:
                 event = Failed(request.id, "its answers do not end")
             elif isinstance(request, Ask):
-                event = await self._ask(request, neighbour)
+                event = await self._ask_if_there_is_room(request, neighbour)
             else:
                 event = await self._get(request, neighbour)
         except AgentError as error:
@@ -279,6 +310,17 @@ class Driver:
         if event is not None:
             self._events.put_nowait(event)
 
+    async def _ask_if_there_is_room(self, ask: Ask, neighbour: Neighbour) -> Event:
+        """Who is sending needs another connection for a question: a thin line has no room for that."""
+        if self._links.greetings.are_slow and self._answers.of(ask.peer):
+            return Busy(ask.id, BUSY_AGAIN_S)
+        try:
+            return await self._ask(ask, neighbour)
+        except HostUnreachable:
+            if any(answer.flow.has_begun for answer in self._answers.of(ask.peer)):
+                return Busy(ask.id, BUSY_AGAIN_S)
+            raise
+
     async def _ask(self, ask: Ask, neighbour: Neighbour) -> Event:
         names = list(ask.forms)[:MAX_FORMS_ASKED]
         counts = [pieces_in(self._forms.form(name).size) for name in names]
@@ -290,6 +332,8 @@ class Driver:
             if not 0 <= place < len(names):
                 raise ValueError(f"{neighbour.host} tells of a form that it was not asked for")
             holdings[names[place]] = unpack_pieces(packed, counts[place])
+        if neighbour.region == self._acquaintance.region and any(holdings.values()):
+            self._moved_s = self._now_s()
         return Told(ask.id, holdings)
 
     async def _get(self, get: Get, neighbour: Neighbour) -> Event | None:
@@ -303,30 +347,30 @@ class Driver:
             tuple(self._forms.asked(name) for name in names),
             tuple(PartAsked(places[part.form], part.first, part.count) for part in get.parts),
         )
-        came = flowed_bytes = 0
-        told_s = self._now_s()
+        came = 0
         near = neighbour.region == self._acquaintance.region
+        blobs = tuple(dict.fromkeys(map(self._forms.blob, names)))
+        flow = self._links.begin(neighbour, sum(sizes))
 
-        def flowing(size_bytes: int) -> None:
-            nonlocal flowed_bytes, told_s
-            self._moved_s = self._now_s()
+        def taken(size_bytes: int) -> None:
+            self._links.moved_s = self._now_s()
             self._bytes[near] += size_bytes
-            flowed_bytes += size_bytes
-            if flowed_bytes >= FLOWING_BYTES and self._now_s() - told_s >= TELL_S:
-                flowed_bytes, told_s = 0, self._now_s()
-                self._events.put_nowait(Flowing(get.id))
+            flow.taken(size_bytes)
 
         try:
-            async with aclosing(self._links.pieces(neighbour, query, sizes, flowing)) as pieces:
-                async for piece in pieces:
-                    form, index = expected[came]
-                    if not await asyncio.to_thread(self._spool.write, form, index, piece):
-                        self._ban(neighbour.host, form)
-                        return Wrong(get.id, form, index)
-                    came += 1
-                    self._came_s[self._forms.blob(form)] = self._now_s()
-                    self._news.tell()
-                    self._events.put_nowait(Arrived(get.id, form, index, 1, len(piece)))
+            with self._answers.waiting_for(Answer(get.id, neighbour.host, near, blobs, flow)):
+                async with aclosing(self._links.pieces(neighbour, query, sizes, taken)) as pieces:
+                    async for piece in pieces:
+                        form, index = expected[came]
+                        if not await asyncio.to_thread(self._spool.write, form, index, piece):
+                            self._ban(neighbour.host, form)
+                            return Wrong(get.id, form, index)
+                        came += 1
+                        self._came_s[self._forms.blob(form)] = self._now_s()
+                        self._news.tell()
+                        self._events.put_nowait(Arrived(get.id, form, index, 1, len(piece)))
+                        if came == len(expected):
+                            await _end_of(pieces, neighbour.host)
         except HostUnreachable as error:
             if came < len(expected):
                 raise
@@ -355,3 +399,12 @@ class Driver:
                 event = Kept(keep.blob, False, str(error))
         self._news.tell()
         self._events.put_nowait(event)
+
+
+async def _end_of(pieces: AsyncGenerator[bytes, None], host: str) -> None:
+    """Raises HostUnreachable where more comes than was asked for, or nothing."""
+    try:
+        async with asyncio.timeout(END_S):
+            await anext(pieces, None)
+    except TimeoutError as error:
+        raise HostUnreachable(f"{host} does not end its answer") from error

@@ -28,8 +28,9 @@ REST_S: Final = 5.0
 """After the first try that left something missing; doubled each time."""
 LONGEST_REST_S: Final = 300.0
 SETTLE_S: Final = 0.02
-ATTENDED_S: Final = 3.0
-"""Who has waited for an errand is about to ask again, for so long."""
+ATTENDED_S: Final = 20.0
+"""Who has waited for an errand is about to ask again, for so long: over a thin line that is full a question takes many
+seconds. Where nothing comes any more, that is noticed sooner (`driver.INSIDE_S`)."""
 
 _MAGIC: Final = b"lcer"
 _VERSION: Final = 1

@@ -21,10 +21,16 @@ from agent.api.neighbours import Neighbour
 from agent.api.words import WordsAnswer, WordsQuery
 from agent.client.client import PEER_TIMEOUT_S, AgentClient
 from agent.client.errors import HostUnreachable
+from agent.client.greetings import Greetings
+from agent.daemon.peering.flows import Flow, Flows
 from agent.daemon.peering.limits import PeerLimits, Throttle
 from cas.digest import Digest
 
 LINKS: Final = 64
+GREETING_S: Final = 15.0
+"""For a connection and its greeting, which is 5 KB: several at once take so long over a thin line."""
+STALLED_S: Final = 300.0
+"""Pieces of which no record has come for so long are cut off, if nobody has left them before (`cas.swarm.doubt`)."""
 
 
 class Counted(msgspec.Struct):
@@ -58,6 +64,10 @@ class Links:
         self._clients: OrderedDict[Neighbour, asyncio.Task[AgentClient]] = OrderedDict()
         self._in_use: dict[Neighbour, int] = {}
         self.counted: dict[str, Counted] = {}
+        self._flows = Flows()
+        self.greetings = Greetings(GREETING_S)
+        self.moved_s = float("-inf")
+        """When bytes of any answer came last, whoever waits for it."""
 
     async def close(self) -> None:
         while self._clients:
@@ -82,10 +92,20 @@ class Links:
         finally:
             self._leave(neighbour)
 
+    def begin(self, neighbour: Neighbour, size_bytes: int) -> Flow:
+        """An answer of so many bytes is about to come."""
+        return self._flows.begin(size_bytes, lambda: self._received_bytes(neighbour))
+
+    def _received_bytes(self, neighbour: Neighbour) -> int | None:
+        client = self._clients.get(neighbour)
+        if client is None or not client.done() or client.cancelled() or client.exception():
+            return None
+        return client.result().received_bytes()
+
     async def pieces(
-        self, neighbour: Neighbour, query: PiecesQuery, sizes: list[int], flowing: Callable[[int], None]
+        self, neighbour: Neighbour, query: PiecesQuery, sizes: list[int], taken: Callable[[int], None]
     ) -> AsyncGenerator[bytes, None]:
-        """The pieces asked for, each of the size given for it, as long as the neighbour has them; `flowing` is told of
+        """The pieces asked for, each of the size given for it, as long as the neighbour has them; `taken` is told of
         all bytes as they come. Raises AgentError, HostUnreachable also where the stream stalls, ends inside a piece or
         does not end."""
         client = await self._client(neighbour)
@@ -93,12 +113,12 @@ class Links:
             held = bytearray()
             places = iter(sizes)
             size = next(places, 0)
-            async with aclosing(client.pieces(query, stalled_s=self._stalled_s)) as parts:
+            async with aclosing(client.pieces(query, stalled_s=STALLED_S)) as parts:
                 began_s = self._now_s()
                 async for part in parts:
                     now_s = self._now_s()
                     self.count(neighbour.host, len(part), now_s - began_s)
-                    flowing(len(part))
+                    taken(len(part))
                     await self._throttle.take(neighbour.host, len(part))
                     held += part
                     while size and len(held) >= size:
@@ -138,7 +158,7 @@ class Links:
         self._in_use[neighbour] = self._in_use.get(neighbour, 0) + 1
         try:
             if neighbour not in self._clients:
-                made = AgentClient(neighbour.host, neighbour.address, self._credentials)
+                made = AgentClient(neighbour.host, neighbour.address, self._credentials, greetings=self.greetings)
                 self._clients[neighbour] = asyncio.ensure_future(made.__aenter__())
                 for idle in [other for other in self._clients if other not in self._in_use][: self._surplus()]:
                     await self._end(idle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Final
@@ -21,13 +21,16 @@ from agent.daemon.peering.service import Peering
 from agent.daemon.refusal import Refused
 from agent.daemon.server import MAX_QUERY_BYTES, Route, answer, caller_of, decode, has_left, read_body
 from agent.daemon.uploads import Uploads
+from agent.sockets import acknowledged_bytes
 from cas.digest import is_digest
 
 MAX_PEER_QUERY_BYTES: Final = 4 << 20
 MAX_WORDS_QUERY_BYTES: Final = 64 << 10
 _LENGTH_BYTES: Final = 4
 TAKEN_WITHIN_S: Final = 30.0
-"""A receiver that takes nothing for so long is left."""
+TAKEN_BYTES: Final = 16 << 10
+"""A receiver that takes less in this time is left."""
+LOOK_S: Final = 5.0
 
 
 class PeerRoutes:
@@ -128,14 +131,14 @@ async def stream(request: web.Request, pieces: AsyncGenerator[bytes | memoryview
     """What comes, as the body of an answer. An error before the first piece is told; one after it cuts the answer off,
     so that it is not taken for whole."""
     async with aclosing(pieces) as coming:
-        first = await anext(coming, b"")
+        first, taken = await anext(coming, b""), _taken_from(request)
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         await response.prepare(request)
         try:
             if first:
-                await write(response, first)
+                await write(response, first, taken)
             async for piece in coming:
-                await write(response, piece)
+                await write(response, piece, taken)
         except Exception:
             if request.transport is not None and not has_left(request):
                 request.transport.abort()
@@ -144,7 +147,38 @@ async def stream(request: web.Request, pieces: AsyncGenerator[bytes | memoryview
     return response
 
 
-async def write(response: web.StreamResponse, piece: bytes | memoryview) -> None:
-    """Raises TimeoutError where the receiver does not take it."""
-    async with asyncio.timeout(TAKEN_WITHIN_S):
-        await response.write(piece)
+async def write(response: web.StreamResponse, piece: bytes | memoryview, taken: Callable[[], int | None]) -> None:
+    """`taken`: the bytes that the receiver's system has acknowledged, or None where nobody knows. Raises TimeoutError
+    where it takes next to nothing for a while: over a thin line a piece takes minutes."""
+    async with asyncio.timeout(TAKEN_WITHIN_S) as limit:
+        look = _Look(limit, taken)
+        try:
+            await response.write(piece)
+        finally:
+            look.end()
+
+
+class _Look:
+    """Puts a time limit off as long as enough is taken."""
+
+    def __init__(self, limit: asyncio.Timeout, taken: Callable[[], int | None]) -> None:
+        self._limit = limit
+        self._taken = taken
+        self._counted = taken()
+        self._loop = asyncio.get_running_loop()
+        self._next = self._loop.call_later(LOOK_S, self._look)
+
+    def end(self) -> None:
+        self._next.cancel()
+
+    def _look(self) -> None:
+        now = self._taken()
+        if now is not None and self._counted is not None and now - self._counted >= TAKEN_BYTES:
+            self._counted = now
+            self._limit.reschedule(self._loop.time() + TAKEN_WITHIN_S)
+        self._next = self._loop.call_later(LOOK_S, self._look)
+
+
+def _taken_from(request: web.Request) -> Callable[[], int | None]:
+    made = None if request.transport is None else request.transport.get_extra_info("socket")
+    return lambda: None if made is None else acknowledged_bytes(made)
