@@ -241,7 +241,7 @@ def test_a_host_that_says_for_ever_that_it_gets_on_keeps_nobody_waiting_and_is_n
     monkeypatch.setattr("deployer.applying.headway.STUCK_S", 0.5)
     monkeypatch.setattr("deployer.applying.region.ASK_AGAIN_S", 0.05)
     monkeypatch.setattr("agent.pulse.QUIET_S", 0.1)
-    monkeypatch.setattr("agent.pulse.LEAST_IN_S", 1.0)
+    monkeypatch.setattr("agent.pulse.LEAST_IN_S", 3.0)
     monkeypatch.setattr("agent.pulse.KEPT_BYTES_S", 1 << 30)
     blobs = [hosts.blob(noise(MiB)), hosts.blob(b"small for the boaster")]
     wanted = definition(hosts, *blobs)

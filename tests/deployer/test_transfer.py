@@ -118,6 +118,7 @@ class CuttingProxy:
         return self._cuts_left
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # who waits in `accept` might go on with the next proxy's
         self._listener.close()
         for connection in self._open:
             connection.close()

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -109,7 +110,9 @@ def attempt(
     return said
 
 
-def listening(answer: bytes = b"welcome") -> tuple[socket.socket, int]:
+@contextmanager
+def listening(answer: bytes = b"welcome") -> Iterator[int]:
+    """The port of a server that says this."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -122,7 +125,9 @@ def listening(answer: bytes = b"welcome") -> tuple[socket.socket, int]:
             connection.close()
 
     threading.Thread(target=serve, daemon=True).start()
-    return server, server.getsockname()[1]
+    with server:
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)  # whoever waits in `accept` ends
 
 
 def test_no_system_call_outside_the_list_succeeds(tmp_path: Path) -> None:
@@ -193,8 +198,7 @@ def test_a_listener_cannot_change_who_gets_connections(tmp_path: Path) -> None:
 
 @both_networks
 def test_only_declared_connections_can_be_made(tmp_path: Path) -> None:
-    (allowed, port), (other, other_port) = listening(), listening()
-    with allowed, other:
+    with listening() as port, listening() as other_port:
         ok, elsewhere = f"connect,127.0.0.1,{port}", f"connect,127.0.0.1,{other_port}"
         tried = [
             elsewhere,
@@ -295,8 +299,7 @@ def test_from_its_namespace_a_udp_listener_sends_to_declared_peers_only(
 @needs_namespaces
 def test_a_loopback_peer_has_another_name_in_a_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support.networks, "default", "namespace")
-    (allowed, port), (other, other_port) = listening(), listening()
-    with allowed, other:
+    with listening() as port, listening() as other_port:
         by_name, by_alias = f"connect,127.0.0.1,{port}", f"connect,241.0.0.1,{port}"
         elsewhere = f"connect,241.0.0.1,{other_port}"
         said = attempt(tmp_path, by_name, by_alias, elsewhere, connect_to={"kv": Endpoint("127.0.0.1", port)})
