@@ -5,6 +5,7 @@ no clock, no randomness and no I/O of its own, so the agent (over HTTP) and the 
 
 - **One crossing.** In each region one host brings a blob in (`ranking`). The others wait for news from inside; only
   when there is none for long enough does the next in the ranking go outside too (`asking`).
+- **No queue.** Of small blobs no more is asked for over a border than it lets through soon (`inflow`).
 - **Shares.** A source sends each piece once, and the group that it serves hands the pieces on (`pieces`); what was not
   taken in time, others take (`late`).
 - **Left.** A peer that fails, or is silent for much longer than peers lately were, is left alone for a while, each time
@@ -24,10 +25,12 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from cas.digest import Digest
+from cas.manifest import PIECE_BYTES
 from cas.swarm.asking import Asking
 from cas.swarm.blob import Blob, Want
 from cas.swarm.doubt import Doubt
 from cas.swarm.in_flight import InFlight, PendingGet, Question
+from cas.swarm.inflow import Inflow
 from cas.swarm.late import Late
 from cas.swarm.limits import Limits
 from cas.swarm.messages import (
@@ -82,6 +85,7 @@ class Fetch:
         self._picker = Picker(me, self.limits)
         self._near_pace, self._far_pace = Pace(), Pace()
         self._doubt = Doubt(self.limits, self._wanted, self._peers, self._flight, self._near_pace, self._far_pace)
+        self._inflow = Inflow(self.limits, self._far_pace)
         self._late = Late(self.limits, self._peers, self._near_pace, self._far_pace)
         self._asking = Asking(me, self.limits, self._peers, self._picker, self._near_pace)
         self._out: list[Request] = []
@@ -110,6 +114,7 @@ class Fetch:
 
     def take(self, event: Event, now_s: float) -> list[Request]:
         """What to do now that this has happened, in this order."""
+        self._inflow.look(now_s, awaits=self._flight.far_gets > 0)
         match event:
             case Arrived():
                 self._arrived(event, now_s)
@@ -221,6 +226,8 @@ class Fetch:
             self._most_gets = min(2 * self._most_gets, self.limits.gets)
         self._arrived_s = now_s
         (self._near_pace if get.peer.near else self._far_pace).waited(wait_s)
+        if not get.peer.near:
+            self._inflow.came(event.wire_bytes, now_s)
         get.last_s = now_s
         is_last = self._flight.came(get, event.form, came)
         blob = self._wanted.by_form[event.form]
@@ -427,12 +434,19 @@ class Fetch:
     def _fill(self, now_s: float) -> None:
         """Ask for pieces, of the least busy and fastest peers first, as long as there is room."""
         limits, flight = self.limits, self._flight
+        held_back: set[str] = set()
         while self._offering and self._has_room() and flight.bytes < limits.in_flight_bytes:
-            well = [peer for peer in self._offering.values() if now_s >= max(peer.again_s, peer.busy_s)]
+            offers = (peer for peer in self._offering.values() if peer.name not in held_back)
+            well = [peer for peer in offers if now_s >= max(peer.again_s, peer.busy_s)]
             peer = min(well, key=_preference, default=None)
             if peer is None:
                 return
-            picked = self._picker.pick(peer, self._wanted.by_form, limits.in_flight_bytes - flight.bytes)
+            room = limits.in_flight_bytes - flight.bytes
+            small_room = room if peer.near else min(room, self._inflow.room_bytes(flight.gets.values(), now_s))
+            picked = self._picker.pick(peer, self._wanted.by_form, room, small_room)
+            if picked is None:
+                held_back.add(peer.name)
+                continue
             if picked:
                 self._get(peer, picked, now_s)
             else:
@@ -461,7 +475,8 @@ class Fetch:
             parts.append(Part(form, (pieces & -pieces).bit_length() - 1, pieces.bit_count()))
             blob = self._wanted.by_form[form]
             blob.asked_for(pieces, None if peer.suspect else now_s, near=peer.near)
-        self._out.append(Get(self._flight.add_get(peer, picked, now_s), peer.name, tuple(parts)))
+        piece_bytes = {form: min(PIECE_BYTES, self._wanted.by_form[form].forms[form].size) for form in picked}
+        self._out.append(Get(self._flight.add_get(peer, picked, piece_bytes, now_s), peer.name, tuple(parts)))
 
     def _ask(self, now_s: float) -> None:
         """Ask those that have nothing to offer what they have by now."""

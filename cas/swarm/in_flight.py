@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from cas.digest import Digest
-from cas.manifest import PIECE_BYTES
 from cas.swarm.peer import Peer
 
 
 class PendingGet:
-    __slots__ = ("bytes", "flowed_s", "id", "last_s", "left", "peer", "since_s", "starved_s")
+    __slots__ = ("bytes", "flowed_s", "id", "last_s", "left", "peer", "piece_bytes", "since_s", "starved_s")
 
-    def __init__(self, number: int, peer: Peer, left: dict[Digest, int], now_s: float) -> None:
+    def __init__(
+        self, number: int, peer: Peer, left: dict[Digest, int], piece_bytes: Mapping[Digest, int], now_s: float
+    ) -> None:
         self.id = number
         self.peer = peer
         self.left = left
         """The pieces that have not come, by form."""
-        self.bytes = sum(pieces.bit_count() for pieces in left.values()) * PIECE_BYTES
-        """Of what is left, each piece counted as a full one."""
+        self.piece_bytes = piece_bytes
+        """How large a piece of each form is, at most."""
+        self.bytes = sum(pieces.bit_count() * piece_bytes[form] for form, pieces in left.items())
+        """Of what is left."""
         self.since_s = self.last_s = self.flowed_s = now_s
         self.starved_s = float("-inf")
         """When it last had to wait for others on this host's own line."""
@@ -40,13 +43,16 @@ class InFlight:
         self.questions: dict[int, Question] = {}
         self.bytes = 0
         """That may still come."""
+        self.far_gets = 0
+        """Gets from other regions."""
         self._last_id = 0
 
-    def add_get(self, peer: Peer, pieces: dict[Digest, int], now_s: float) -> int:
+    def add_get(self, peer: Peer, pieces: dict[Digest, int], piece_bytes: Mapping[Digest, int], now_s: float) -> int:
         self._last_id += 1
-        get = self.gets[self._last_id] = PendingGet(self._last_id, peer, pieces, now_s)
+        get = self.gets[self._last_id] = PendingGet(self._last_id, peer, pieces, piece_bytes, now_s)
         self.bytes += get.bytes
         peer.gets += 1
+        self.far_gets += not peer.near
         return get.id
 
     def came(self, get: PendingGet, form: Digest, pieces: int) -> bool:
@@ -54,7 +60,7 @@ class InFlight:
         get.left[form] &= ~pieces
         if not get.left[form]:
             del get.left[form]
-        size = pieces.bit_count() * PIECE_BYTES
+        size = pieces.bit_count() * get.piece_bytes[form]
         get.bytes -= size
         self.bytes -= size
         return not get.left
@@ -62,6 +68,7 @@ class InFlight:
     def remove_get(self, get: PendingGet) -> None:
         del self.gets[get.id]
         get.peer.gets -= 1
+        self.far_gets -= not get.peer.near
         self.bytes -= get.bytes
 
     def add_question(self, peer: Peer, forms: Iterable[Digest], now_s: float, deadline_s: float) -> int:

@@ -39,9 +39,13 @@ class Picker:
         self._limits = limits
         self._turn = int.from_bytes(blake3(me.encode()).digest(length=4), "little")
 
-    def pick(self, peer: Peer, by_form: dict[Digest, Blob], room_bytes: int) -> dict[Digest, int]:
-        """Pieces to get from a peer: one run of a large form, or as much of small forms."""
+    def pick(
+        self, peer: Peer, by_form: dict[Digest, Blob], room_bytes: int, small_bytes: int
+    ) -> dict[Digest, int] | None:
+        """Pieces to get from a peer: one run of a large form, or as much of small forms. `small_bytes`: the room there
+        is for blobs of which a run is one piece; None where only room for these is lacking."""
         picked: dict[Digest, int] = {}
+        held_back = False
         for form in self._offers(peer):
             blob = by_form[form]
             if blob.form != form or not blob.open:
@@ -49,18 +53,26 @@ class Picker:
             open_pieces = self.allowed(blob, peer, form) & blob.open
             if not open_pieces:
                 continue
+            is_small = self._run(blob.pieces) == 1
+            if is_small and small_bytes <= 0:
+                held_back = True
+                continue
             if blob.pieces > 1:
                 if not picked:
-                    picked[form] = self._one_run(open_pieces, blob.pieces, self._at_once(blob, peer))
+                    most = self._at_once(blob, peer)
+                    if is_small:
+                        most = min(most, max(1, small_bytes // PIECE_BYTES))
+                    picked[form] = self._one_run(open_pieces, blob.pieces, most)
                     return picked
                 continue
             if not picked:
-                room_bytes = min(room_bytes, min(self._limits.run_pieces, self._at_once(blob, peer)) * PIECE_BYTES)
+                at_once = min(self._limits.run_pieces, self._at_once(blob, peer))
+                room_bytes = min(room_bytes, small_bytes, at_once * PIECE_BYTES)
             room_bytes -= blob.forms[form].size
             if picked and (room_bytes < 0 or len(picked) >= MAX_GET_PARTS):
                 break
             picked[form] = 1
-        return picked
+        return None if held_back and not picked else picked
 
     def allowed(self, blob: Blob, peer: Peer, form: Digest) -> int:
         """The pieces of a form that may be taken from a peer, of those it has."""

@@ -1,9 +1,9 @@
 """By hand: `python -m tests.simulation --hosts 10000 --regions 20 --gigabytes 1 --seed 1 --failing 0.05`.
 
 Other worlds: `--cut-s 10` (one border), `--slow-hosts 1`, `--uneven`, three regions of four hosts with long lines,
-`--hosts 12 --regions 3 --border-mbit 20 --far-delay 0.04 --gigabytes 0.011 --blobs 1`, and one large region in which
-bringers fail, which shows in a minute and a half what 10,000 hosts show in twenty,
-`--hosts 866 --sizes 150 500 --failing 0.05 --failing-bringers 3`.
+`--hosts 12 --regions 3 --border-mbit 20 --far-delay 0.04 --gigabytes 0.011 --blobs 1`, the same with many small blobs,
+`--gigabytes 0.05 --blobs 400 --mixed`, and one large region in which bringers fail, which shows in a minute and a half
+what 10,000 hosts show in twenty, `--hosts 866 --sizes 150 500 --failing 0.05 --failing-bringers 3`.
 
 The blobs are in one region, each at the host that brings it there, as a deployer leaves them that has handed them over
 and gone. The lower bound is the time that the slowest link needs for the bytes that must pass it at the least.
@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
     network = Network(swarm.region_of, model)
     world = make_world(swarm, network, Limits(run_pieces=given.run_pieces))
     total = int(given.gigabytes * (1 << 30))
-    items = [item(f"seed {given.seed} blob {number}", total // given.blobs) for number in range(given.blobs)]
+    sizes = _sizes(total, given.blobs, random.Random(given.seed) if given.mixed else None)
+    items = [item(f"seed {given.seed} blob {number}", size) for number, size in enumerate(sizes)]
     first = next(iter(swarm.regions))
     holders: dict[str, list[int]] = {}
     for number, one in enumerate(items):
@@ -50,7 +51,8 @@ def main(arguments: list[str]) -> int:
         world.hold(name, [items[number] for number in numbers])
     if given.uneven:
         _make_uneven(network, holders, chance)
-    bound_s = _bound_s(model, total, holders, total // given.blobs, world)
+    most_held = max(sum(sizes[number] for number in numbers) for numbers in holders.values())
+    bound_s = _bound_s(model, total, most_held, world)
     failing = break_some(world, given.failing, chance, within_s=2 * bound_s, spare=set(holders))
     if given.failing_bringers:
         blobs = [one.whole.digest for one in items]
@@ -74,14 +76,22 @@ def main(arguments: list[str]) -> int:
     return 0 if not [host for host in world.sound() if host.fetch.wanted] else 1
 
 
-def _bound_s(model: Model, total: int, holders: dict[str, list[int]], blob: int, world: World) -> float:
+def _sizes(total: int, blobs: int, chance: random.Random | None) -> list[int]:
+    """All equal, or between a sixteenth and four times of a mean one."""
+    if chance is None:
+        return [total // blobs] * blobs
+    parts = [2 ** chance.uniform(-4, 2) for _ in range(blobs)]
+    return [int(total * part / sum(parts)) for part in parts]
+
+
+def _bound_s(model: Model, total: int, most_held: int, world: World) -> float:
     """Every host takes all bytes in, every border lets all bytes through once, a holder sends each of its blobs once,
     and all that is received has been sent by someone."""
     hosts = len(world.hosts)
     return max(
         total / min(link.rate for link in world.network.down.values()),
         total / model.border_bytes_per_s if len(world.swarm.regions) > 1 else 0.0,
-        max(map(len, holders.values())) * blob / model.host_bytes_per_s,
+        most_held / model.host_bytes_per_s,
         total * (hosts - 1) / hosts / model.host_bytes_per_s,
     )
 
@@ -133,6 +143,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[], help="hosts of the first regions, not of the last")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--blobs", type=int, default=16)
+    parser.add_argument("--mixed", action="store_true", help="blobs of different sizes, as large together")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--failing", type=float, default=0.0, help="share of the hosts that fail in some way")
     parser.add_argument("--failing-bringers", type=int, default=0, help="so many more in the second region")

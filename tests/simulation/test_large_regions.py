@@ -15,7 +15,7 @@ from cas.swarm.limits import Limits
 from cas.swarm.messages import Arrived, Ask, Busy, Event, Failed, Get, Over, Request, Tick, Told, Wrong, everything
 from cas.swarm.patience import Pace
 from cas.swarm.peer import FIRST_BACKOFF_S, Peer
-from cas.swarm.pieces import Picker
+from cas.swarm.pieces import LEAST_PIECES, Picker
 from tests.simulation.network import Model
 from tests.simulation.test_fetching import MB, assert_all_have, run, start, swarm_of, world_with
 from tests.simulation.world import World, item
@@ -259,18 +259,17 @@ def test_who_brings_one_blob_is_not_waited_for_with_another_for_ever() -> None:
 
 
 def test_of_small_blobs_no_more_is_asked_for_at_once_than_of_a_large_one() -> None:
-    swarm = swarm_of(2, 2)
+    swarm = swarm_of(1, 2)
     small = {one.whole.digest: one for one in (item(f"{number}", PIECE_BYTES) for number in range(60))}
-    me = swarm.regions["r0"][0]
+    me, source = swarm.regions["r0"]
     talk = Talk(me, [Want(one, swarm) for one in small.values()])
-    source = next(host for host in swarm.regions["r1"] if host in talk.asked)
     talk.told(source, dict.fromkeys(talk.asked[source].forms, 1))
     (first,) = talk.gets
     assert len(first.parts) == Limits().first_pieces
     for part in first.parts:
         talk.wait(1.0)
         talk.take(Arrived(first.id, part.form, 0, 1, PIECE_BYTES))
-    assert len(talk.gets[-1].parts) == Limits().far_get_s
+    assert len(talk.gets[-1].parts) == LEAST_PIECES
 
 
 @pytest.mark.parametrize("fault", ["dead", "stalling", "lying"])
