@@ -202,11 +202,12 @@ async def listening(agent: Agent, context: ssl.SSLContext, address: str, port: i
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, address, port, ssl_context=context, backlog=BACKLOG).start()
+        try:
+            await web.TCPSite(runner, address, port, ssl_context=context, backlog=BACKLOG).start()
+        except OSError as error:
+            raise _cannot_listen(address, port, error) from error
         host, number = runner.addresses[0][:2]
         yield f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
-    except OSError as error:
-        raise _cannot_listen(address, port, error) from error
     finally:
         await runner.cleanup()
 
