@@ -25,12 +25,11 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from cas.digest import Digest
-from cas.manifest import PIECE_BYTES
 from cas.swarm.asking import Asking
 from cas.swarm.blob import Blob, Want
 from cas.swarm.doubt import Doubt
+from cas.swarm.getting import Getting
 from cas.swarm.in_flight import InFlight, PendingGet, Question
-from cas.swarm.inflow import Inflow
 from cas.swarm.late import Late
 from cas.swarm.limits import Limits
 from cas.swarm.messages import (
@@ -42,11 +41,9 @@ from cas.swarm.messages import (
     Event,
     Failed,
     Flowing,
-    Get,
     Keep,
     Kept,
     Over,
-    Part,
     Request,
     Tick,
     Told,
@@ -79,21 +76,15 @@ class Fetch:
         self.limits = limits or Limits()
         self._wanted = Wanted(me, self.limits.open_blobs)
         self._peers: dict[str, Peer] = {}
-        self._offering: dict[str, Peer] = {}
-        """Those that may have something to offer and may be asked for it."""
         self._flight = InFlight()
-        self._picker = Picker(me, self.limits)
+        picker = Picker(me, self.limits)
         self._near_pace, self._far_pace = Pace(), Pace()
         self._doubt = Doubt(self.limits, self._wanted, self._peers, self._flight, self._near_pace, self._far_pace)
-        self._inflow = Inflow(self.limits, self._far_pace)
+        self._getting = Getting(self.limits, self._wanted, self._flight, picker, self._far_pace, self._doubt)
         self._late = Late(self.limits, self._peers, self._near_pace, self._far_pace)
-        self._asking = Asking(me, self.limits, self._peers, self._picker, self._near_pace)
+        self._asking = Asking(me, self.limits, self._peers, picker, self._near_pace)
         self._out: list[Request] = []
         self._tick_s = 0.0
-        self._most_gets = self.limits.gets
-        """So many at a time: fewer where they starve each other on this host's line, until pieces follow each other."""
-        self._arrived_s = float("-inf")
-        """When a piece came last."""
         self._asks_s = 0.0
         """When one that is to be asked may be asked again."""
 
@@ -114,7 +105,7 @@ class Fetch:
 
     def take(self, event: Event, now_s: float) -> list[Request]:
         """What to do now that this has happened, in this order."""
-        self._inflow.look(now_s, awaits=self._flight.far_gets > 0)
+        self._getting.look(now_s)
         match event:
             case Arrived():
                 self._arrived(event, now_s)
@@ -131,7 +122,10 @@ class Fetch:
                 self._over(event, now_s)
             case Kept():
                 self._kept(event, now_s)
-        self._fill(now_s)
+        gets, none_from = self._getting.fill(now_s)
+        self._out += gets
+        for peer in none_from:
+            self._asking.again(peer.name)
         self._ask(now_s)
         out, self._out = self._out, []
         return out
@@ -182,7 +176,7 @@ class Fetch:
             if blob is not None and form in question.forms and blob.blob not in peer.banned and said > 0:
                 news = self._has(peer, blob, form, said, now_s) or news
         if news:
-            self._offer(peer)
+            self._getting.offer(peer)
         self._asking.again(peer.name)
         few = min(1.0, len(self._asking.about) / self.limits.neighbours)  # who has few to ask may ask them more often
         peer.tell_s = now_s + few * (self.limits.ask_gap_s if news else self.limits.tick_s)
@@ -222,12 +216,8 @@ class Fetch:
             return
         wait_s = now_s - max(get.last_s, get.peer.last_s)
         get.peer.delivered(now_s, wait_s, event.wire_bytes)
-        if now_s - self._arrived_s < self.limits.stall_s:
-            self._most_gets = min(2 * self._most_gets, self.limits.gets)
-        self._arrived_s = now_s
         (self._near_pace if get.peer.near else self._far_pace).waited(wait_s)
-        if not get.peer.near:
-            self._inflow.came(event.wire_bytes, now_s)
+        self._getting.came(get.peer, event.wire_bytes, now_s)
         get.last_s = now_s
         is_last = self._flight.came(get, event.form, came)
         blob = self._wanted.by_form[event.form]
@@ -347,7 +337,7 @@ class Fetch:
             peer.suspect = True
             self._leave(peer, now_s, f"sent nothing for {silent_s:.1f} s")
         if self._doubt.starving:
-            self._most_gets = max(1, min(self._most_gets, len(self._flight.gets)) // 2)
+            self._getting.starve()
         for get in self._doubt.needless(now_s):
             self._close(get, cancel=True)
         for blob in list(self._wanted.open.values()):
@@ -431,58 +421,16 @@ class Fetch:
 
     # --- requests ---
 
-    def _fill(self, now_s: float) -> None:
-        """Ask for pieces, of the least busy and fastest peers first, as long as there is room."""
-        limits, flight = self.limits, self._flight
-        held_back: set[str] = set()
-        while self._offering and self._has_room() and flight.bytes < limits.in_flight_bytes:
-            offers = (peer for peer in self._offering.values() if peer.name not in held_back)
-            well = [peer for peer in offers if now_s >= max(peer.again_s, peer.busy_s)]
-            peer = min(well, key=_preference, default=None)
-            if peer is None:
-                return
-            room = limits.in_flight_bytes - flight.bytes
-            small_room = room if peer.near else min(room, self._inflow.room_bytes(flight.gets.values(), now_s))
-            picked = self._picker.pick(peer, self._wanted.by_form, room, small_room)
-            if picked is None:
-                held_back.add(peer.name)
-                continue
-            if picked:
-                self._get(peer, picked, now_s)
-            else:
-                self._asking.again(peer.name)
-            if not picked or peer.gets >= limits.gets_per_peer:
-                del self._offering[peer.name]
-
-    def _has_room(self) -> bool:
-        return len(self._flight.gets) - self._doubt.starved < self._most_gets
-
-    def _offer(self, peer: Peer) -> None:
-        """It may have something, and may be asked for it as soon as it has a place free."""
-        if peer.known and peer.gets < self.limits.gets_per_peer:
-            self._offering[peer.name] = peer
-
     def _look_again(self) -> None:
         """Something is free to be asked for that was not."""
-        self._offering.clear()
-        for peer in self._peers.values():
-            self._offer(peer)
+        self._getting.offer_anew(self._peers.values())
         self._asking.all_again()
-
-    def _get(self, peer: Peer, picked: dict[Digest, int], now_s: float) -> None:
-        parts = []
-        for form, pieces in picked.items():
-            parts.append(Part(form, (pieces & -pieces).bit_length() - 1, pieces.bit_count()))
-            blob = self._wanted.by_form[form]
-            blob.asked_for(pieces, None if peer.suspect else now_s, near=peer.near)
-        piece_bytes = {form: min(PIECE_BYTES, self._wanted.by_form[form].forms[form].size) for form in picked}
-        self._out.append(Get(self._flight.add_get(peer, picked, piece_bytes, now_s), peer.name, tuple(parts)))
 
     def _ask(self, now_s: float) -> None:
         """Ask those that have nothing to offer what they have by now."""
         limits, flight = self.limits, self._flight
         self._asks_s = self._tick_s
-        if not self._has_room() and not self._asking.doubtful:
+        if not self._getting.has_room and not self._asking.doubtful:
             return
         for name in list(self._asking.due):
             if len(flight.questions) >= limits.asks:
@@ -495,7 +443,7 @@ class Fetch:
                     self._asks_s = min(self._asks_s, peer.tell_s)
                 continue
             del self._asking.due[name]
-            if peer.asked or peer.mute or name in self._offering or not peer.is_well(now_s):
+            if peer.asked or peer.mute or name in self._getting.offering or not peer.is_well(now_s):
                 continue
             forms = self._asking.questions_for(peer, self._wanted.open)
             if forms:
@@ -523,7 +471,7 @@ class Fetch:
         if freed:
             self._look_again()
         else:
-            self._offer(get.peer)
+            self._getting.offer(get.peer)
         if cancel:
             self._out.append(Cancel(get.id))
 
@@ -536,7 +484,7 @@ class Fetch:
         if peer.near:
             self._believe_no_more(peer, peer.known)
         peer.known.clear()
-        self._offering.pop(peer.name, None)
+        self._getting.withdraw(peer)
         for get in self._flight.gets_from(peer):
             self._close(get, cancel=True)
         for number in self._flight.questions_to(peer):
@@ -552,7 +500,3 @@ class Fetch:
             for other in others:
                 believed |= other.known.get(form, 0)
             self._wanted.by_form[form].near[form] = believed
-
-
-def _preference(peer: Peer) -> tuple[bool, int, bool, float]:
-    return peer.suspect, peer.gets, not peer.near, -(peer.rate or 1e12)
