@@ -207,7 +207,7 @@ class Demo:
 
     def apply(self, what: str, *, show: bool = False) -> Applied:
         version = version_of_file(self.cloud, None, self.out)
-        plan, sizes = asyncio.run(planned(self.cloud, version, None))
+        plan, sizes = asyncio.run(planned(self.cloud, version, None, self.quiet))
         if show:
             show_plan(plan, sizes, self.out)
         return self.note(what, plan, asyncio.run(carried_out(self.cloud, plan, self.quiet, message=what)))
@@ -215,7 +215,7 @@ class Demo:
     def roll_back(self, what: str) -> Applied:
         self.title(f"{what}, under load")
         to = rollback_target(self.cloud)
-        plan, _ = asyncio.run(planned_rollback(self.cloud, to, None))
+        plan, _ = asyncio.run(planned_rollback(self.cloud, to, None, self.quiet))
         return self.note(what, plan, asyncio.run(rolled_back(self.cloud, plan, to, self.quiet)))
 
     def note(self, what: str, plan: Plan, applied: Applied) -> Applied:

@@ -13,7 +13,7 @@ from tools.output import counted, printable, printable_lines, quoted_output, sho
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Callable, Collection
 
     from deployer.applying.fleet import Fleet
     from deployer.applying.outcome import Applied, Brought, CallDone
@@ -152,6 +152,7 @@ async def planned(
     cloud: Cloud,
     following: Version,
     planner: str | None,
+    out: Output,
     *,
     allow_unreachable: bool = False,
     probation_s: float | None = None,
@@ -160,7 +161,7 @@ async def planned(
     """A plan to this version, and the bytes that each host would be sent."""
     from deployer.planning.planning import plan_for
 
-    async with open_site(cloud, following.definition, fleet=fleet) as site:
+    async with open_site(cloud, following.definition, Telling(out), fleet=fleet) as site:
         name = planner or cloud.config.planner
         plan = await plan_for(site, following, name, allow_unreachable=allow_unreachable, probation_s=probation_s)
         return plan, await bytes_to_send(site, plan)
@@ -216,12 +217,14 @@ def rollback_target(cloud: Cloud, named: str | None = None) -> Link:
     return release.find(cloud.store, cloud.ref, named) if named else release.previous(cloud.store, cloud.ref)
 
 
-async def rollback_readiness(cloud: Cloud, to: Link, planner: str | None) -> tuple[Plan, list[HostReadiness]]:
+async def rollback_readiness(
+    cloud: Cloud, to: Link, planner: str | None, out: Output
+) -> tuple[Plan, list[HostReadiness]]:
     """A plan back to a release, and what each host that answers has of what it would need."""
     from deployer.planning.offline import readiness
     from deployer.planning.rollback import plan_rollback
 
-    async with open_site(cloud, release_definition(cloud, to), back=True) as site:
+    async with open_site(cloud, release_definition(cloud, to), Telling(out), back=True) as site:
         plan = await plan_rollback(site, to, planner or cloud.config.planner, allow_unreachable=True)
         return plan, await readiness(site, plan)
 
@@ -230,6 +233,7 @@ async def planned_rollback(
     cloud: Cloud,
     to: Link,
     planner: str | None,
+    out: Output,
     *,
     allow_unreachable: bool = False,
     probation_s: float | None = None,
@@ -238,7 +242,7 @@ async def planned_rollback(
     """A plan back to a release, and the bytes to send."""
     from deployer.planning.rollback import plan_rollback
 
-    async with open_site(cloud, release_definition(cloud, to), back=True, fleet=fleet) as site:
+    async with open_site(cloud, release_definition(cloud, to), Telling(out), back=True, fleet=fleet) as site:
         name = planner or cloud.config.planner
         plan = await plan_rollback(site, to, name, allow_unreachable=allow_unreachable, probation_s=probation_s)
         return plan, await bytes_to_send(site, plan)
@@ -273,9 +277,10 @@ async def _watched(
 
 
 class Telling:
-    """A `deployer.applying.progress.Progress` that prints each call as it ends and moves a bar while bytes are sent."""
+    """A `deployer.applying.progress.Progress` that prints each call as it ends and moves a bar while bytes are sent,
+    where there is one."""
 
-    def __init__(self, out: Output, bar: Any) -> None:
+    def __init__(self, out: Output, bar: Callable[[int, int], object] = lambda *_: None) -> None:
         self._out = out
         self._bar = bar
         self._sent: dict[str, tuple[int, int]] = {}

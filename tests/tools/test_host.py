@@ -12,6 +12,7 @@ from agent.api.facts import Guarantee, Waiting
 from cas.digest import digest_of
 from tests.tools.command import lowcloud, succeed
 from tests.tools.shop import Shop
+from tools.deploying import Telling
 from tools.hosts import tell_undecided, waits, weak_limits
 from tools.output import Output, shorten
 
@@ -84,6 +85,12 @@ def test_a_host_in_the_middle_of_a_call_is_told_with_what_it_is_about() -> None:
     assert ams1 == "ams1 is in the middle of a call: a call that is arriving"
     assert fra1.startswith("fra1 is in the middle of a call: process web, volume ")
     assert "\x1b" not in fra1
+
+
+def test_a_command_that_waits_for_an_earlier_call_says_so() -> None:
+    out, told = io.StringIO(), io.StringIO()
+    Telling(Output(out, told)).phase("undecided", 2)
+    assert (out.getvalue(), told.getvalue()) == ("", "waiting for an earlier call on 2 hosts\n")
 
 
 def test_what_is_soft_and_what_is_missing_is_one_line_and_nothing_where_all_is_hard() -> None:

@@ -159,6 +159,7 @@ def _plan(
             cloud,
             version,
             args.planner,
+            out,
             allow_unreachable=args.allow_unreachable or args.catch_up is not None,
             probation_s=probation_s(args),
             fleet=hosts.fleet,

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             return _reverse(cloud, args, out)
         from tools.deploying import version_of_file
 
-        survey = _survey(cloud, version_of_file(cloud, args.file, out, locked=args.locked), args)
+        survey = _survey(cloud, version_of_file(cloud, args.file, out, locked=args.locked), args, out)
         if args.compare:
             return _compare(cloud, survey, args, out)
         if args.simulate:
@@ -99,16 +99,16 @@ class _Survey(NamedTuple):
         return costs(cloud.store, self.lacking)
 
 
-def _survey(cloud: Cloud, version: Version, args: argparse.Namespace) -> _Survey:
+def _survey(cloud: Cloud, version: Version, args: argparse.Namespace, out: Output) -> _Survey:
     import asyncio
 
     async def look() -> _Survey:
         from deployer.applying.transfer import lacks
         from deployer.planning.plan import blobs_by_host
         from deployer.planning.planning import starting_point
-        from tools.deploying import open_site, probation_s
+        from tools.deploying import Telling, open_site, probation_s
 
-        async with open_site(cloud, version.definition) as site:
+        async with open_site(cloud, version.definition, Telling(out)) as site:
             start = await starting_point(site, version, allow_unreachable=args.allow_unreachable)
             plan = start.plan(args.planner or cloud.config.planner, probation_s=probation_s(args))
             return _Survey(start, plan, await lacks(site, blobs_by_host(plan)))

@@ -59,6 +59,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 cloud,
                 to,
                 args.planner,
+                out,
                 allow_unreachable=args.allow_unreachable,
                 probation_s=probation_s(args),
                 fleet=hosts.fleet,
@@ -78,7 +79,7 @@ def _check(cloud: Cloud, to: Link, args: argparse.Namespace, out: Output) -> int
     """Ends with 1 where a host would need something from elsewhere, or does not answer."""
     from tools.deploying import rollback_readiness
 
-    plan, hosts = asyncio.run(rollback_readiness(cloud, to, args.planner))
+    plan, hosts = asyncio.run(rollback_readiness(cloud, to, args.planner, out))
     ready = all(host.offline for host in hosts) and not plan.unreachable
     if out.as_json:
         out.json(

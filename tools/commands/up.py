@@ -94,7 +94,7 @@ def _apply(
     from tools.deploying import carried_out, planned, probation_s, refuse_unsigned
 
     work = planned(
-        cloud, version, args.planner, allow_unreachable=args.allow_unreachable, probation_s=probation_s(args)
+        cloud, version, args.planner, out, allow_unreachable=args.allow_unreachable, probation_s=probation_s(args)
     )
     plan, _ = asyncio.run(work)
     if not plan.is_empty:
